@@ -1,0 +1,45 @@
+// Every op's schema, once. Both back ends (csrc/cpu, csrc/cuda_ops.cpp) implement these; ssd/ops.py documents them argument by
+// argument: shapes, dtypes, errors, and the section of the method each comes from.
+//
+// Conventions: tables are slot first, so that the first S slots of any of them are one contiguous block; ids, lengths and slots
+// are int32, seeds int64, statistics and logits float32; (x!) marks what an op writes.
+
+#include <torch/library.h>
+
+TORCH_LIBRARY(ssd, m) {
+  // The forward pass. R rows; rows of one sequence are adjacent.
+  m.def("pack_weight(Tensor weight, str epilogue) -> Tensor");
+  m.def("embed(Tensor ids, Tensor table) -> Tensor");
+  m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
+  m.def("add_rms_norm(Tensor x, Tensor(a!) residual, Tensor weight, float eps) -> Tensor");
+  m.def(
+      "linear(Tensor x, Tensor weight, int out_features, str epilogue, Tensor? bias=None, Tensor? residual=None) -> Tensor");
+  m.def(
+      "rope_store_kv(Tensor(a!) q, Tensor k, Tensor v, Tensor cos_sin, Tensor positions, Tensor kv_slots, "
+      "Tensor(b!) k_cache, Tensor(c!) v_cache, Tensor? q_norm=None, Tensor? k_norm=None, float eps=0.0) -> ()");
+  m.def(
+      "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor page_table, Tensor row_seq, Tensor prefix_len, "
+      "float scale, Tensor? suffix_slots=None, Tensor? suffix_len=None) -> Tensor");
+  m.def("move_kv(Tensor(a!) kv, Tensor src, Tensor dst) -> ()");
+
+  // What tokens are drawn from, and drawing.
+  m.def(
+      "row_stats(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, int saguaro_f=0, "
+      "float saguaro_c=1.0) -> Tensor");
+  m.def("sample(Tensor logits, Tensor stats, Tensor seed, Tensor position, int m=1, Tensor? id_of=None) -> Tensor");
+
+  // The speculation cache and its verification. S sequence slots.
+  m.def(
+      "fork(Tensor logits, Tensor spec_tokens, Tensor spec_len, Tensor table, Tensor hit, int budget, "
+      "Tensor? id_of=None) -> (Tensor guess, Tensor guess_k)");
+  m.def(
+      "verify(Tensor p_logits, Tensor p_stats, Tensor? q_logits, Tensor? q_stats, Tensor q_address, Tensor? draft_id_of, "
+      "Tensor spec_tokens, Tensor spec_len, Tensor? parent, Tensor parity, Tensor seed, Tensor eos, Tensor ignore_eos, "
+      "Tensor max_length, Tensor(a!) tokens, Tensor(b!) length, Tensor(c!) last_token, Tensor(d!) done, "
+      "Tensor(e!) outcome) -> Tensor");
+  m.def(
+      "cache_lookup(Tensor outcome, Tensor guess, Tensor guess_k, Tensor branch_tokens, Tensor length, Tensor last_token, "
+      "Tensor max_length, Tensor done, Tensor(a!) parity, Tensor(b!) draft_length, Tensor(c!) draft_last_token, "
+      "Tensor(d!) spec_tokens, Tensor(e!) spec_len, Tensor(f!) hit, Tensor(g!) q_address) -> ()");
+  m.def("ngram_propose(Tensor tokens, Tensor length, int lookahead) -> (Tensor spec_tokens, Tensor spec_len)");
+}

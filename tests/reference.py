@@ -1,0 +1,278 @@
+"""The slow, obvious oracle of every op: plain torch and Python loops, no ssd import, no cleverness.
+
+Kernels of every back end are held against these functions; where this file and a kernel disagree, read the method first.
+Floating point is done in float64 and rounded at the end, so comparisons against a kernel carry a tolerance; decisions (which id
+wins, what is accepted) are compared exactly, on inputs without near-ties.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+STATS = 8
+MAX, LOG_SUM, CUT_VALUE, CUT_ID, TOP_VALUE, TOP_ID, SCALE, LOG_C = range(STATS)
+ACCEPT, RESAMPLE, DRAFT = range(3)
+
+
+# The forward pass ------------------------------------------------------------------------------------------------------------
+
+
+def embed(ids: Tensor, table: Tensor) -> Tensor:
+    known = (ids >= 0) & (ids < table.shape[0])
+    return table[torch.where(known, ids, 0).long()]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x.double()
+    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return (wide * scale * weight.double()).to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Returns (normalised, the new residual)."""
+    total = (x.double() + residual.double()).to(x.dtype)
+    return rms_norm(total, weight, eps), total
+
+
+def linear(
+    x: Tensor, weight: Tensor, epilogue: str = "none", bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
+    y = x.double() @ weight.double().T
+    if bias is not None:
+        y = y + bias.double()
+    if epilogue == "float32":
+        return y.float()
+    if epilogue == "add":
+        assert residual is not None
+        y = y + residual.double()
+    if epilogue == "silu_mul":
+        gate, up = y.chunk(2, dim=-1)
+        y = torch.nn.functional.silu(gate) * up
+    return y.to(x.dtype)
+
+
+def rotate(x: Tensor, cos_sin: Tensor, positions: Tensor) -> Tensor:
+    """x: [R, H, D], halves rotated against each other."""
+    half = x.shape[-1] // 2
+    cos = cos_sin[positions.long(), None, :half].double()
+    sin = cos_sin[positions.long(), None, half:].double()
+    a, b = x[..., :half].double(), x[..., half:].double()
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
+def rope_store_kv(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos_sin: Tensor,
+    positions: Tensor,
+    kv_slots: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (rotated q, the new k_cache, the new v_cache)."""
+    if q_norm is not None and k_norm is not None:
+        q, k = rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
+    k_cache, v_cache = k_cache.clone(), v_cache.clone()
+    flat_k, flat_v = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
+    rotated = rotate(k, cos_sin, positions)
+    for row, slot in enumerate(kv_slots.tolist()):
+        flat_k[slot], flat_v[slot] = rotated[row], v[row]
+    return rotate(q, cos_sin, positions), k_cache, v_cache
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    row_seq: Tensor,
+    prefix_len: Tensor,
+    scale: float,
+    suffix_slots: Tensor | None = None,
+    suffix_len: Tensor | None = None,
+) -> Tensor:
+    page_size = k_cache.shape[1]
+    group = q.shape[1] // k_cache.shape[2]
+    out = torch.empty_like(q, dtype=torch.float64)
+    for row in range(q.shape[0]):
+        pages = page_table[row_seq[row]]
+        slots = [int(pages[j // page_size]) * page_size + j % page_size for j in range(int(prefix_len[row]))]
+        if suffix_slots is not None and suffix_len is not None:
+            slots += suffix_slots[row, : int(suffix_len[row])].tolist()
+        keys = k_cache.flatten(0, 1)[slots].double().repeat_interleave(group, dim=1)  # [keys, Hq, D]
+        values = v_cache.flatten(0, 1)[slots].double().repeat_interleave(group, dim=1)
+        weights = torch.softmax(torch.einsum("hd,jhd->hj", q[row].double(), keys) * scale, dim=-1)
+        out[row] = torch.einsum("hj,jhd->hd", weights, values)
+    return out.to(q.dtype)
+
+
+def move_kv(kv: Tensor, src: Tensor, dst: Tensor) -> Tensor:
+    kv = kv.clone()
+    places = kv.flatten(2, 3)
+    for a, b in zip(src.tolist(), dst.tolist(), strict=True):
+        if a >= 0 and b >= 0:
+            places[:, :, b] = places[:, :, a]
+    return kv
+
+
+# Randomness ------------------------------------------------------------------------------------------------------------------
+
+
+def philox(key: int, counter: tuple[int, int, int, int]) -> list[int]:
+    """Philox4x32-10 on Python integers."""
+    mask = 0xFFFFFFFF
+    c0, c1, c2, c3 = (c & mask for c in counter)
+    k0, k1 = key & mask, (key >> 32) & mask
+    for _ in range(10):
+        a, b = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = ((b >> 32) ^ c1 ^ k0) & mask, b & mask, ((a >> 32) ^ c3 ^ k1) & mask, a & mask
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    return [c0, c1, c2, c3]
+
+
+def uniform(seed: int, position: int, purpose: int, sibling: int) -> float:
+    return (philox(seed, (position, purpose, sibling, 0))[0] >> 8) * 2.0**-24
+
+
+def race_times(seed: int, position: int, purpose: int, weights: Tensor) -> Tensor:
+    """The ringing time of every entry; +inf where the weight is 0."""
+    times = torch.full_like(weights, math.inf, dtype=torch.float64)
+    for entry in weights.nonzero().flatten().tolist():
+        x = philox(seed, (position, purpose, 0, entry // 4))[entry % 4]
+        u = min((x + 0.5) * 2.0**-32, 1 - 2.0**-24)
+        times[entry] = -math.log1p(-u) / float(weights[entry])
+    return times
+
+
+# Distributions ---------------------------------------------------------------------------------------------------------------
+
+
+def ordered(logits: Tensor) -> list[int]:
+    """Ids by (value descending, id ascending)."""
+    values = logits.tolist()
+    return sorted(range(len(values)), key=lambda i: (-values[i], i))
+
+
+def distribution(
+    logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float, f: int = 0, c: float = 1.0
+) -> Tensor:
+    """The processed distribution of one row of logits, [V] float64: what a token is really drawn from."""
+    order = ordered(logits)
+    if temperature == 0:
+        return torch.nn.functional.one_hot(torch.tensor(order[0]), len(order)).double()
+    kept = order[: top_k or None]
+    weight = torch.zeros(len(order), dtype=torch.float64)
+    weight[kept] = torch.softmax(logits[kept].double() / temperature, dim=0)
+    if top_p < 1:
+        cumulative, survivors = 0.0, []
+        for i in kept:
+            if survivors and cumulative >= top_p:
+                break
+            survivors.append(i)
+            cumulative += float(weight[i])
+        kept = survivors
+    kept = [i for i in kept if float(weight[i]) >= min_p * float(weight[order[0]])]
+    final = torch.zeros_like(weight)
+    final[kept] = weight[kept]
+    if c < 1:
+        final[order[:f]] *= c
+    return final / final.sum()
+
+
+def sample(weights: Tensor, seed: int, position: int, m: int, purpose: int = DRAFT) -> list[int]:
+    """m ids without replacement in drawn order, −1 where the distribution is exhausted."""
+    times = race_times(seed, position, purpose, weights)
+    ranked = sorted(weights.nonzero().flatten().tolist(), key=lambda i: (float(times[i]), i))[:m]
+    return ranked + [-1] * (m - len(ranked))
+
+
+def sample_greedy(logits: Tensor, m: int) -> list[int]:
+    ranked = ordered(logits)[:m]
+    return ranked + [-1] * (m - len(ranked))
+
+
+# The speculation cache and its verification ------------------------------------------------------------------------------------
+
+
+def fork(
+    logits: Tensor, spec_tokens: list[int], spec_len: int, fan_out: list[int], id_of: list[int] | None = None
+) -> list[tuple[int, int]]:
+    """The (k, guess) pairs of one sequence; logits: [K+1, Vd]."""
+    ids = id_of or list(range(logits.shape[1]))
+    pairs: list[tuple[int, int]] = []
+    for k in range(spec_len + 1):
+        candidates = [ids[column] for column in ordered(logits[k])]
+        if k < spec_len:
+            candidates = [t for t in candidates if t != spec_tokens[k]]
+        chosen = [(k, t) for t in candidates[: fan_out[k]]]
+        pairs += chosen + [(-1, 0)] * (fan_out[k] - len(chosen))
+    return pairs
+
+
+@dataclass
+class Verdict:
+    accepted: list[int]  # node indices, root excluded
+    token: int  # the recovery or bonus token
+
+
+def verify(
+    p: Tensor,
+    q: Tensor | None,
+    tokens: list[int],
+    parent: list[int],
+    seed: int,
+    root_position: int,
+) -> Verdict:
+    """One sequence's walk down its tree, in the target's vocabulary.
+
+    p: [T, V] processed target distributions; q: [T or T−1, V] what the children of each node were drawn from, None for proposals
+    that were not drawn (δ). tokens[i − 1] is node i's. A greedy row is a point mass, and needs no case of its own for a chain:
+    a tree's later siblings are compared with the argmax like the first.
+    """
+    node, accepted = 0, []
+    while True:
+        position = root_position + len(accepted) + 1
+        weight = p[node].double().clone()
+        proposal = None if q is None or node >= q.shape[0] else q[node].double().clone()
+        greedy = float(weight.max()) == 1.0
+        chosen = None
+        for sibling, child in enumerate(i for i in range(1, len(parent)) if parent[i] == node):
+            token = tokens[child - 1]
+            if greedy:
+                if float(weight[token]) == 1.0:
+                    chosen = child
+                    break
+                continue
+            delta = torch.zeros_like(weight)
+            delta[token] = 1.0
+            drawn = delta if proposal is None else proposal
+            if uniform(seed, position, ACCEPT, sibling) * float(drawn[token]) < float(weight[token]):
+                chosen = child
+                break
+            rest = (weight - drawn).clamp_min(0)
+            weight = rest / rest.sum() if float(rest.sum()) > 0 else weight
+            if proposal is not None:
+                proposal[token] = 0
+                proposal = proposal / proposal.sum() if float(proposal.sum()) > 0 else proposal
+        if chosen is None:
+            return Verdict(accepted, sample(weight, seed, position, 1, RESAMPLE)[0])
+        accepted.append(chosen)
+        node = chosen
+
+
+def lookup(
+    outcome: tuple[int, int], guesses: list[tuple[int, int]], length: int, max_length: int, done: bool, lookahead: int
+) -> tuple[int, int]:
+    """(branch index, or −1 for a miss; the next speculation's length)."""
+    room = 0 if done else max(0, min(lookahead, max_length - length - 2))
+    if done or outcome[0] < 0 or outcome not in guesses:
+        return -1, room
+    return guesses.index(outcome), room
