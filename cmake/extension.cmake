@@ -1,0 +1,53 @@
+# _C: the schemas (csrc/ops.cpp), the CPU ops (csrc/cpu), the host classes (csrc/runtime) and, with SSD_CUDA, the CUDA ops.
+find_package(pybind11 REQUIRED CONFIG)
+
+file(GLOB cpu_sources CONFIGURE_DEPENDS csrc/cpu/*.cpp)
+file(GLOB simd_sources CONFIGURE_DEPENDS csrc/cpu/simd/*.cpp)
+file(GLOB runtime_sources CONFIGURE_DEPENDS csrc/runtime/*.cpp)
+
+# What every object of the extension is compiled with. OpenMP is a compile flag only: its runtime is the one that torch has
+# loaded, or at::parallel_for and our loops would each have their own threads.
+add_library(ssd_extension INTERFACE)
+target_include_directories(ssd_extension INTERFACE ${CMAKE_CURRENT_SOURCE_DIR}/csrc)
+target_compile_options(ssd_extension INTERFACE -fopenmp)
+target_link_libraries(ssd_extension INTERFACE ssd_warnings pybind11::module torch::torch)
+
+# The same kernels once per instruction set; csrc/cpu chooses at run time. Nothing here is -march=native.
+function(ssd_simd isa)
+  add_library(ssd_cpu_${isa} OBJECT ${simd_sources})
+  target_compile_definitions(ssd_cpu_${isa} PRIVATE SSD_ISA=${isa})
+  target_compile_options(ssd_cpu_${isa} PRIVATE -ffp-contract=fast -fno-math-errno -fno-trapping-math ${ARGN})
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU") # GCC bug 105593: its own AVX-512 intrinsics read a variable before it is set
+    target_compile_options(ssd_cpu_${isa} PRIVATE -Wno-uninitialized -Wno-maybe-uninitialized)
+  endif()
+  target_link_libraries(ssd_cpu_${isa} PRIVATE ssd_extension)
+endfunction()
+
+set(simd_objects)
+if(simd_sources)
+  set(avx2 -mavx2 -mfma -mf16c)
+  ssd_simd(portable)
+  list(APPEND simd_objects $<TARGET_OBJECTS:ssd_cpu_portable>)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    ssd_simd(avx2 ${avx2})
+    ssd_simd(avx512bf16 ${avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16)
+    list(APPEND simd_objects $<TARGET_OBJECTS:ssd_cpu_avx2> $<TARGET_OBJECTS:ssd_cpu_avx512bf16>)
+  endif()
+endif()
+
+add_library(ssd_host OBJECT csrc/ops.cpp ${cpu_sources} ${runtime_sources})
+target_compile_options(ssd_host PRIVATE -ffp-contract=off)
+target_link_libraries(ssd_host PRIVATE ssd_extension)
+if(SSD_CUDA)
+  target_sources(ssd_host PRIVATE csrc/cuda_ops.cpp)
+  target_link_libraries(ssd_host PRIVATE CUDA::cudart)
+endif()
+
+# The order matters: of an inline function compiled in several objects the linker keeps the first, and that one must run on any
+# machine. So ssd_host and portable come before the others.
+add_library(_C MODULE $<TARGET_OBJECTS:ssd_host> ${simd_objects})
+target_link_libraries(_C PRIVATE $<$<BOOL:${SSD_CUDA}>:ssd_kernels;CUDA::cudart> torch::torch)
+
+# Imported after torch, whose libraries are then already loaded: no run path, and the file can be moved.
+set_target_properties(
+  _C PROPERTIES PREFIX "" SUFFIX ".${Python_SOABI}.so" LINKER_LANGUAGE CXX BUILD_WITH_INSTALL_RPATH ON)

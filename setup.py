@@ -1,0 +1,133 @@
+"""Builds `ssd._C` with CMake and Ninja, and writes down in `ssd/_build_info.py` what it was built with.
+
+Environment: SSD_CUDA=1 builds the CUDA kernels or says why it cannot, SSD_CUDA=0 leaves them out; unset, they are built where
+nvcc and a CUDA torch are found. SSD_CUDA_ARCHS="80;90a-real" chooses their architectures. Everything else is pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+CUDA_ARCHS = "80;90a-real"  # sm_80 with its PTX for later chips, and sm_90a
+
+DEPENDENCIES = [
+    "gguf>=0.17",
+    "huggingface_hub",
+    "jinja2",
+    "numpy>=2",
+    "rich",
+    "safetensors",
+    "tokenizers",
+    "transformers>=5",
+    "typer",
+]
+
+
+def find_tool(name: str) -> str | None:
+    """An executable on the path or beside the running Python (a virtual environment need not be activated)."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
+def find_nvcc() -> str | None:
+    for variable in ("CUDACXX", "CUDA_HOME", "CUDA_PATH"):
+        if value := os.environ.get(variable):
+            return shutil.which(value if variable == "CUDACXX" else str(Path(value, "bin", "nvcc")))
+    return find_tool("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
+def wants_cuda(choice: str, torch_version: str, torch_cuda: str | None, nvcc: str | None) -> bool:
+    """Whether to build the CUDA kernels. `choice` is SSD_CUDA: "1", "0", or "" to take what is there.
+
+    Raises SystemExit with one sentence if they are asked for and cannot be built.
+    """
+    if choice not in ("", "0", "1"):
+        raise SystemExit(f"SSD_CUDA is {choice!r}; it can be 1 (build the CUDA kernels), 0 (do not) or unset.")
+    if choice == "1" and torch_cuda is None:
+        raise SystemExit(f"SSD_CUDA=1, but torch {torch_version} is a CPU build; install a CUDA build of torch first.")
+    if choice == "1" and nvcc is None:
+        raise SystemExit("SSD_CUDA=1, but there is no nvcc; install the CUDA toolkit or set CUDA_HOME to where it is.")
+    return choice != "0" and torch_cuda is not None and nvcc is not None
+
+
+class CMakeBuild(build_ext):
+    """Configures and builds the CMake target `_C`, and puts it where setuptools wants the extension."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        torch = import_torch()
+        nvcc = find_nvcc()
+        cuda = wants_cuda(os.environ.get("SSD_CUDA", ""), torch.__version__, torch.version.cuda, nvcc)
+        archs = os.environ.get("SSD_CUDA_ARCHS") or CUDA_ARCHS
+        cmake, ninja = find_tool("cmake"), find_tool("ninja")
+        if cmake is None or ninja is None:
+            raise SystemExit("The build needs cmake and ninja; `pip install cmake ninja` has both.")
+
+        # Not setuptools' build_temp: that is a fresh folder for every editable install, and this one makes rebuilds cheap.
+        folder = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{torch.__version__}"
+        configure = [cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(folder), "-Wno-dev"]
+        options = {
+            "CMAKE_BUILD_TYPE": "Release",
+            "CMAKE_MAKE_PROGRAM": ninja,
+            "Python_EXECUTABLE": sys.executable,
+            "SSD_TORCH_DIR": str(Path(torch.__file__).parent),
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+            "SSD_CUDA": "ON" if cuda else "OFF",
+        }
+        if cuda:
+            options |= {"CMAKE_CUDA_COMPILER": nvcc, "SSD_CUDA_ARCHS": archs}
+        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(len(os.sched_getaffinity(0)))
+        self.call([*configure, *(f"-D{name}={value}" for name, value in options.items())])
+        self.call([cmake, "--build", str(folder), "--target", "_C", "--parallel", jobs])
+
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.copy_file(str(folder / target.name), str(target))
+        self.build_info = write_build_info(target.parent, torch.__version__, cuda, archs)
+
+    def copy_extensions_to_source(self) -> None:  # --inplace and editable installs
+        super().copy_extensions_to_source()
+        self.copy_file(str(self.build_info), str(ROOT / "ssd"))
+
+    def call(self, command: list[str]) -> None:
+        self.announce(" ".join(command), level=2)
+        if code := subprocess.call(command):
+            raise SystemExit(f"Building ssd._C failed: {Path(command[0]).name} ended with {code}; its words are above.")
+
+
+def write_build_info(folder: Path, torch_version: str, cuda: bool, archs: str) -> Path:
+    path = folder / "_build_info.py"
+    lines = [
+        '"""What this installation was built with. Written by setup.py."""\n',
+        f'TORCH_VERSION = "{torch_version}"',
+        f"CUDA = {cuda}",
+        f"CUDA_ARCHS = {tuple(archs.split(';')) if cuda else ()}",
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def import_torch():  # type: ignore[no-untyped-def]
+    try:
+        import torch
+    except ImportError:
+        raise SystemExit("ssd is built against an installed torch, and none can be imported; install torch first.") from None
+    return torch
+
+
+if __name__ == "__main__":
+    # The extension fits only the torch it was compiled against, so the wheel asks for exactly that one.
+    torch_release = import_torch().__version__.split("+")[0]
+    setup(
+        ext_modules=[Extension("ssd._C", sources=[])],
+        cmdclass={"build_ext": CMakeBuild},
+        install_requires=[f"torch=={torch_release}", *DEPENDENCIES],
+    )

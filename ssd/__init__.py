@@ -1,0 +1,32 @@
+"""Speculative speculative decoding: `decode`, `Engine`, `SamplingParams`, `Completion` are the whole public face.
+
+Importing the package only checks that its extension fits the running torch; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ssd._check import check_torch
+
+if TYPE_CHECKING:
+    from ssd.config import SamplingParams
+    from ssd.engine import Completion, Engine, decode
+
+__version__ = "0.1.0"
+__all__ = ["Completion", "Engine", "SamplingParams", "decode"]
+
+_HOME = {"Completion": "ssd.engine", "Engine": "ssd.engine", "SamplingParams": "ssd.config", "decode": "ssd.engine"}
+
+check_torch()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ssd' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,4 @@
+# Written by setup.py at build time: what this installation was built with.
+TORCH_VERSION: str
+CUDA: bool
+CUDA_ARCHS: tuple[str, ...]
