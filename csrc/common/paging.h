@@ -16,9 +16,9 @@ SSD_HOST_DEVICE int64_t kv_slot(const int32_t* page_table_row, int32_t position,
   return static_cast<int64_t>(page_table_row[position / page_size]) * page_size + position % page_size;
 }
 
-constexpr int kFineTile = 128;          // keys a tile below kFineTileLimit
-constexpr int kFineTileLimit = 2048;    // keys
-constexpr int kCoarseTile = 512;        // keys a tile beyond
+constexpr int kFineTile = 128;        // keys a tile below kFineTileLimit
+constexpr int kFineTileLimit = 2048;  // keys
+constexpr int kCoarseTile = 512;      // keys a tile beyond
 
 SSD_HOST_DEVICE int32_t next_tile_cut(int32_t key) {
   const int32_t tile = key < kFineTileLimit ? kFineTile : kCoarseTile;

@@ -19,9 +19,7 @@ PYBIND11_MODULE(_C, m) {
           py::arg("count"))
       .def(
           "free",
-          [](ssd::PageAllocator& self, const Pages& pages) {
-            self.free({pages.data(), static_cast<size_t>(pages.size())});
-          },
+          [](ssd::PageAllocator& self, const Pages& pages) { self.free({pages.data(), static_cast<size_t>(pages.size())}); },
           py::arg("pages").noconvert())
       .def_property_readonly("available", &ssd::PageAllocator::available)
       .def_property_readonly("capacity", &ssd::PageAllocator::capacity);

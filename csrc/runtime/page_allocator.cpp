@@ -11,8 +11,7 @@ namespace ssd {
 
 PageAllocator::PageAllocator(int32_t num_pages) {
   if (num_pages < 1) {
-    throw std::invalid_argument("num_pages is " + std::to_string(num_pages) +
-                                "; a cache has at least 1 page, the null page.");
+    throw std::invalid_argument("num_pages is " + std::to_string(num_pages) + "; a cache has at least 1 page, the null page.");
   }
   taken_.assign(num_pages, 0);
   free_.resize(num_pages - 1);
@@ -22,8 +21,8 @@ PageAllocator::PageAllocator(int32_t num_pages) {
 std::vector<int32_t> PageAllocator::allocate(int32_t count) {
   if (count < 0) throw std::invalid_argument("count is " + std::to_string(count) + "; it cannot be negative.");
   if (count > available()) {
-    throw std::runtime_error("No pages left: " + std::to_string(count) + " asked for, " + std::to_string(available()) +
-                             " of " + std::to_string(capacity()) + " free.");
+    throw std::runtime_error("No pages left: " + std::to_string(count) + " asked for, " + std::to_string(available()) + " of " +
+                             std::to_string(capacity()) + " free.");
   }
   std::vector<int32_t> pages(free_.rbegin(), free_.rbegin() + count);
   free_.resize(free_.size() - count);
