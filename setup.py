@@ -61,8 +61,6 @@ class CMakeBuild(build_ext):
     """Configures and builds the CMake target `_C`, and puts it where setuptools wants the extension."""
 
     def build_extension(self, ext: Extension) -> None:
-        import pybind11
-
         torch = import_torch()
         nvcc = find_nvcc()
         cuda = wants_cuda(os.environ.get("SSD_CUDA", ""), torch.__version__, torch.version.cuda, nvcc)
@@ -73,13 +71,12 @@ class CMakeBuild(build_ext):
 
         # Not setuptools' build_temp: that is a fresh folder for every editable install, and this one makes rebuilds cheap.
         folder = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{torch.__version__}"
-        configure = [cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(folder), "-Wno-dev"]
+        configure = [cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(folder)]
         options = {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_MAKE_PROGRAM": ninja,
             "Python_EXECUTABLE": sys.executable,
             "SSD_TORCH_DIR": str(Path(torch.__file__).parent),
-            "pybind11_DIR": pybind11.get_cmake_dir(),
             "SSD_CUDA": "ON" if cuda else "OFF",
         }
         if cuda:

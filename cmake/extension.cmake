@@ -1,5 +1,8 @@
 # _C: the schemas (csrc/ops.cpp), the CPU ops (csrc/cpu), the host classes (csrc/runtime) and, with SSD_CUDA, the CUDA ops.
-find_package(pybind11 REQUIRED CONFIG)
+execute_process(
+  COMMAND ${Python_EXECUTABLE} -m pybind11 --cmakedir OUTPUT_VARIABLE pybind11_folder OUTPUT_STRIP_TRAILING_WHITESPACE
+                                                                      COMMAND_ERROR_IS_FATAL ANY)
+find_package(pybind11 REQUIRED CONFIG PATHS ${pybind11_folder} NO_DEFAULT_PATH)
 
 file(GLOB cpu_sources CONFIGURE_DEPENDS csrc/cpu/*.cpp)
 file(GLOB simd_sources CONFIGURE_DEPENDS csrc/cpu/simd/*.cpp)
