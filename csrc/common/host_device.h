@@ -4,5 +4,6 @@
 #if defined(__CUDACC__)
 #define SSD_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define SSD_HOST_DEVICE inline
+// Internal linkage: csrc/cpu/simd compiles these headers once per instruction set, and the linker must not merge the copies.
+#define SSD_HOST_DEVICE static inline
 #endif

@@ -2,11 +2,14 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include "cpu/simd/kernels.h"
 #include "runtime/page_allocator.h"
 
 namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
+  m.def("cpu_isa", [] { return ssd::kernels().name; });
+
   using Pages = py::array_t<int32_t, py::array::c_style>;
   py::class_<ssd::PageAllocator>(m, "PageAllocator")
       .def(py::init<int32_t>(), py::arg("num_pages"))

@@ -1,0 +1,100 @@
+// paged_attention: cuts the rows into runs of one sequence and hands (run, K/V head) items to threads. The walk over keys, and
+// why it is row invariant, is in simd/attention.cpp.
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <vector>
+
+#include "run_dtype.h"
+
+namespace ssd {
+namespace {
+
+constexpr int64_t kMaxRows = 16;  // rows that share one walk over a sequence's keys
+constexpr int64_t kMaxGroup = 32;
+constexpr int64_t kMaxHeadDim = 256;
+
+void run(const AttentionTile<float>& tile) { kernels().attention_float(tile); }
+void run(const AttentionTile<bf16>& tile) { kernels().attention_bf16(tile); }
+
+Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& page_table,
+                       const Tensor& row_seq, const Tensor& prefix_len, double scale, const OptionalTensor& suffix_slots,
+                       const OptionalTensor& suffix_len) {
+  check_cpu_dtype(q, "q");
+  check(q, "q", q.scalar_type(), {-1, -1, -1}, 2);
+  const int64_t rows = q.size(0), query_heads = q.size(1), dim = q.size(2);
+  check(k_cache, "k_cache", q.scalar_type(), {-1, -1, -1, dim});
+  const int64_t page_size = k_cache.size(1), kv_heads = k_cache.size(2), places = k_cache.size(0) * page_size;
+  check(v_cache, "v_cache", q.scalar_type(), {k_cache.size(0), page_size, kv_heads, dim});
+  check(page_table, "page_table", at::kInt, {-1, -1});
+  check(row_seq, "row_seq", at::kInt, {rows});
+  check(prefix_len, "prefix_len", at::kInt, {rows});
+  check(suffix_slots, "suffix_slots", at::kInt, {rows, -1});
+  check(suffix_len, "suffix_len", at::kInt, {rows});
+  TORCH_CHECK(suffix_slots.has_value() == suffix_len.has_value(), "suffix_slots and suffix_len go together");
+  TORCH_CHECK(dim % kBlock == 0 && dim <= kMaxHeadDim, "q must have a head size that is a multiple of ", kBlock, " up to ",
+              kMaxHeadDim, ", not ", dim);
+  TORCH_CHECK(kv_heads > 0 && query_heads % kv_heads == 0 && query_heads / kv_heads <= kMaxGroup,
+              "q must have a multiple of k_cache's ", kv_heads, " heads, at most ", kMaxGroup, " times, not ", query_heads);
+
+  const int32_t* sequence = row_seq.const_data_ptr<int32_t>();
+  const int32_t* prefix = prefix_len.const_data_ptr<int32_t>();
+  const int32_t* suffix = pointer_or_null<int32_t>(suffix_len);
+  const int32_t* slots = pointer_or_null<int32_t>(suffix_slots);
+  const int64_t width = suffix_slots.has_value() ? suffix_slots->size(1) : 0;
+  std::vector<int64_t> runs;  // first row of each; ends with `rows`
+  for (int64_t r = 0; r < rows; ++r) {
+    TORCH_CHECK(sequence[r] >= 0 && sequence[r] < page_table.size(0), "row_seq[", r, "] is ", sequence[r],
+                ", outside page_table's ", page_table.size(0), " rows");
+    TORCH_CHECK(prefix[r] >= 0 && prefix[r] <= page_table.size(1) * page_size, "prefix_len[", r, "] is ", prefix[r],
+                ", more than page_table's ", page_table.size(1), " pages of ", page_size, " hold");
+    TORCH_CHECK(suffix == nullptr || (suffix[r] >= 0 && suffix[r] <= width), "suffix_len[", r, "] is ",
+                suffix == nullptr ? 0 : suffix[r], ", outside 0..", width);
+    for (int64_t i = 0; suffix != nullptr && i < suffix[r]; ++i)
+      TORCH_CHECK(slots[r * width + i] >= 0 && slots[r * width + i] < places, "suffix_slots[", r, ", ", i, "] is ",
+                  slots[r * width + i], ", outside the cache's ", places, " places");
+    TORCH_CHECK(prefix[r] + (suffix != nullptr ? suffix[r] : 0) > 0, "prefix_len[", r, "]: the row sees no key");
+    if (runs.empty() || sequence[r] != sequence[runs.back()] || r - runs.back() == kMaxRows) {
+      runs.push_back(r);
+    }
+  }
+  const int64_t items = static_cast<int64_t>(runs.size()) * kv_heads;
+  runs.push_back(rows);
+
+  Tensor out = at::empty({rows, query_heads, dim}, q.options());
+  with_run_dtype(q, [&]<typename T>(T) {
+    at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t item = begin; item < end; ++item) {
+        const size_t run_index = static_cast<size_t>(item / kv_heads);
+        const int64_t first = runs[run_index];
+        run(AttentionTile<T>{
+            .q = data<T>(q) + first * q.stride(0),
+            .k_cache = data<T>(k_cache),
+            .v_cache = data<T>(v_cache),
+            .pages = page_table.const_data_ptr<int32_t>() + sequence[first] * page_table.size(1),
+            .prefix_len = prefix + first,
+            .suffix_slots = slots != nullptr ? slots + first * width : nullptr,
+            .suffix_len = suffix != nullptr ? suffix + first : nullptr,
+            .out = mutable_data<T>(out) + first * query_heads * dim,
+            .rows = runs[run_index + 1] - first,
+            .q_stride = q.stride(0),
+            .query_heads = static_cast<int32_t>(query_heads),
+            .kv_heads = static_cast<int32_t>(kv_heads),
+            .head_dim = static_cast<int32_t>(dim),
+            .page_size = static_cast<int32_t>(page_size),
+            .suffix_width = static_cast<int32_t>(width),
+            .kv_head = static_cast<int32_t>(item % kv_heads),
+            .scale = static_cast<float>(scale),
+        });
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(ssd, CPU, m) { m.impl("paged_attention", paged_attention); }
+
+}  // namespace ssd

@@ -1,0 +1,68 @@
+// fork: guess the outcomes of the verification under way (arXiv 2603.03251, section 4).
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "../checks.h"
+#include "simd/kernels.h"
+
+namespace ssd {
+namespace {
+
+std::tuple<Tensor, Tensor> fork(const Tensor& logits, const Tensor& spec_tokens, const Tensor& spec_len, const Tensor& table,
+                                const Tensor& hit, int64_t budget, const OptionalTensor& id_of) {
+  check(logits, "logits", at::kFloat, {-1, -1, -1});
+  const int64_t slots = logits.size(0), width = logits.size(1), size = logits.size(2), lookahead = width - 1;
+  TORCH_CHECK(width >= 1, "logits must have K + 1 rows a slot, not none");
+  check(spec_tokens, "spec_tokens", at::kInt, {slots, lookahead});
+  check(spec_len, "spec_len", at::kInt, {slots});
+  check(table, "table", at::kInt, {2, width, width});
+  check(hit, "hit", at::kByte, {slots});
+  check(id_of, "id_of", at::kInt, {size});
+  TORCH_CHECK(budget >= 0, "budget must not be negative, not ", budget);
+  Tensor guess = at::empty({slots, budget}, spec_len.options());
+  Tensor guess_k = at::empty({slots, budget}, spec_len.options());
+  const int32_t* ids = pointer_or_null<int32_t>(id_of);
+
+  at::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
+    std::vector<Entry> best(static_cast<size_t>(budget));
+    for (int64_t s = begin; s < end; ++s) {
+      const int64_t length = spec_len.const_data_ptr<int32_t>()[s];
+      TORCH_CHECK(length >= 0 && length <= lookahead, "spec_len[", s, "] is ", length, ", outside 0..", lookahead);
+      const int64_t after = hit.const_data_ptr<uint8_t>()[s] != 0 ? 1 : 0;
+      const int32_t* fan_out = table.const_data_ptr<int32_t>() + (after * width + length) * width;
+      int32_t* tokens = guess.mutable_data_ptr<int32_t>() + s * budget;
+      int32_t* counts = guess_k.mutable_data_ptr<int32_t>() + s * budget;
+      int64_t place = 0;
+      for (int64_t k = 0; k <= length; ++k) {
+        TORCH_CHECK(fan_out[k] >= 0 && place + fan_out[k] <= budget, "table's row for spec_len ", length,
+                    " must sum to budget = ", budget);
+        // An outcome with k < L cannot continue with the drafted token: that would have been an acceptance.
+        int32_t excluded = k < length ? spec_tokens.const_data_ptr<int32_t>()[s * lookahead + k] : -1;
+        if (ids != nullptr && excluded >= 0) {
+          const int32_t* column = std::lower_bound(ids, ids + size, excluded);
+          excluded = column != ids + size && *column == excluded ? static_cast<int32_t>(column - ids) : -1;
+        }
+        const float* row = logits.const_data_ptr<float>() + (s * width + k) * size;
+        const int found = kernels().largest(row, size, fan_out[k], excluded, best.data());
+        for (int i = 0; i < fan_out[k]; ++i, ++place) {
+          const bool real = i < found;
+          const int32_t column = real ? best[static_cast<size_t>(i)].id : 0;
+          tokens[place] = real && ids != nullptr ? ids[column] : column;
+          counts[place] = real ? static_cast<int32_t>(k) : -1;
+        }
+      }
+      TORCH_CHECK(place == budget, "table's row for spec_len ", length, " must sum to budget = ", budget, ", not ", place);
+    }
+  });
+  return {guess, guess_k};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(ssd, CPU, m) { m.impl("fork", fork); }
+
+}  // namespace ssd

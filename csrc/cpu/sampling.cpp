@@ -1,0 +1,186 @@
+// row_stats and sample: what a token is drawn from, and drawing it.
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "../checks.h"
+#include "../common/distribution.h"
+#include "../common/philox.h"
+#include "simd/kernels.h"
+
+namespace ssd {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+bool before(const Entry& a, const Entry& b) { return a.value > b.value || (a.value == b.value && a.id < b.id); }
+
+// A row's entries in the order (value descending, id ascending), sorted only as far as anyone has asked.
+class Ranking {
+ public:
+  Ranking(const float* logits, int64_t size) : entries_(static_cast<size_t>(size)) {
+    for (int64_t i = 0; i < size; ++i) entries_[static_cast<size_t>(i)] = {logits[i], static_cast<int32_t>(i)};
+  }
+
+  const Entry& operator[](int64_t rank) {
+    if (rank >= sorted_) {
+      const int64_t size = static_cast<int64_t>(entries_.size());
+      const int64_t end = std::min(size, std::max<int64_t>({64, 8 * sorted_, rank + 1}));
+      if (end < size) std::nth_element(at(sorted_), at(end), entries_.end(), before);
+      std::sort(at(sorted_), at(end), before);
+      sorted_ = end;
+    }
+    return entries_[static_cast<size_t>(rank)];
+  }
+
+ private:
+  std::vector<Entry>::iterator at(int64_t i) { return entries_.begin() + i; }
+  std::vector<Entry> entries_;
+  int64_t sorted_ = 0;
+};
+
+struct Processing {
+  float temperature, top_p, min_p, saguaro_c;
+  int64_t top_k, saguaro_f;
+};
+
+void set_cut(float* stats, const Entry& last) {
+  stats[kCutValue] = last.value;
+  stats[kCutId] = static_cast<float>(last.id);
+}
+
+void stats_of_row(const float* logits, int64_t size, const Processing& how, float* probabilities, float* stats) {
+  Entry largest;
+  if (kernels().largest(logits, size, 1, -1, &largest) == 0 || std::isnan(largest.value)) largest = {logits[0], 0};
+  stats[kMax] = largest.value;
+  stats[kLogSum] = 0.0f;
+  stats[kTopValue] = kInfinity;
+  stats[kTopId] = -1.0f;
+  stats[kLogC] = 0.0f;
+  if (how.temperature == 0.0f) {
+    set_cut(stats, largest);
+    stats[kScale] = 0.0f;
+    return;
+  }
+  stats[kScale] = 1.0f / how.temperature;
+  set_cut(stats, {-kInfinity, static_cast<int32_t>(size)});
+
+  const bool limits_k = how.top_k > 0 && how.top_k < size, limits_p = how.top_p < 1.0f;
+  const bool sharpens = how.saguaro_f > 0 && how.saguaro_c < 1.0f;
+  if (limits_k || limits_p || sharpens) {
+    Ranking ranking(logits, size);
+    if (limits_k) set_cut(stats, ranking[how.top_k - 1]);
+    if (limits_p) {
+      kernels().probabilities(logits, stats, 0, size, probabilities);
+      const double enough = static_cast<double>(how.top_p) * kernels().sum(probabilities, size);
+      const int64_t limit = limits_k ? how.top_k : size;
+      double cumulative = 0.0;
+      int64_t rank = 0;
+      do {
+        cumulative += static_cast<double>(probabilities[ranking[rank].id]);
+        ++rank;
+      } while (rank < limit && cumulative < enough);
+      set_cut(stats, ranking[rank - 1]);
+    }
+    if (sharpens) {
+      const Entry& top = ranking[std::min(how.saguaro_f, size) - 1];
+      stats[kTopValue] = top.value;
+      stats[kTopId] = static_cast<float>(top.id);
+    }
+  }
+  if (how.min_p > 0.0f) {
+    const float bound = std::log(how.min_p);
+    Entry last = largest;
+    for (int64_t i = 0; i < size; ++i) {
+      const Entry entry{logits[i], static_cast<int32_t>(i)};
+      const bool kept = at_or_before(entry.value, entry.id, stats[kCutValue], stats[kCutId]);
+      if (kept && (entry.value - largest.value) * stats[kScale] >= bound && before(last, entry)) last = entry;
+    }
+    set_cut(stats, last);
+  }
+  if (sharpens) stats[kLogC] = std::log(how.saguaro_c);
+  kernels().probabilities(logits, stats, 0, size, probabilities);
+  stats[kLogSum] = static_cast<float>(std::log(kernels().sum(probabilities, size)));
+}
+
+Tensor row_stats(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const Tensor& min_p,
+                 int64_t saguaro_f, double saguaro_c) {
+  check(logits, "logits", at::kFloat, {-1, -1});
+  const int64_t rows = logits.size(0), size = logits.size(1);
+  check(temperature, "temperature", at::kFloat, {rows});
+  check(top_k, "top_k", at::kInt, {rows});
+  check(top_p, "top_p", at::kFloat, {rows});
+  check(min_p, "min_p", at::kFloat, {rows});
+  TORCH_CHECK(size > 0 && size < (1 << 24), "logits must have 1 to 2^24 - 1 columns, not ", size);
+  TORCH_CHECK(saguaro_c > 0.0 && saguaro_c <= 1.0, "saguaro_c must be in (0, 1], not ", saguaro_c);
+  TORCH_CHECK(saguaro_f >= 0, "saguaro_f must not be negative, not ", saguaro_f);
+  Tensor stats = at::empty({rows, kStats}, logits.options());
+  float* out = stats.mutable_data_ptr<float>();
+  at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(static_cast<size_t>(size));
+    for (int64_t r = begin; r < end; ++r) {
+      const Processing how{temperature.const_data_ptr<float>()[r], top_p.const_data_ptr<float>()[r],
+                           min_p.const_data_ptr<float>()[r],       static_cast<float>(saguaro_c),
+                           top_k.const_data_ptr<int32_t>()[r],     saguaro_f};
+      stats_of_row(logits.const_data_ptr<float>() + r * size, size, how, scratch.data(), out + r * kStats);
+    }
+  });
+  return stats;
+}
+
+Tensor sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, const Tensor& position, int64_t m,
+              const OptionalTensor& id_of) {
+  check(logits, "logits", at::kFloat, {-1, -1});
+  const int64_t rows = logits.size(0), size = logits.size(1);
+  check(stats, "stats", at::kFloat, {rows, kStats});
+  check(seed, "seed", at::kLong, {rows});
+  check(position, "position", at::kInt, {rows});
+  check(id_of, "id_of", at::kInt, {size});
+  TORCH_CHECK(m >= 1, "m must be at least 1, not ", m);
+  TORCH_CHECK(size > 0, "logits must have at least one column");
+  Tensor tokens = at::full({rows, m}, -1, logits.options().dtype(at::kInt));
+  int32_t* out = tokens.mutable_data_ptr<int32_t>();
+  const int32_t* ids = pointer_or_null<int32_t>(id_of);
+  at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> times;
+    std::vector<Entry> best(static_cast<size_t>(m));
+    for (int64_t r = begin; r < end; ++r) {
+      const float* row = logits.const_data_ptr<float>() + r * size;
+      const float* row_stats = stats.const_data_ptr<float>() + r * kStats;
+      int found = 0;
+      if (is_greedy(row_stats)) {
+        found = kernels().largest(row, size, static_cast<int>(m), -1, best.data());
+      } else {
+        times.resize(static_cast<size_t>(size));
+        kernels().probabilities(row, row_stats, 0, size, times.data());
+        kernels().race_times(times.data(), size, seed.const_data_ptr<int64_t>()[r], position.const_data_ptr<int32_t>()[r],
+                             static_cast<uint32_t>(Purpose::kDraft), times.data());
+        for (float& time : times) time = -time;  // the earliest is the largest
+        found = kernels().largest(times.data(), size, static_cast<int>(m), -1, best.data());
+        while (found > 0 && best[static_cast<size_t>(found - 1)].value == -kInfinity) --found;
+      }
+      if (found == 0) best[0].id = 0, found = 1;  // not a number anywhere: any id will do, but an id it must be
+      for (int i = 0; i < found; ++i) {
+        const int32_t column = best[static_cast<size_t>(i)].id;
+        out[r * m + i] = ids != nullptr ? ids[column] : column;
+      }
+    }
+  });
+  return tokens;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(ssd, CPU, m) {
+  m.impl("row_stats", row_stats);
+  m.impl("sample", sample);
+}
+
+}  // namespace ssd

@@ -1,0 +1,76 @@
+// The CPU's inner loops on raw pointers. Every file of this folder is compiled once per instruction set (portable, AVX2,
+// AVX512-BF16) into a table of these functions; kernels() picks one table by CPUID when it is first asked.
+//
+// Each function computes its rows by itself and in an order that depends on the row alone, which is what makes every op above
+// row invariant: threads and row tiles only choose who computes a row and when.
+#pragma once
+
+#include <cstdint>
+
+namespace ssd {
+
+struct bf16 {
+  uint16_t bits;
+};
+
+constexpr int kBlock = 16;  // outputs in one block of a packed weight, and floats in a vector
+
+enum class Epilogue { kNone, kAdd, kSiluMul, kFloat32 };
+
+// Two blocks of outputs for all rows: one step of `linear`.
+template <typename T>
+struct LinearTile {
+  const T* x;         // [rows, in], rows x_stride apart; x_stride is even and bf16 rows are zero up to it
+  const T* weight_a;  // packed block [in / 2, 16, 2] (bf16) or [in, 16] (float)
+  const T* weight_b;  // the second block; equal to weight_a where there is only one
+  float* y;           // [rows, 2, 16]
+  int64_t rows;
+  int64_t in;
+  int64_t x_stride;
+};
+
+template <typename T>
+struct AttentionTile {
+  const T* q;                   // [rows, query_heads, head_dim], rows q_stride apart
+  const T* k_cache;             // [pages * page_size, kv_heads, head_dim]
+  const T* v_cache;             // like k_cache
+  const int32_t* pages;         // [P], the sequence's page table row
+  const int32_t* prefix_len;    // [rows]
+  const int32_t* suffix_slots;  // [rows, suffix_width], or null
+  const int32_t* suffix_len;    // [rows], or null
+  T* out;                       // [rows, query_heads, head_dim]
+  int64_t rows;                 // all of one sequence
+  int64_t q_stride;
+  int32_t query_heads, kv_heads, head_dim, page_size, suffix_width;
+  int32_t kv_head;  // the one this tile works on
+  float scale;
+};
+
+struct Entry {
+  float value;
+  int32_t id;
+};
+
+struct Kernels {
+  const char* name;
+  void (*linear_bf16)(const LinearTile<bf16>&);
+  void (*linear_float)(const LinearTile<float>&);
+  void (*attention_bf16)(const AttentionTile<bf16>&);
+  void (*attention_float)(const AttentionTile<float>&);
+  // y[d] = x[d] / rms(x) * weight[d]; with a residual, the rounded sum replaces it and is what gets normalised.
+  void (*rms_norm_bf16)(const bf16* x, bf16* residual, const bf16* weight, float eps, int64_t d, bf16* y);
+  void (*rms_norm_float)(const float* x, float* residual, const float* weight, float eps, int64_t d, float* y);
+  // out[i] = silu(gate[i]) * up[i]
+  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
+  // The n largest entries in the order (value descending, id ascending), `excluded` left out (-1: none). Returns how many.
+  int (*largest)(const float* logits, int64_t size, int n, int32_t excluded, Entry* out);
+  // out[i] = the probability of entry first + i, logits[i], under `stats` (common/distribution.h).
+  void (*probabilities)(const float* logits, const float* stats, int32_t first, int64_t n, float* out);
+  // times[i] = when entry i rings in an exponential race; +inf where its weight is 0 (or NaN).
+  void (*race_times)(const float* weights, int64_t n, int64_t seed, int32_t position, uint32_t purpose, float* times);
+  double (*sum)(const float* values, int64_t n);
+};
+
+const Kernels& kernels();
+
+}  // namespace ssd

@@ -1,0 +1,98 @@
+// Passes over a vocabulary-sized row: its largest entries, its probabilities, an exponential race over it; and RMSNorm.
+
+#include <limits>
+
+#include "../../common/distribution.h"
+#include "../../common/philox.h"
+#include "table.h"
+#include "vec.h"
+
+namespace ssd::SSD_ISA {
+namespace {
+
+template <typename T>
+void rms_norm(const T* x, T* residual, const T* weight, float eps, int64_t d, T* y) {
+  if (residual != nullptr) {
+    for (int64_t i = 0; i < d; ++i) from_float(to_float(x[i]) + to_float(residual[i]), residual + i);
+    x = residual;
+  }
+  Vec squares = splat(0.0f);
+  int64_t i = 0;
+  for (; i + kBlock <= d; i += kBlock) squares = fma(load(x + i), load(x + i), squares);
+  float total = reduce_add(squares);
+  for (; i < d; ++i) total += to_float(x[i]) * to_float(x[i]);
+  const float scale = 1.0f / std::sqrt(total / static_cast<float>(d) + eps);
+  for (i = 0; i < d; ++i) from_float(to_float(x[i]) * scale * to_float(weight[i]), y + i);
+}
+
+}  // namespace
+
+void rms_norm_bf16(const bf16* x, bf16* residual, const bf16* weight, float eps, int64_t d, bf16* y) {
+  rms_norm(x, residual, weight, eps, d, y);
+}
+void rms_norm_float(const float* x, float* residual, const float* weight, float eps, int64_t d, float* y) {
+  rms_norm(x, residual, weight, eps, d, y);
+}
+
+int largest(const float* logits, int64_t size, int n, int32_t excluded, Entry* out) {
+  int count = 0;
+  // Ids arrive in ascending order, so only a strictly larger value displaces an entry.
+  const auto offer = [&](int32_t id) {
+    const float value = logits[id];
+    if (id == excluded || !(count < n || value > out[n - 1].value)) return;
+    int place = count < n ? count++ : n - 1;
+    for (; place > 0 && value > out[place - 1].value; --place) out[place] = out[place - 1];
+    out[place] = {value, id};
+  };
+  int64_t i = 0;
+  for (; i + kBlock <= size; i += kBlock) {
+    if (n > 0 && count == n && !any_greater(load(logits + i), out[n - 1].value)) continue;
+    for (int lane = 0; lane < kBlock; ++lane) offer(static_cast<int32_t>(i + lane));
+  }
+  for (; i < size; ++i) offer(static_cast<int32_t>(i));
+  return count;
+}
+
+void probabilities(const float* logits, const float* stats, int32_t first, int64_t n, float* out) {
+  const float max = stats[kMax], scale = stats[kScale], log_sum = stats[kLogSum], log_c = stats[kLogC];
+  const float cut_value = stats[kCutValue], cut_id = stats[kCutId], top_value = stats[kTopValue], top_id = stats[kTopId];
+  const bool greedy = is_greedy(stats);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const float z = logits[i];
+    const float id = static_cast<float>(first + static_cast<int32_t>(i));
+    const bool kept = (z > cut_value) | ((z == cut_value) & (id <= cut_id));
+    const bool top = (z > top_value) | ((z == top_value) & (id <= top_id));
+    const float drawn = exp_lane((z - max) * scale + (top ? log_c : 0.0f) - log_sum);
+    out[i] = kept ? (greedy ? 1.0f : drawn) : 0.0f;
+  }
+}
+
+void race_times(const float* weights, int64_t n, int64_t seed, int32_t position, uint32_t purpose, float* times) {
+  constexpr int kGroup = 4 * kBlock;  // Philox gives four words a call; sixteen calls fill vectors
+  for (int64_t base = 0; base < n; base += kGroup) {
+    const int64_t count = n - base < kGroup ? n - base : kGroup;
+    alignas(64) float u[kGroup];
+#pragma omp simd
+    for (int call = 0; call < kBlock; ++call) {
+      const Philox4 words = draw_words(seed, position, static_cast<Purpose>(purpose), 0, static_cast<int32_t>(base / 4) + call);
+      for (int w = 0; w < 4; ++w) u[4 * call + w] = race_uniform(words.word[w]);
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) {
+      const float weight = weights[base + i];
+      const float time = -log1p_lane(-u[i]) / weight;
+      times[base + i] = weight > 0.0f ? time : std::numeric_limits<float>::infinity();
+    }
+  }
+}
+
+double sum(const float* values, int64_t n) {
+  double total = 0.0;
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) total += static_cast<double>(reduce_add(load(values + i)));
+  for (; i < n; ++i) total += static_cast<double>(values[i]);
+  return total;
+}
+
+}  // namespace ssd::SSD_ISA

@@ -1,0 +1,254 @@
+// verify: the exact walk down a chain or tree of proposals, and the commit of its outcome (section 3 of the method's description;
+// Leviathan et al. 2023, and sampling without replacement for siblings). A chain is the tree with one child a node.
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/full.h>
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "../checks.h"
+#include "../common/distribution.h"
+#include "../common/philox.h"
+#include "simd/kernels.h"
+
+namespace ssd {
+namespace {
+
+constexpr int64_t kMaxNodes = 64;
+
+// One sequence's proposals and what they are judged by.
+struct Walk {
+  const float* p_logits;       // [nodes, vocabulary]
+  const float* p_stats;        // [nodes, kStats]
+  const float* q_logits;       // [q_rows, draft vocabulary], null where the proposals were not drawn
+  const float* q_stats;        // [q_rows, kStats]
+  const int32_t* draft_id_of;  // [vocabulary], or null: the same ids
+  const int32_t* tokens;       // [nodes - 1], node i's at i - 1
+  const int32_t* parent;       // [nodes], or null: a chain
+  int64_t nodes;               // the root and the proposals present
+  int64_t vocabulary, draft_vocabulary;
+  int64_t seed;
+  int32_t position;  // of the root
+};
+
+struct Verdict {
+  std::vector<int64_t> path;  // the root, then the accepted nodes
+  int32_t token;              // the recovery or bonus token
+};
+
+// p, or what rejections have left of it, and the distribution the remaining siblings were drawn from; as vectors over the
+// target's vocabulary, made when a first proposal is rejected.
+class Residual {
+ public:
+  Residual(const Walk& walk, int64_t node) : walk_(walk), node_(node) {}
+
+  float target(int32_t token) {
+    if (dense()) return p_[static_cast<size_t>(token)];
+    return one(walk_.p_logits + node_ * walk_.vocabulary, walk_.p_stats + node_ * kStats, token);
+  }
+
+  float draft(int32_t token) {
+    if (walk_.q_logits == nullptr) return 1.0f;  // not drawn: a point mass on each proposal in turn
+    if (dense()) return q_[static_cast<size_t>(token)];
+    const int32_t column = column_of(token);
+    return column < 0 ? 0.0f : one(q_row(), walk_.q_stats + node_ * kStats, column);
+  }
+
+  // p <- norm(max(0, p - q)), kept as it was where rounding left nothing; q <- q without the token, renormalised.
+  void reject(int32_t token) {
+    if (!dense()) materialise();
+    std::vector<float> rest = p_;
+    if (walk_.q_logits == nullptr) {
+      rest[static_cast<size_t>(token)] = 0.0f;
+    } else {
+      for (size_t i = 0; i < rest.size(); ++i) rest[i] = residual(p_[i], q_[i]);
+      q_[static_cast<size_t>(token)] = 0.0f;
+      normalise(q_);
+    }
+    if (normalise(rest)) p_ = std::move(rest);
+  }
+
+  // Draws from what is left of p.
+  int32_t draw(int32_t position) {
+    if (!dense()) materialise();
+    std::vector<float> times(p_.size());
+    kernels().race_times(p_.data(), walk_.vocabulary, walk_.seed, position, static_cast<uint32_t>(Purpose::kResample),
+                         times.data());
+    return static_cast<int32_t>(std::min_element(times.begin(), times.end()) - times.begin());
+  }
+
+ private:
+  bool dense() const { return !p_.empty(); }
+  const float* q_row() const { return walk_.q_logits + node_ * walk_.draft_vocabulary; }
+  int32_t column_of(int32_t token) const {
+    const int32_t column = walk_.draft_id_of != nullptr ? walk_.draft_id_of[token] : token;
+    return column < walk_.draft_vocabulary ? column : -1;
+  }
+
+  static float one(const float* logits, const float* stats, int32_t id) {
+    float value;
+    kernels().probabilities(logits + id, stats, id, 1, &value);
+    return value;
+  }
+
+  static bool normalise(std::vector<float>& weights) {
+    const double total = kernels().sum(weights.data(), static_cast<int64_t>(weights.size()));
+    if (!(total > 0.0)) return false;
+    const float scale = static_cast<float>(1.0 / total);
+    for (float& weight : weights) weight *= scale;
+    return true;
+  }
+
+  void materialise() {
+    p_.resize(static_cast<size_t>(walk_.vocabulary));
+    kernels().probabilities(walk_.p_logits + node_ * walk_.vocabulary, walk_.p_stats + node_ * kStats, 0, walk_.vocabulary,
+                            p_.data());
+    if (walk_.q_logits == nullptr) return;
+    std::vector<float> drawn(static_cast<size_t>(walk_.draft_vocabulary));
+    kernels().probabilities(q_row(), walk_.q_stats + node_ * kStats, 0, walk_.draft_vocabulary, drawn.data());
+    q_.resize(p_.size());
+    for (int32_t id = 0; id < static_cast<int32_t>(q_.size()); ++id) {
+      const int32_t column = column_of(id);
+      q_[static_cast<size_t>(id)] = column < 0 ? 0.0f : drawn[static_cast<size_t>(column)];
+    }
+  }
+
+  const Walk& walk_;
+  int64_t node_;
+  std::vector<float> p_, q_;
+};
+
+Verdict walk_down(const Walk& walk) {
+  Verdict verdict{{0}, 0};
+  for (int64_t node = 0;;) {
+    const int32_t position = walk.position + static_cast<int32_t>(verdict.path.size());
+    const float* p_stats = walk.p_stats + node * kStats;
+    const auto is_child = [&](int64_t i) { return walk.parent != nullptr ? walk.parent[i] == node : i == node + 1; };
+    Residual left(walk, node);
+    int64_t accepted = -1;
+    int32_t sibling = 0;
+    for (int64_t child = node + 1; child < walk.nodes && accepted < 0; ++child) {
+      const int32_t token = walk.tokens[child - 1];
+      if (!is_child(child) || token < 0) continue;
+      if (is_greedy(p_stats)) {
+        if (static_cast<float>(token) == p_stats[kCutId]) accepted = child;
+        continue;
+      }
+      const float u = uniform(draw_words(walk.seed, position, Purpose::kAccept, sibling, 0).word[0]);
+      if (accepts(u, left.target(token), left.draft(token))) {
+        accepted = child;
+      } else {
+        left.reject(token);
+      }
+      ++sibling;
+    }
+    if (accepted < 0) {
+      verdict.token = is_greedy(p_stats) ? static_cast<int32_t>(p_stats[kCutId]) : left.draw(position);
+      return verdict;
+    }
+    verdict.path.push_back(accepted);
+    node = accepted;
+  }
+}
+
+Tensor verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTensor& q_logits, const OptionalTensor& q_stats,
+              const Tensor& q_address, const OptionalTensor& draft_id_of, const Tensor& spec_tokens, const Tensor& spec_len,
+              const OptionalTensor& parent, const Tensor& parity, const Tensor& seed, const Tensor& eos,
+              const Tensor& ignore_eos, const Tensor& max_length, const Tensor& tokens, const Tensor& length,
+              const Tensor& last_token, const Tensor& done, const Tensor& outcome) {
+  check(p_logits, "p_logits", at::kFloat, {-1, -1, -1});
+  const int64_t slots = p_logits.size(0), nodes = p_logits.size(1), vocabulary = p_logits.size(2);
+  TORCH_CHECK(nodes >= 1 && nodes <= kMaxNodes, "p_logits must have 1 to ", kMaxNodes, " rows a slot, not ", nodes);
+  check(p_stats, "p_stats", at::kFloat, {slots, nodes, kStats});
+  TORCH_CHECK(q_logits.has_value() == q_stats.has_value(), "q_logits and q_stats go together");
+  check(q_logits, "q_logits", at::kFloat, {slots, 2, -1, -1, -1});
+  const int64_t addresses = q_logits.has_value() ? q_logits->size(2) : 0;
+  const int64_t q_rows = q_logits.has_value() ? q_logits->size(3) : 0;
+  const int64_t draft_vocabulary = q_logits.has_value() ? q_logits->size(4) : vocabulary;
+  TORCH_CHECK(!q_logits.has_value() || q_rows >= nodes - 1, "q_logits must have a row for every node with children: at least ",
+              nodes - 1, ", not ", q_rows);
+  check(q_stats, "q_stats", at::kFloat, {slots, 2, addresses, q_rows, kStats});
+  check(q_address, "q_address", at::kInt, {slots});
+  check(draft_id_of, "draft_id_of", at::kInt, {vocabulary});
+  check(spec_tokens, "spec_tokens", at::kInt, {slots, nodes - 1});
+  check(spec_len, "spec_len", at::kInt, {slots});
+  check(parent, "parent", at::kInt, {slots, nodes});
+  check(parity, "parity", at::kInt, {1});
+  check(seed, "seed", at::kLong, {slots});
+  check(eos, "eos", at::kInt, {-1});
+  check(ignore_eos, "ignore_eos", at::kByte, {slots});
+  check(max_length, "max_length", at::kInt, {slots});
+  check(tokens, "tokens", at::kInt, {slots, -1});
+  check(length, "length", at::kInt, {slots});
+  check(last_token, "last_token", at::kInt, {slots});
+  check(done, "done", at::kByte, {slots});
+  check(outcome, "outcome", at::kInt, {slots, 2, 2});
+  const int64_t half = parity.const_data_ptr<int32_t>()[0];
+  TORCH_CHECK(half == 0 || half == 1, "parity must be 0 or 1, not ", half);
+  const int64_t places = tokens.size(1);
+
+  Tensor path = at::full({slots, nodes}, -1, spec_len.options());
+  at::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t s = begin; s < end; ++s) {
+      int32_t* result = outcome.mutable_data_ptr<int32_t>() + (s * 2 + half) * 2;
+      result[0] = result[1] = -1;
+      if (done.const_data_ptr<uint8_t>()[s] != 0) continue;
+      const int64_t proposed = spec_len.const_data_ptr<int32_t>()[s];
+      const int32_t address = q_address.const_data_ptr<int32_t>()[s];
+      const int32_t n = length.const_data_ptr<int32_t>()[s];
+      TORCH_CHECK(proposed >= 0 && proposed < nodes, "spec_len[", s, "] is ", proposed, ", outside 0..", nodes - 1);
+      TORCH_CHECK(!q_logits.has_value() || address < addresses, "q_address[", s, "] is ", address, ", outside -1..",
+                  addresses - 1);
+      TORCH_CHECK(n >= 0 && n + 1 + proposed < places, "tokens has no place for slot ", s, ": its length is ", n, ", ",
+                  proposed, " tokens are proposed, and there are ", places, " places");
+      const bool drawn = q_logits.has_value() && address >= 0;
+      const int64_t q_row = drawn ? ((s * 2 + half) * addresses + address) * q_rows : 0;
+      const Verdict verdict = walk_down({
+          .p_logits = p_logits.const_data_ptr<float>() + s * nodes * vocabulary,
+          .p_stats = p_stats.const_data_ptr<float>() + s * nodes * kStats,
+          .q_logits = drawn ? q_logits->const_data_ptr<float>() + q_row * draft_vocabulary : nullptr,
+          .q_stats = drawn ? q_stats->const_data_ptr<float>() + q_row * kStats : nullptr,
+          .draft_id_of = pointer_or_null<int32_t>(draft_id_of),
+          .tokens = spec_tokens.const_data_ptr<int32_t>() + s * (nodes - 1),
+          .parent = parent.has_value() ? parent->const_data_ptr<int32_t>() + s * nodes : nullptr,
+          .nodes = proposed + 1,
+          .vocabulary = vocabulary,
+          .draft_vocabulary = draft_vocabulary,
+          .seed = seed.const_data_ptr<int64_t>()[s],
+          .position = n,
+      });
+
+      const int64_t accepted = static_cast<int64_t>(verdict.path.size()) - 1;
+      result[0] = static_cast<int32_t>(accepted);
+      result[1] = verdict.token;
+      const int32_t* end_ids = eos.const_data_ptr<int32_t>();
+      const bool ends = ignore_eos.const_data_ptr<uint8_t>()[s] == 0;
+      const int64_t room = max_length.const_data_ptr<int32_t>()[s] - (n + 1);
+      int32_t* sequence = tokens.mutable_data_ptr<int32_t>() + s * places;
+      bool finished = false;
+      int64_t committed = 0;
+      for (; committed <= accepted && !finished; ++committed) {
+        const int32_t token =
+            committed < accepted
+                ? spec_tokens.const_data_ptr<int32_t>()[s * (nodes - 1) + verdict.path[static_cast<size_t>(committed) + 1] - 1]
+                : verdict.token;
+        sequence[n + 1 + committed] = token;
+        path.mutable_data_ptr<int32_t>()[s * nodes + committed] =
+            static_cast<int32_t>(verdict.path[static_cast<size_t>(committed)]);
+        finished = (ends && std::find(end_ids, end_ids + eos.size(0), token) != end_ids + eos.size(0)) || committed + 1 >= room;
+      }
+      length.mutable_data_ptr<int32_t>()[s] = n + static_cast<int32_t>(committed);
+      last_token.mutable_data_ptr<int32_t>()[s] = sequence[n + committed];
+      done.mutable_data_ptr<uint8_t>()[s] = finished ? 1 : 0;
+    }
+  });
+  return path;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(ssd, CPU, m) { m.impl("verify", verify); }
+
+}  // namespace ssd
