@@ -31,7 +31,7 @@ DEPENDENCIES = [
 ]
 
 
-def find_tool(name: str) -> str | None:
+def find_program(name: str) -> str | None:
     """An executable on the path or beside the running Python (a virtual environment need not be activated)."""
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
@@ -40,7 +40,7 @@ def find_nvcc() -> str | None:
     for variable in ("CUDACXX", "CUDA_HOME", "CUDA_PATH"):
         if value := os.environ.get(variable):
             return shutil.which(value if variable == "CUDACXX" else str(Path(value, "bin", "nvcc")))
-    return find_tool("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    return find_program("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
 def wants_cuda(choice: str, torch_version: str, torch_cuda: str | None, nvcc: str | None) -> bool:
@@ -65,7 +65,7 @@ class CMakeBuild(build_ext):
         nvcc = find_nvcc()
         cuda = wants_cuda(os.environ.get("SSD_CUDA", ""), torch.__version__, torch.version.cuda, nvcc)
         archs = os.environ.get("SSD_CUDA_ARCHS") or CUDA_ARCHS
-        cmake, ninja = find_tool("cmake"), find_tool("ninja")
+        cmake, ninja = find_program("cmake"), find_program("ninja")
         if cmake is None or ninja is None:
             raise SystemExit("The build needs cmake and ninja; `pip install cmake ninja` has both.")
 

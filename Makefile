@@ -1,0 +1,93 @@
+# The commands of the project. `make demo` and `make test` do all the set-up themselves, in .venv; the rest is for developers.
+#
+# PYTHON=python3.12 chooses the Python; a torch that it can import is used. Otherwise TORCH_SPEC is installed.
+
+PYTHON ?= python3
+TORCH_SPEC ?= torch==2.13.0
+VENV ?= .venv
+MODEL := smollm2-135m
+
+BIN := $(VENV)/bin
+RUN := $(BIN)/python -P
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := $(shell find cmake csrc -type f) CMakeLists.txt
+CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+# The outer Python's scripts too: cmake or ninja may be there already.
+export PATH := $(abspath $(BIN)):$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$(PATH)
+
+.PHONY: help demo test test-packaging dev check format kernels cuda-ops clean
+
+help:
+	@echo "make demo     decode with a real model, three ways (sets everything up first)"
+	@echo "make test     run the tests (sets everything up first)"
+	@echo "make dev      the developer's tools and an editable install"
+	@echo "make check    lint, types and formats       make format   put them right"
+	@echo "make kernels  compile the CUDA kernels; needs CMake, Ninja and nvcc only"
+
+demo: $(VENV)/built
+	$(BIN)/ssd pull $(MODEL)
+	$(BIN)/ssd demo
+
+test: $(VENV)/test
+	$(BIN)/ssd pull $(MODEL)
+	$(RUN) -m pytest -m "not packaging" $(PYTEST)
+
+test-packaging: $(VENV)/test
+	$(RUN) -m pytest -m packaging $(PYTEST)
+
+dev: $(VENV)/dev $(VENV)/test
+
+check: $(VENV)/dev
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy --strict ssd/
+	clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(VENV)/dev
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
+	clang-format -i $(CXX_FILES)
+
+kernels:
+	cmake -G Ninja -S . -B build/kernels -DSSD_KERNELS_ONLY=ON
+	cmake --build build/kernels --target ssd_kernels --parallel 2
+
+# With a CPU torch and the CUDA toolkit: does the torch side of the kernels compile?
+cuda-ops: $(VENV)/ready
+	cmake -G Ninja -S . -B build/cuda_ops -DSSD_CUDA_OPS_CHECK=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	cmake --build build/cuda_ops --target cuda_ops_check
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info ssd/*.so ssd/_build_info.py
+
+# Set-up, in three stamps: an environment with torch and the build's tools; the package; what tests or developers add.
+
+$(VENV)/ready: pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "ssd needs Python 3.11 or later; choose one with PYTHON=..."; exit 1; }
+	@echo "Setting up $(VENV). What is downloaded, unless it is cached or here already:"
+	@$(PYTHON) -c 'import torch; print("  torch       nothing: the torch", torch.__version__, "of $(PYTHON) is used")' 2>/dev/null || \
+	  echo "  torch       $(TORCH_SPEC): 0.2 GB for a CPU build; a CUDA build brings up to 3 GB"
+	@echo "  packages    0.1 GB: what ssd is built with and runs on (cmake, ninja, numpy, transformers, ..)"
+	@echo "  the model   0.1 GB: SmolLM2-135M, for 'make demo' and 'make test'"
+	@echo "  test tools  0.1 GB at most: for 'make test' only"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# What the outer Python can import can be imported here, after our own: its torch is not downloaded again.
+	@if $(PYTHON) -c 'import torch' 2>/dev/null; then \
+	  $(PYTHON) -c 'import sys; print(*[p for p in sys.path if p.endswith("-packages")], sep="\n")' \
+	    > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth; \
+	fi
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) "$(TORCH_SPEC)"
+	@$(BIN)/python -c 'import tomllib; requires = tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"]; \
+	  print(*[r for r in requires if not r.startswith("torch")], sep="\n")' > $(VENV)/build-requires.txt
+	@$(PIP) -r $(VENV)/build-requires.txt
+	@touch $@
+
+$(VENV)/built: $(VENV)/ready $(SOURCES)
+	@echo "Building ssd and installing what it runs on .."
+	@$(PIP) --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/test $(VENV)/dev: $(VENV)/built
+	@$(PIP) --no-build-isolation -e ".[$(@F)]"
+	@touch $@

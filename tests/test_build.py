@@ -1,0 +1,199 @@
+"""The build: what it decides, what it refuses, the walls it keeps, and the page allocator that the extension brings."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+import ssd
+from ssd._C import PageAllocator
+from ssd._check import torch_mismatch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load_setup() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ssd_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Another torch ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_torch_built_against_is_accepted() -> None:
+    assert torch_mismatch("2.13.0+cpu", "2.13.0+cpu", cuda=True) is None
+
+
+def test_another_torch_is_refused_in_one_sentence_with_both_versions_and_the_cure() -> None:
+    sentence = torch_mismatch("2.13.0+cpu", "2.14.1+cpu", cuda=False)
+    assert sentence is not None
+    assert "\n" not in sentence
+    assert all(part in sentence for part in ("2.13.0+cpu", "2.14.1+cpu", "pip install --no-build-isolation"))
+
+
+def test_only_cuda_code_minds_which_build_of_a_torch_release_runs() -> None:
+    assert torch_mismatch("2.13.0+cpu", "2.13.0+cu130", cuda=False) is None
+    assert torch_mismatch("2.13.0+cu128", "2.13.0+cu130", cuda=True) is not None
+
+
+def test_importing_under_another_torch_raises_import_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "1.0.0")
+    with pytest.raises(ImportError, match=r"^ssd was built against torch .*, but torch 1\.0\.0 is installed; rebuild it with"):
+        ssd._check.check_torch()
+
+
+# CUDA or not -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "choice, torch_cuda, nvcc, built",
+    [
+        ("", "13.0", "/bin/nvcc", True),
+        ("", None, "/bin/nvcc", False),
+        ("", "13.0", None, False),
+        ("0", "13.0", "/bin/nvcc", False),
+        ("1", "13.0", "/bin/nvcc", True),
+    ],
+)
+def test_cuda_kernels_are_built_where_they_can_be(choice: str, torch_cuda: str | None, nvcc: str | None, built: bool) -> None:
+    assert load_setup().wants_cuda(choice, "2.13.0", torch_cuda, nvcc) is built
+
+
+@pytest.mark.parametrize(
+    "choice, torch_cuda, nvcc, reason",
+    [
+        ("1", None, "/bin/nvcc", r"torch 2\.13\.0\+cpu is a CPU build"),
+        ("1", "13.0", None, "there is no nvcc"),
+        ("yes", "13.0", "/bin/nvcc", "SSD_CUDA is 'yes'"),
+    ],
+)
+def test_asking_for_cuda_where_it_cannot_be_is_refused(
+    choice: str, torch_cuda: str | None, nvcc: str | None, reason: str
+) -> None:
+    with pytest.raises(SystemExit, match=reason) as refusal:
+        load_setup().wants_cuda(choice, "2.13.0+cpu", torch_cuda, nvcc)
+    assert "\n" not in str(refusal.value)
+
+
+# The wall, and what needs nvcc alone -----------------------------------------------------------------------------------------
+
+
+def test_no_kernel_file_includes_a_torch_header() -> None:
+    files = [path for path in (ROOT / "csrc" / "cuda").rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        included = re.findall(r'#\s*include\s*[<"]([^>"]+)', path.read_text())
+        assert not [name for name in included if re.match(r"(torch|ATen|c10|pybind11|Python)\b", name)], path
+        assert "../checks.h" not in included, path
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc here")
+def test_configuring_the_kernels_needs_neither_torch_nor_python(tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("cmake", "ninja"):
+        (tools / name).symlink_to(load_setup().find_program(name))
+    nvcc = shutil.which("nvcc")
+    assert nvcc is not None
+    path = f"{tools}:{Path(nvcc).parent}:/usr/bin:/bin"
+    command = [tools / "cmake", "-G", "Ninja", "-S", ROOT, "-B", tmp_path / "build", "-DSSD_KERNELS_ONLY=ON"]
+    subprocess.run(command, env={"PATH": path}, check=True, capture_output=True)
+    variables = re.findall(r"^(\w+):", (tmp_path / "build" / "CMakeCache.txt").read_text(), re.MULTILINE)
+    assert not [name for name in variables if re.match(r"(_?Python|pybind11|SSD_TORCH)", name)]
+
+
+# The page allocator ----------------------------------------------------------------------------------------------------------
+
+
+class Pages(RuleBasedStateMachine):
+    """Any sequence of allocations and frees, against a set."""
+
+    CAPACITY = 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allocator = PageAllocator(self.CAPACITY + 1)
+        self.held: list[int] = []
+
+    @rule(data=st.data())
+    def allocate(self, data: st.DataObject) -> None:
+        count = data.draw(st.integers(0, self.allocator.available))
+        pages = self.allocator.allocate(count)
+        assert pages.dtype == np.int32
+        assert pages.shape == (count,)
+        assert all(1 <= page <= self.CAPACITY for page in pages), "the null page, or none of ours"
+        assert not set(pages.tolist()) & set(self.held), "one page for two owners"
+        assert len(set(pages.tolist())) == count
+        self.held += pages.tolist()
+
+    @rule(extra=st.integers(1, 5))
+    def ask_for_too_many(self, extra: int) -> None:
+        with pytest.raises(RuntimeError, match="^No pages left: "):
+            self.allocator.allocate(self.allocator.available + extra)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def free(self, data: st.DataObject) -> None:
+        freed = data.draw(st.lists(st.sampled_from(self.held), unique=True))
+        self.allocator.free(np.array(freed, np.int32))
+        self.held = [page for page in self.held if page not in freed]
+
+    @precondition(lambda self: self.held)
+    @rule(page=st.sampled_from([-1, 0, CAPACITY + 1, 2**31 - 1]))
+    def free_a_foreign_page(self, page: int) -> None:
+        with pytest.raises(ValueError, match=f"^Page {page} is not a page of this allocator"):
+            self.allocator.free(np.array([self.held[0], page], np.int32))
+
+    @precondition(lambda self: self.held)
+    @rule()
+    def free_a_page_twice(self) -> None:
+        page = self.held[0]
+        with pytest.raises(ValueError, match=f"^Page {page} is already free"):
+            self.allocator.free(np.array([page, page], np.int32))
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        assert self.allocator.capacity == self.CAPACITY
+        assert self.allocator.available + len(self.held) == self.CAPACITY
+
+
+TestPageAllocator = Pages.TestCase
+
+
+def test_a_fresh_allocator_hands_out_the_lowest_pages_first() -> None:
+    assert PageAllocator(6).allocate(3).tolist() == [1, 2, 3]
+
+
+def test_a_page_freed_twice_in_two_calls_is_detected() -> None:
+    allocator = PageAllocator(4)
+    pages = allocator.allocate(2)
+    allocator.free(pages)
+    with pytest.raises(ValueError, match="^Page 1 is already free"):
+        allocator.free(pages)
+
+
+def test_an_allocator_without_room_for_the_null_page_is_refused() -> None:
+    with pytest.raises(ValueError, match="^num_pages is 0"):
+        PageAllocator(0)
+
+
+# The public face --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'decoder'"):
+        ssd.decoder  # noqa: B018
