@@ -58,7 +58,7 @@ void set_cut(float* stats, const Entry& last) {
 
 void stats_of_row(const float* logits, int64_t size, const Processing& how, float* probabilities, float* stats) {
   Entry largest;
-  if (kernels().largest(logits, size, 1, -1, &largest) == 0 || std::isnan(largest.value)) largest = {logits[0], 0};
+  if (kernels().largest(logits, size, 1, -1, &largest) == 0) largest = {logits[0], 0};
   stats[kMax] = largest.value;
   stats[kLogSum] = 0.0f;
   stats[kTopValue] = kInfinity;

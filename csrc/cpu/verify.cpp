@@ -201,8 +201,11 @@ Tensor verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTenso
       TORCH_CHECK(proposed >= 0 && proposed < nodes, "spec_len[", s, "] is ", proposed, ", outside 0..", nodes - 1);
       TORCH_CHECK(!q_logits.has_value() || address < addresses, "q_address[", s, "] is ", address, ", outside -1..",
                   addresses - 1);
-      TORCH_CHECK(n >= 0 && n + 1 + proposed < places, "tokens has no place for slot ", s, ": its length is ", n, ", ",
-                  proposed, " tokens are proposed, and there are ", places, " places");
+      TORCH_CHECK(n >= 0, "length[", s, "] is ", n);
+      const int32_t* proposals = spec_tokens.const_data_ptr<int32_t>() + s * (nodes - 1);
+      for (int64_t i = 0; i < proposed; ++i)
+        TORCH_CHECK(proposals[i] < vocabulary, "spec_tokens[", s, ", ", i, "] is ", proposals[i],
+                    ", outside the target's vocabulary of ", vocabulary);
       const bool drawn = q_logits.has_value() && address >= 0;
       const int64_t q_row = drawn ? ((s * 2 + half) * addresses + address) * q_rows : 0;
       const Verdict verdict = walk_down({
@@ -211,7 +214,7 @@ Tensor verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTenso
           .q_logits = drawn ? q_logits->const_data_ptr<float>() + q_row * draft_vocabulary : nullptr,
           .q_stats = drawn ? q_stats->const_data_ptr<float>() + q_row * kStats : nullptr,
           .draft_id_of = pointer_or_null<int32_t>(draft_id_of),
-          .tokens = spec_tokens.const_data_ptr<int32_t>() + s * (nodes - 1),
+          .tokens = proposals,
           .parent = parent.has_value() ? parent->const_data_ptr<int32_t>() + s * nodes : nullptr,
           .nodes = proposed + 1,
           .vocabulary = vocabulary,
@@ -221,6 +224,8 @@ Tensor verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTenso
       });
 
       const int64_t accepted = static_cast<int64_t>(verdict.path.size()) - 1;
+      TORCH_CHECK(n + 1 + accepted < places, "tokens has ", places, " places, too few for slot ", s, " of length ", n, " and ",
+                  accepted + 1, " more");
       result[0] = static_cast<int32_t>(accepted);
       result[1] = verdict.token;
       const int32_t* end_ids = eos.const_data_ptr<int32_t>();
@@ -230,10 +235,8 @@ Tensor verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTenso
       bool finished = false;
       int64_t committed = 0;
       for (; committed <= accepted && !finished; ++committed) {
-        const int32_t token =
-            committed < accepted
-                ? spec_tokens.const_data_ptr<int32_t>()[s * (nodes - 1) + verdict.path[static_cast<size_t>(committed) + 1] - 1]
-                : verdict.token;
+        const int64_t next = committed < accepted ? verdict.path[static_cast<size_t>(committed) + 1] : 0;
+        const int32_t token = committed < accepted ? proposals[next - 1] : verdict.token;
         sequence[n + 1 + committed] = token;
         path.mutable_data_ptr<int32_t>()[s * nodes + committed] =
             static_cast<int32_t>(verdict.path[static_cast<size_t>(committed)]);

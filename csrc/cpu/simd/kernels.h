@@ -62,7 +62,8 @@ struct Kernels {
   void (*rms_norm_float)(const float* x, float* residual, const float* weight, float eps, int64_t d, float* y);
   // out[i] = silu(gate[i]) * up[i]
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
-  // The n largest entries in the order (value descending, id ascending), `excluded` left out (-1: none). Returns how many.
+  // The n largest entries in the order (value descending, id ascending), `excluded` (-1: none) and
+  // NaN left out. Returns how many there are.
   int (*largest)(const float* logits, int64_t size, int n, int32_t excluded, Entry* out);
   // out[i] = the probability of entry first + i, logits[i], under `stats` (common/distribution.h).
   void (*probabilities)(const float* logits, const float* stats, int32_t first, int64_t n, float* out);

@@ -35,18 +35,19 @@ void rms_norm_float(const float* x, float* residual, const float* weight, float 
 }
 
 int largest(const float* logits, int64_t size, int n, int32_t excluded, Entry* out) {
+  if (n <= 0) return 0;
   int count = 0;
   // Ids arrive in ascending order, so only a strictly larger value displaces an entry.
   const auto offer = [&](int32_t id) {
     const float value = logits[id];
-    if (id == excluded || !(count < n || value > out[n - 1].value)) return;
+    if (id == excluded || std::isnan(value) || !(count < n || value > out[n - 1].value)) return;
     int place = count < n ? count++ : n - 1;
     for (; place > 0 && value > out[place - 1].value; --place) out[place] = out[place - 1];
     out[place] = {value, id};
   };
   int64_t i = 0;
   for (; i + kBlock <= size; i += kBlock) {
-    if (n > 0 && count == n && !any_greater(load(logits + i), out[n - 1].value)) continue;
+    if (count == n && !any_greater(load(logits + i), out[n - 1].value)) continue;
     for (int lane = 0; lane < kBlock; ++lane) offer(static_cast<int32_t>(i + lane));
   }
   for (; i < size; ++i) offer(static_cast<int32_t>(i));
