@@ -1,0 +1,252 @@
+"""The forward pass's ops against the oracle: every dtype, epilogue, page size, head size and head grouping.
+
+test_isa.py runs this file again under each lower instruction set of the machine.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import reference
+from ops.cases import DTYPES, NAN, PagedKeys, assert_rounds_to, assert_same_bits, generator, i32, ints
+from ssd import ops
+
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
+
+
+# embed, rms_norm, add_rms_norm ---------------------------------------------------------------------------------------------------
+
+
+@dtypes
+@pytest.mark.parametrize("rows, width", [(1, 1), (3, 17), (9, 64), (40, 576), (300, 33)])
+def test_embed_copies_rows(dtype: torch.dtype, rows: int, width: int) -> None:
+    g = generator(rows)
+    table = torch.randn(50, width, generator=g).to(dtype)
+    ids = ints(0, 50, (rows,), g)
+    assert_same_bits(ops.embed(ids, table), reference.embed(ids, table))
+
+
+@dtypes
+def test_embed_reads_row_0_for_ids_outside_the_table(dtype: torch.dtype) -> None:
+    table = torch.randn(5, 8, generator=generator(0)).to(dtype)
+    got = ops.embed(i32([-1, 5, 4, -(2**31), 2**31 - 1]), table)
+    assert_same_bits(got, table[[0, 0, 4, 0, 0]])
+
+
+@dtypes
+@pytest.mark.parametrize("rows, width", [(1, 1), (2, 15), (9, 64), (40, 576), (300, 81)])
+def test_rms_norm(dtype: torch.dtype, rows: int, width: int) -> None:
+    g = generator(width)
+    x = (torch.randn(rows, width, generator=g) * 3).to(dtype)
+    weight = torch.randn(width, generator=g).to(dtype)
+    assert_rounds_to(ops.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
+
+
+@dtypes
+def test_rms_norm_of_zeros_is_zero(dtype: torch.dtype) -> None:
+    weight = torch.ones(24, dtype=dtype)
+    assert_same_bits(ops.rms_norm(torch.zeros(2, 24, dtype=dtype), weight, 1e-6), torch.zeros(2, 24, dtype=dtype))
+
+
+@dtypes
+@pytest.mark.parametrize("rows, width", [(1, 1), (2, 15), (9, 64), (40, 576), (300, 81)])
+def test_add_rms_norm_adds_in_place_and_normalises_the_rounded_sum(dtype: torch.dtype, rows: int, width: int) -> None:
+    g = generator(width + 1)
+    x, residual = (torch.randn(rows, width, generator=g).to(dtype) for _ in range(2))
+    weight = torch.randn(width, generator=g).to(dtype)
+    expected, total = reference.add_rms_norm(x, residual, weight, 1e-5)
+    got = ops.add_rms_norm(x, residual, weight, 1e-5)
+    assert_same_bits(residual, total)
+    assert_rounds_to(got, expected)
+
+
+# linear --------------------------------------------------------------------------------------------------------------------------
+
+LINEAR_SIZES = [  # rows, in, out, bias
+    (1, 1, 2, False),
+    (1, 64, 48, True),
+    (2, 3, 6, True),
+    (3, 31, 34, False),
+    (4, 576, 192, False),
+    (5, 33, 16, True),
+    (6, 130, 18, False),
+    (7, 65, 100, True),
+    (8, 257, 32, False),
+    (9, 96, 62, True),
+    (40, 100, 66, False),
+    (300, 67, 50, True),
+]
+
+
+def assert_linear(dtype: torch.dtype, epilogue: str, rows: int, n_in: int, n_out: int, biased: bool) -> None:
+    g = generator(1000 * rows + n_in)
+    x = torch.randn(rows, n_in, generator=g).to(dtype)
+    weight = (torch.randn(n_out, n_in, generator=g) / n_in**0.5).to(dtype)
+    bias = torch.randn(n_out, generator=g).to(dtype) if biased else None
+    residual = torch.randn(rows, n_out, generator=g).to(dtype) if epilogue == "add" else None
+    got = ops.linear(x, ops.pack_weight(weight, epilogue), n_out, epilogue, bias, residual)
+    assert_rounds_to(got, reference.linear(x, weight, epilogue, bias, residual))
+
+
+@dtypes
+@pytest.mark.parametrize("epilogue", ops.EPILOGUES)
+@pytest.mark.parametrize("rows, n_in, n_out, biased", LINEAR_SIZES)
+def test_linear(dtype: torch.dtype, epilogue: str, rows: int, n_in: int, n_out: int, biased: bool) -> None:
+    assert_linear(dtype, epilogue, rows, n_in, n_out, biased)
+
+
+@dtypes
+@pytest.mark.parametrize("epilogue", ["none", "add", "float32"])
+@pytest.mark.parametrize("rows, n_in, n_out", [(1, 5, 1), (4, 63, 17), (9, 128, 33), (40, 7, 15), (300, 9, 31)])
+def test_linear_with_an_odd_number_of_outputs(dtype: torch.dtype, epilogue: str, rows: int, n_in: int, n_out: int) -> None:
+    assert_linear(dtype, epilogue, rows, n_in, n_out, biased=True)
+
+
+@dtypes
+@pytest.mark.parametrize("half", [1, 5, 16, 17])
+def test_silu_mul_with_any_number_of_gates(dtype: torch.dtype, half: int) -> None:
+    assert_linear(dtype, "silu_mul", 3, 40, 2 * half, biased=True)
+
+
+@dtypes
+def test_linear_keeps_what_is_not_finite_in_its_own_row(dtype: torch.dtype) -> None:
+    g = generator(3)
+    x = torch.randn(6, 37, generator=g).to(dtype)
+    weight = ops.pack_weight(torch.randn(21, 37, generator=g).to(dtype), "none")
+    clean = ops.linear(x, weight, 21)
+    x[2] = NAN
+    spoilt = ops.linear(x, weight, 21)
+    others = [0, 1, 3, 4, 5]
+    assert bool(spoilt[2].isnan().all())
+    assert_same_bits(spoilt[others], clean[others])
+
+
+# rope_store_kv -------------------------------------------------------------------------------------------------------------------
+
+
+def rope_table(positions: int, size: int) -> torch.Tensor:
+    angle = torch.arange(positions)[:, None] * 10000.0 ** (-torch.arange(0, size, 2) / size)
+    return torch.cat([angle.cos(), angle.sin()], dim=1).float()
+
+
+@dtypes
+@pytest.mark.parametrize("normed", [False, True], ids=["plain", "q_norm"])
+@pytest.mark.parametrize(
+    "rows, q_heads, kv_heads, size, page_size",
+    [(1, 3, 1, 64, 16), (5, 4, 4, 80, 1), (9, 8, 2, 128, 64), (40, 9, 3, 64, 1), (300, 2, 1, 16, 64)],
+)
+def test_rope_store_kv_on_strided_views(
+    dtype: torch.dtype, normed: bool, rows: int, q_heads: int, kv_heads: int, size: int, page_size: int
+) -> None:
+    g = generator(rows)
+    qkv = torch.randn(rows, (q_heads + 2 * kv_heads) * size, generator=g).to(dtype)
+    q, k, v = (part.unflatten(1, (-1, size)) for part in qkv.split([q_heads * size, kv_heads * size, kv_heads * size], dim=1))
+    pages = rows // page_size + 4
+    positions = ints(0, 97, (rows,), g)
+    slots = torch.randperm(pages * page_size, generator=g)[:rows].int()
+    k_cache, v_cache = (torch.full((pages, page_size, kv_heads, size), NAN, dtype=dtype) for _ in range(2))
+    norms = [torch.randn(size, generator=g).to(dtype) for _ in range(2)] if normed else [None, None]
+    arguments = (q, k, v, rope_table(97, size), positions, slots, k_cache, v_cache, *norms, 1e-6)
+    expected_q, expected_k, expected_v = reference.rope_store_kv(*arguments)
+    beside = qkv[:, q_heads * size :].clone()
+
+    ops.rope_store_kv(*arguments)
+
+    # With norms bfloat16 is rounded once by a kernel and twice by the oracle: before and after the rotation.
+    atol = 3e-2 if normed and dtype == torch.bfloat16 else 2e-5
+    assert_rounds_to(q.contiguous(), expected_q.contiguous(), atol=atol)
+    assert_same_bits(qkv[:, q_heads * size :], beside)
+    written = slots.long()
+    assert_rounds_to(k_cache.flatten(0, 1)[written], expected_k.flatten(0, 1)[written], atol=atol)
+    assert_same_bits(v_cache, expected_v)
+    assert torch.equal(k_cache.isnan(), expected_k.isnan())
+
+
+# paged_attention -----------------------------------------------------------------------------------------------------------------
+
+# (page size, head size, queries a K/V head, K/V heads): every value of an axis meets every value of each other axis it can
+# disturb; the full product is not worth its time.
+ATTENTION_SHAPES = [
+    (1, 64, 1, 2),
+    (1, 80, 3, 1),
+    (1, 128, 4, 2),
+    (1, 64, 8, 1),
+    (16, 64, 3, 3),
+    (16, 80, 4, 1),
+    (16, 128, 8, 1),
+    (16, 80, 1, 2),
+    (64, 64, 4, 1),
+    (64, 80, 8, 1),
+    (64, 128, 1, 1),
+    (64, 128, 3, 2),
+    (16, 16, 3, 1),
+]
+
+
+def assert_attention(got: torch.Tensor, expected: torch.Tensor) -> None:
+    # bfloat16: a kernel may round softmax weights to the run dtype before they meet the values.
+    assert_rounds_to(got, expected, atol=1e-5 if got.dtype == torch.float32 else 1e-2)
+
+
+@dtypes
+@pytest.mark.parametrize("page_size, size, group, kv_heads", ATTENTION_SHAPES)
+def test_paged_attention(dtype: torch.dtype, page_size: int, size: int, group: int, kv_heads: int) -> None:
+    """Prefixes alone and with suffixes, strided queries, every place that holds no key NaN."""
+    keys = PagedKeys([150, 3, 40], kv_heads, size, page_size, dtype, seed=page_size + size)
+    row_seq = [0, 0, 0, 1, 2, 2, 2, 2]
+    arguments = keys.see(row_seq, [1, 129, 150, 3, 17, 33, 40, 40], suffix=[0, 5, 0, 3, 0, 1, 7, 2])
+    wide = torch.randn(len(row_seq), (group + 2) * kv_heads * size, generator=generator(group)).to(dtype)
+    q = wide[:, : group * kv_heads * size].unflatten(1, (-1, size))
+    expected = reference.paged_attention(q, scale=size**-0.5, **arguments)
+    assert_attention(ops.paged_attention(q, scale=size**-0.5, **arguments), expected)
+
+
+@dtypes
+@pytest.mark.parametrize("rows", [*range(1, 10), 40, 300])
+def test_paged_attention_with_any_number_of_rows(dtype: torch.dtype, rows: int) -> None:
+    keys = PagedKeys([20, 30], 1, 64, 16, dtype, seed=rows)
+    row_seq = [0] * (rows // 2) + [1] * (rows - rows // 2)
+    arguments = keys.see(row_seq, [1 + (7 * row) % 20 for row in range(rows)])
+    q = torch.randn(rows, 3, 64, generator=generator(rows)).to(dtype)
+    assert_attention(ops.paged_attention(q, scale=0.125, **arguments), reference.paged_attention(q, scale=0.125, **arguments))
+
+
+@dtypes
+def test_paged_attention_beyond_the_fine_tiles(dtype: torch.dtype) -> None:
+    keys = PagedKeys([2700], 1, 64, 64, dtype, seed=5)
+    arguments = keys.see([0, 0, 0, 0], [2047, 2049, 2561, 2700], suffix=[0, 0, 3, 1])
+    q = torch.randn(4, 3, 64, generator=generator(5)).to(dtype)
+    assert_attention(ops.paged_attention(q, scale=0.3, **arguments), reference.paged_attention(q, scale=0.3, **arguments))
+
+
+@dtypes
+def test_paged_attention_survives_scores_beyond_the_range_of_exp(dtype: torch.dtype) -> None:
+    keys = PagedKeys([300], 1, 64, 16, dtype, seed=6)
+    arguments = keys.see([0, 0], [300, 140])
+    q = 40 * torch.randn(2, 1, 64, generator=generator(6)).to(dtype)
+    assert_attention(ops.paged_attention(q, scale=1.0, **arguments), reference.paged_attention(q, scale=1.0, **arguments))
+
+
+# move_kv -------------------------------------------------------------------------------------------------------------------------
+
+
+@dtypes
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+@pytest.mark.parametrize(
+    "src, dst",
+    [
+        ([7], [3]),
+        ([5, 9, 11], [4, 5, 6]),  # a place is read before a later move fills it
+        ([3, 4, 5], [4, 5, 6]),  # moves happen in order: 3 ends up everywhere
+        ([-1, 8, 9, 2], [1, -1, 2, 2]),  # negative skips, staying is allowed
+        ([], []),
+    ],
+)
+def test_move_kv(dtype: torch.dtype, page_size: int, src: list[int], dst: list[int]) -> None:
+    pages = -(-16 // page_size)
+    kv = torch.randn(3, 2, pages, page_size, 2, 48, generator=generator(8)).to(dtype)
+    kv[0, 1].flatten(0, 1)[10] = NAN
+    expected = reference.move_kv(kv, i32(src), i32(dst))
+    ops.move_kv(kv, i32(src), i32(dst))
+    assert_same_bits(kv, expected)
