@@ -235,7 +235,7 @@ def verify(
 
     p: [T, V] processed target distributions; q: [T or T−1, V] what the children of each node were drawn from, None for proposals
     that were not drawn (δ). tokens[i − 1] is node i's. A greedy row is a point mass, and needs no case of its own for a chain:
-    a tree's later siblings are compared with the argmax like the first.
+    a tree's later siblings are compared with the argmax like the first. A place that `sample` left empty (token −1) is skipped.
     """
     node, accepted = 0, []
     while True:
@@ -246,6 +246,8 @@ def verify(
         chosen = None
         for sibling, child in enumerate(i for i in range(1, len(parent)) if parent[i] == node):
             token = tokens[child - 1]
+            if token < 0:
+                continue
             if greedy:
                 if float(weight[token]) == 1.0:
                     chosen = child

@@ -1,0 +1,528 @@
+"""The speculation cache and its verification: fork, verify, cache_lookup, against the oracle and by example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import reference
+from ops.cases import (
+    NAN,
+    assert_same_bits,
+    children_of,
+    copied,
+    f32,
+    generator,
+    i32,
+    ints,
+    random_parents,
+    random_sampling,
+    sampling,
+    tree_parents,
+    verify_state,
+)
+from ops.fork_check import assert_fork
+from ssd import ops
+
+# fork ----------------------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    seed=st.integers(0, 2**20),
+    lookahead=st.integers(0, 5),
+    vocabulary=st.sampled_from([1, 2, 7, 64, 501]),
+    budget=st.integers(0, 12),
+    levels=st.sampled_from([1, 3, 1000]),
+)
+def test_fork_guesses_what_the_oracle_guesses(seed: int, lookahead: int, vocabulary: int, budget: int, levels: int) -> None:
+    """Few levels of logits make ties; small vocabularies leave places empty."""
+    assert_fork(torch.ops.ssd.fork, seed, lookahead, vocabulary, budget, levels)
+
+
+@given(seed=st.integers(0, 2**20), levels=st.sampled_from([3, 1000]))
+def test_fork_answers_in_target_ids(seed: int, levels: int) -> None:
+    assert_fork(torch.ops.ssd.fork, seed, 3, 9, 7, levels, trimmed=True)
+
+
+def test_fork_leaves_out_the_drafted_token_where_it_was_drafted() -> None:
+    logits = f32([[[9, 8, 7, 6], [9, 8, 7, 6], [9, 8, 7, 6]]])
+    table = i32([[[0] * 3, [0] * 3, [2, 2, 2]]] * 2)
+    guess, guess_k = ops.fork(logits, i32([[0, 2]]), i32([2]), table, torch.zeros(1, dtype=torch.uint8), 6)
+    assert guess.tolist() == [[1, 2, 0, 1, 0, 1]]  # behind the last drafted token nothing is left out
+    assert guess_k.tolist() == [[0, 0, 1, 1, 2, 2]]
+
+
+def test_fork_ranks_equal_logits_by_the_lower_id() -> None:
+    table = i32([[[0] * 2, [3, 1]]] * 2)
+    guess, _ = ops.fork(torch.zeros(1, 2, 5), i32([[1]]), i32([1]), table, torch.zeros(1, dtype=torch.uint8), 4)
+    assert guess.tolist() == [[0, 2, 3, 0]]
+
+
+def test_fork_takes_the_table_of_a_hit_after_a_hit() -> None:
+    table = i32([[[3, 0], [3, 0]], [[3, 0], [1, 2]]])
+    logits, spec = torch.zeros(2, 2, 6), (i32([[5], [5]]), i32([1, 1]))
+    _, guess_k = ops.fork(logits, *spec, table, torch.tensor([0, 1], dtype=torch.uint8), 3)
+    assert guess_k.tolist() == [[0, 0, 0], [0, 1, 1]]
+
+
+def test_fork_without_an_outcome_to_guess_leaves_places_empty() -> None:
+    table = i32([[[4, 0], [2, 2]]] * 2)
+    guess, guess_k = ops.fork(torch.zeros(1, 2, 2), i32([[1]]), i32([1]), table, torch.zeros(1, dtype=torch.uint8), 4)
+    assert guess.tolist() == [[0, 0, 0, 1]]
+    assert guess_k.tolist() == [[0, -1, 1, 1]]
+
+
+# verify, against the oracle ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Round:
+    """One call of verify and what the oracle says of it."""
+
+    arguments: dict[str, Tensor | None]
+    expected: list[reference.Verdict | None]  # None: a done slot
+
+
+def random_round(
+    seed: int,
+    vocabulary: int,
+    parents: list[list[int]] | None = None,
+    lookahead: int = 3,
+    slots: int = 40,
+    draft_vocabulary: int | None = None,
+    greedy: float = 0.2,
+    undrawn: float = 0.2,
+    parity: int = 0,
+) -> Round:
+    """Random p and q that resemble each other; proposals drawn from q, or (δ) from nothing. Padding and unused q are NaN."""
+    g = generator(seed)
+    chain = parents is None
+    parents = parents or [list(range(-1, lookahead))] * slots
+    slots, nodes = len(parents), len(parents[0])
+    width, addresses = draft_vocabulary or vocabulary, 3
+    id_of = torch.randperm(vocabulary, generator=g)[:width].sort().values
+    draft_id_of = torch.full((vocabulary,), -1, dtype=torch.int32)
+    draft_id_of[id_of] = torch.arange(width, dtype=torch.int32)
+
+    settings = random_sampling(slots, g, greedy)
+    spec_len = ints(0, nodes, (slots,), g)
+    spec_len[: slots // 2] = nodes - 1
+    q_address = ints(0, addresses, (slots,), g)
+    q_address[torch.rand(slots, generator=g) < undrawn] = -1
+    seeds = torch.randint(-(2**63), 2**63 - 1, (slots,), generator=g)
+    length = ints(0, 6, (slots,), g)
+
+    p_logits = 2 * torch.randn(slots, nodes, vocabulary, generator=g)
+    drawn_from = 0.8 * p_logits[:, :, id_of] + 0.8 * torch.randn(slots, nodes, width, generator=g)
+    q_logits = torch.full((slots, 2, addresses, nodes, width), NAN)
+    q_logits[torch.arange(slots), parity, q_address.clamp_min(0).long()] = drawn_from
+    q_logits[q_address < 0] = NAN
+
+    def stats(logits: Tensor) -> Tensor:
+        rows = logits[0, ..., 0].numel()
+        flat = ops.row_stats(logits.flatten(0, -2), *(x.repeat_interleave(rows) for x in settings))
+        return flat.unflatten(0, logits.shape[:-1])
+
+    p_stats, q_stats, drawn_stats = stats(p_logits), stats(q_logits), stats(drawn_from)
+    spec_tokens = torch.full((slots, nodes - 1), 2**30, dtype=torch.int32)
+    expected: list[reference.Verdict | None] = []
+    for s in range(slots):
+        present = int(spec_len[s])
+        parent = parents[s][: present + 1]
+        for node in range(present + 1):
+            if children := children_of(parent, node):
+                at = length[s : s + 1] + 1 + node  # drawn at another position than the real one: the oracle does not mind
+                tokens = ops.sample(
+                    drawn_from[s, node, None], drawn_stats[s, node, None], seeds[s, None], at, len(children), id_of.int()
+                )[0]
+                if q_address[s] < 0:
+                    tokens = torch.randperm(vocabulary, generator=g)[: len(children)].int()
+                spec_tokens[s, [c - 1 for c in children][: len(tokens)]] = tokens
+                spec_tokens[s, [c - 1 for c in children][len(tokens) :]] = -1
+        one = [x[s].item() for x in settings]
+        p = torch.stack([reference.distribution(row, *one) for row in p_logits[s, : present + 1]])
+        q = torch.zeros(present, vocabulary, dtype=torch.float64)
+        for node in range(present):
+            q[node, id_of] = reference.distribution(drawn_from[s, node], *one)
+        expected.append(
+            reference.verify(
+                p, q if q_address[s] >= 0 else None, spec_tokens[s, :present].tolist(), parent, int(seeds[s]), int(length[s])
+            )
+        )
+        p_logits[s, present + 1 :] = NAN
+
+    state = verify_state(slots, 6 + nodes + 1, length, ints(0, vocabulary, (slots,), g), seeds)
+    state["parity"] = i32([parity])
+    table = i32([row[: n + 1] + [0] * (nodes - n - 1) for row, n in zip(parents, spec_len.tolist(), strict=True)])
+    arguments = {
+        "p_logits": p_logits,
+        "p_stats": p_stats,
+        "q_logits": q_logits,
+        "q_stats": q_stats,
+        "q_address": q_address,
+        "draft_id_of": None if draft_vocabulary is None else draft_id_of,
+        "spec_tokens": spec_tokens,
+        "spec_len": spec_len,
+        "parent": None if chain else table,
+        **state,
+    }
+    return Round(arguments, expected)
+
+
+def verify(arguments: dict[str, Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
+    """(path, what the state has become)."""
+    after = copied(arguments)
+    path = torch.ops.ssd.verify(**after)
+    return path, {name: after[name] for name in ("tokens", "length", "last_token", "done", "outcome")}
+
+
+def assert_verdicts(case: Round) -> None:
+    before = case.arguments
+    path, after = verify(before)
+    parity = int(before["parity"])
+    for s, verdict in enumerate(case.expected):
+        n = int(before["length"][s])
+        committed = [int(before["spec_tokens"][s, node - 1]) for node in verdict.accepted] + [verdict.token]
+        nodes = [0, *verdict.accepted]
+        sequence = before["tokens"][s].tolist()
+        sequence[n + 1 : n + 1 + len(committed)] = committed
+        said = {
+            "path": path[s].tolist(),
+            "outcome": after["outcome"][s, parity].tolist(),
+            "tokens": after["tokens"][s].tolist(),
+            "length": int(after["length"][s]),
+            "last_token": int(after["last_token"][s]),
+            "done": int(after["done"][s]),
+        }
+        assert said == {
+            "path": nodes + [-1] * (path.shape[1] - len(nodes)),
+            "outcome": [len(verdict.accepted), verdict.token],
+            "tokens": sequence,
+            "length": n + len(committed),
+            "last_token": committed[-1],
+            "done": 0,
+        }, f"slot {s}"
+
+
+def random_trees(seed: int, slots: int, nodes: int, max_children: int) -> list[list[int]]:
+    g = generator(seed)
+    return [random_parents(nodes, max_children, g) for _ in range(slots)]
+
+
+@pytest.mark.parametrize("parity", [0, 1])
+@pytest.mark.parametrize("vocabulary, lookahead, slots", [(6, 3, 120), (8, 5, 120), (8, 1, 60), (1000, 4, 24)])
+def test_verify_walks_chains_as_the_oracle_does(vocabulary: int, lookahead: int, slots: int, parity: int) -> None:
+    assert_verdicts(random_round(lookahead, vocabulary, lookahead=lookahead, slots=slots, parity=parity))
+
+
+@pytest.mark.parametrize("parity", [0, 1])
+@pytest.mark.parametrize("vocabulary, nodes, max_children, slots", [(7, 9, 3, 120), (8, 16, 5, 80), (1000, 8, 3, 16)])
+def test_verify_walks_trees_as_the_oracle_does(vocabulary: int, nodes: int, max_children: int, slots: int, parity: int) -> None:
+    parents = random_trees(nodes, slots, nodes, max_children)
+    assert_verdicts(random_round(nodes, vocabulary, parents, parity=parity))
+
+
+@pytest.mark.parametrize("tree", [False, True], ids=["chain", "tree"])
+@pytest.mark.parametrize("vocabulary, draft_vocabulary", [(8, 5), (300, 170)])
+def test_verify_maps_target_ids_to_the_draft_s_columns(vocabulary: int, draft_vocabulary: int, tree: bool) -> None:
+    parents = random_trees(5, 40, 8, 3) if tree else None
+    assert_verdicts(random_round(3, vocabulary, parents, draft_vocabulary=draft_vocabulary))
+
+
+@pytest.mark.parametrize("tree", [False, True], ids=["chain", "tree"])
+def test_proposals_that_were_not_drawn_need_no_q(tree: bool) -> None:
+    case = random_round(4, 7, random_trees(6, 80, 8, 3) if tree else None, slots=80, undrawn=1.1)
+    case.arguments["q_logits"] = case.arguments["q_stats"] = None
+    assert_verdicts(case)
+
+
+@pytest.mark.parametrize("tree", [False, True], ids=["chain", "tree"])
+def test_greedy_slots_need_no_q(tree: bool) -> None:
+    case = random_round(5, 7, random_trees(7, 80, 8, 3) if tree else None, slots=80, greedy=1.1, undrawn=0)
+    case.arguments["q_logits"] = case.arguments["q_stats"] = None
+    assert_verdicts(case)
+
+
+@given(seed=st.integers(0, 2**20), lookahead=st.integers(0, 6), vocabulary=st.sampled_from([6, 90]), trimmed=st.booleans())
+def test_a_chain_is_the_tree_with_one_child_a_node(seed: int, lookahead: int, vocabulary: int, trimmed: bool) -> None:
+    chain = random_round(
+        seed, vocabulary, lookahead=lookahead, slots=8, draft_vocabulary=vocabulary - 2 if trimmed else None
+    ).arguments
+    tree = {**chain, "parent": torch.arange(-1, lookahead, dtype=torch.int32).repeat(8, 1)}
+    (chain_path, chain_state), (tree_path, tree_state) = verify(chain), verify(tree)
+    assert_same_bits(tree_path, chain_path)
+    for name, value in chain_state.items():
+        assert_same_bits(tree_state[name], value)
+
+
+def test_verifying_nothing_draws_from_the_target() -> None:
+    """K = 0 is autoregressive decoding."""
+    assert_verdicts(random_round(6, 9, lookahead=0, slots=100))
+
+
+def test_a_place_that_drew_nothing_is_never_accepted() -> None:
+    """Temperature 1 with top_k 2 under a node of four children: two places are empty, and their subtrees with them."""
+    parents = tree_parents((4, 2))
+    g = generator(12)
+    slots, nodes = 60, len(parents)
+    logits = torch.randn(slots, nodes, 6, generator=g)
+    settings = sampling(slots * nodes, 1.0, 2)
+    stats = ops.row_stats(logits.flatten(0, 1), *settings).unflatten(0, (slots, nodes))
+    spec = torch.full((slots, nodes - 1), -1, dtype=torch.int32)
+    spec[:, :2] = logits[:, 0].topk(2).indices.int()  # drawn without replacement: both, in some order
+    state = verify_state(
+        slots, 12, torch.zeros(slots, dtype=torch.int32), torch.zeros(slots, dtype=torch.int32), torch.arange(slots)
+    )
+    arguments = {
+        "p_logits": logits,
+        "p_stats": stats,
+        "q_logits": logits[:, None, None].repeat(1, 2, 1, 1, 1),
+        "q_stats": stats[:, None, None].repeat(1, 2, 1, 1, 1),
+        "q_address": torch.zeros(slots, dtype=torch.int32),
+        "draft_id_of": None,
+        "spec_tokens": spec,
+        "spec_len": torch.full((slots,), nodes - 1, dtype=torch.int32),
+        "parent": i32([parents]).repeat(slots, 1),
+        **state,
+    }
+    path, after = verify(arguments)
+    assert set(path[:, 1].tolist()) <= {1, 2}
+    assert torch.equal(path[:, 2], torch.full((slots,), -1, dtype=torch.int32))
+    assert int(after["tokens"][:, 1].min()) >= 0
+
+
+# verify, by example: greedy slots over ten ids -----------------------------------------------------------------------------------
+
+
+def greedy_round(argmax: list[int], spec: list[int], spec_len: int | None = None, length: int = 4, **changes: Tensor) -> dict:
+    """One slot whose target says argmax[i] behind node i."""
+    nodes = len(argmax)
+    p_logits = torch.nn.functional.one_hot(torch.tensor([argmax]), 10).float()
+    state = verify_state(1, length + nodes + 1, i32([length]), i32([5]), torch.tensor([3]))
+    return {
+        "p_logits": p_logits,
+        "p_stats": ops.row_stats(p_logits[0], *sampling(nodes, 0.0))[None],
+        "q_logits": None,
+        "q_stats": None,
+        "q_address": i32([0]),
+        "draft_id_of": None,
+        "spec_tokens": i32([spec]),
+        "spec_len": i32([len(spec) if spec_len is None else spec_len]),
+        "parent": None,
+        **state,
+        **changes,
+    }
+
+
+def decided(arguments: dict[str, Tensor | None]) -> dict[str, object]:
+    path, after = verify(arguments)
+    n, m = int(arguments["length"]), int(after["length"])
+    untouched = [*range(n + 1), *range(m + 1, after["tokens"].shape[1])]
+    assert torch.equal(after["tokens"][:, untouched], arguments["tokens"][:, untouched])
+    assert int(after["last_token"]) == int(after["tokens"][0, m])
+    return {
+        "committed": after["tokens"][0, n + 1 : m + 1].tolist(),
+        "path": [i for i in path[0].tolist() if i >= 0],
+        "outcome": after["outcome"][0, int(arguments["parity"])].tolist(),
+        "done": bool(after["done"]),
+    }
+
+
+def test_all_accepted_commits_the_bonus_token() -> None:
+    said = decided(greedy_round([1, 2, 3, 4], [1, 2, 3]))
+    assert said == {"committed": [1, 2, 3, 4], "path": [0, 1, 2, 3], "outcome": [3, 4], "done": False}
+
+
+def test_a_rejection_commits_the_recovery_token() -> None:
+    said = decided(greedy_round([1, 9, 3, 4], [1, 2, 3]))
+    assert said == {"committed": [1, 9], "path": [0, 1], "outcome": [1, 9], "done": False}
+
+
+def test_rows_beyond_spec_len_are_padding() -> None:
+    said = decided(greedy_round([1, 2, 3, 4], [1, 2, 3], spec_len=1))
+    assert said == {"committed": [1, 2], "path": [0, 1], "outcome": [1, 2], "done": False}
+
+
+def test_a_greedy_tree_walks_to_the_child_that_equals_the_argmax() -> None:
+    parents = i32([[-1, 0, 0, 0, 2, 2, 4]])
+    said = decided(greedy_round([7, 0, 1, 0, 0, 8, 0], [3, 7, 4, 6, 1, 0], parent=parents))
+    assert said == {"committed": [7, 1, 8], "path": [0, 2, 5], "outcome": [2, 8], "done": False}
+
+
+def test_decoding_ends_at_an_accepted_end_of_sequence() -> None:
+    said = decided(greedy_round([1, 2, 3, 4], [1, 2, 3], eos=i32([2])))
+    assert (said["committed"], said["path"], said["done"]) == ([1, 2], [0, 1], True)
+
+
+def test_decoding_ends_at_a_recovered_end_of_sequence() -> None:
+    said = decided(greedy_round([1, 9, 3, 4], [1, 2, 3], eos=i32([9])))
+    assert (said["committed"], said["done"]) == ([1, 9], True)
+
+
+def test_any_of_several_ids_ends_a_sequence() -> None:
+    said = decided(greedy_round([1, 2, 3, 4], [1, 2, 3], eos=i32([8, 3])))
+    assert (said["committed"], said["done"]) == ([1, 2, 3], True)
+
+
+def test_a_rejected_end_of_sequence_ends_nothing() -> None:
+    said = decided(greedy_round([1, 9, 3, 4], [1, 2, 3], eos=i32([2])))
+    assert (said["committed"], said["done"]) == ([1, 9], False)
+
+
+def test_ignore_eos_decodes_on() -> None:
+    ignore = torch.ones(1, dtype=torch.uint8)
+    said = decided(greedy_round([1, 2, 3, 4], [1, 2, 3], eos=i32([2, 4]), ignore_eos=ignore))
+    assert (said["committed"], said["done"]) == ([1, 2, 3, 4], False)
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 4, 5])
+def test_decoding_ends_at_max_length(room: int) -> None:
+    said = decided(greedy_round([1, 2, 3, 4], [1, 2, 3], length=4, max_length=i32([5 + room])))
+    assert (said["committed"], said["done"]) == ([1, 2, 3, 4][:room], room <= 4)
+
+
+@pytest.mark.parametrize("parity", [0, 1])
+def test_only_this_round_s_half_of_the_outcome_is_written(parity: int) -> None:
+    arguments = greedy_round([1, 2, 3, 4], [1, 2, 3], parity=i32([parity]))
+    _, after = verify(arguments)
+    assert after["outcome"][0, parity].tolist() == [3, 4]
+    assert torch.equal(after["outcome"][0, 1 - parity], arguments["outcome"][0, 1 - parity])
+
+
+def test_a_done_slot_is_left_alone() -> None:
+    arguments = greedy_round([1, 2, 3, 4], [1, 2, 3], done=torch.ones(1, dtype=torch.uint8))
+    path, after = verify(arguments)
+    assert after["outcome"][0, 0].tolist() == [-1, -1]
+    assert path.tolist() == [[-1, -1, -1, -1]]
+    for name in ("tokens", "length", "last_token", "done"):
+        assert torch.equal(after[name], arguments[name])
+
+
+def test_a_tree_fits_where_its_deepest_path_does() -> None:
+    """tokens is max_context + K + 1 wide, K being a tree's depth, not its number of nodes."""
+    parents = i32([[-1, 0, 0, 0, 0, 1]])
+    tokens = torch.full((1, 4 + 2 + 2), -7, dtype=torch.int32)
+    said = decided(greedy_round([1, 2, 0, 0, 0, 3], [1, 4, 5, 6, 2], parent=parents, tokens=tokens))
+    assert said["committed"] == [1, 2, 3]
+
+
+# cache_lookup --------------------------------------------------------------------------------------------------------------------
+
+
+def lookup_arguments(
+    outcome: list[list[int]], guess_k: list[list[int]], guess: list[list[int]], lookahead: int, parity: int = 0
+) -> dict[str, Tensor]:
+    slots, budget = len(outcome), len(guess[0])
+    mailbox = torch.full((slots, 2, 2), -1, dtype=torch.int32)
+    mailbox[:, parity] = i32(outcome)
+    return {
+        "outcome": mailbox,
+        "guess": i32(guess).reshape(slots, budget),
+        "guess_k": i32(guess_k).reshape(slots, budget),
+        "branch_tokens": torch.arange(slots * budget * lookahead, dtype=torch.int32).reshape(slots, budget, lookahead),
+        "length": torch.full((slots,), 20, dtype=torch.int32),
+        "last_token": torch.full((slots,), 6, dtype=torch.int32),
+        "max_length": torch.full((slots,), 1000, dtype=torch.int32),
+        "done": torch.zeros(slots, dtype=torch.uint8),
+        "parity": i32([parity]),
+        "draft_length": torch.full((slots,), -9, dtype=torch.int32),
+        "draft_last_token": torch.full((slots,), -9, dtype=torch.int32),
+        "spec_tokens": torch.full((slots, lookahead), -9, dtype=torch.int32),
+        "spec_len": torch.full((slots,), -9, dtype=torch.int32),
+        "hit": torch.full((slots,), 9, dtype=torch.uint8),
+        "q_address": torch.full((slots,), -9, dtype=torch.int32),
+    }
+
+
+def look_up(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
+    after = {name: value.clone() for name, value in arguments.items()}
+    torch.ops.ssd.cache_lookup(**after)
+    return after
+
+
+def test_a_hit_hands_out_its_branch() -> None:
+    after = look_up(lookup_arguments([[1, 4]], [[0, 1, 1]], [[4, 3, 4]], lookahead=2))
+    assert (int(after["hit"]), int(after["q_address"]), int(after["spec_len"])) == (1, 2, 2)
+    assert after["spec_tokens"].tolist() == [[4, 5]]
+
+
+@pytest.mark.parametrize("outcome", [[0, 3], [1, 5], [2, 4]])
+def test_a_miss_is_handed_to_the_fallback(outcome: list[int]) -> None:
+    after = look_up(lookup_arguments([outcome], [[0, 1, 1]], [[4, 3, 4]], lookahead=2))
+    assert (int(after["hit"]), int(after["q_address"]), int(after["spec_len"])) == (0, 3, 2)
+
+
+def test_an_empty_cache_always_misses() -> None:
+    after = look_up(lookup_arguments([[1, 4], [0, 0]], [[], []], [[], []], lookahead=3))
+    assert after["hit"].tolist() == [0, 0]
+    assert after["q_address"].tolist() == [0, 0]
+    assert after["spec_len"].tolist() == [3, 3]
+
+
+def test_an_empty_place_is_never_hit() -> None:
+    after = look_up(lookup_arguments([[-1, 0]], [[-1, -1]], [[0, 0]], lookahead=2))
+    assert int(after["hit"]) == 0
+
+
+@pytest.mark.parametrize("parity", [0, 1])
+def test_the_outcome_is_read_at_the_parity_which_then_flips(parity: int) -> None:
+    after = look_up(lookup_arguments([[1, 4]], [[1]], [[4]], lookahead=2, parity=parity))
+    assert int(after["hit"]) == 1
+    assert after["parity"].tolist() == [1 - parity]
+
+
+@pytest.mark.parametrize("left, room", [(0, 0), (1, 0), (2, 1), (3, 2), (4, 3), (5, 3)])
+def test_the_speculation_shrinks_at_the_end_of_a_sequence(left: int, room: int) -> None:
+    """With `left` tokens to come a round commits at most that many: one fewer are speculated."""
+    arguments = lookup_arguments([[1, 4]], [[1]], [[4]], lookahead=3)
+    arguments["max_length"] = arguments["length"] + 1 + left
+    assert int(look_up(arguments)["spec_len"]) == room
+
+
+def test_a_done_slot_gets_no_speculation() -> None:
+    arguments = lookup_arguments([[1, 4]], [[1]], [[4]], lookahead=3)
+    arguments["done"][:] = 1
+    after = look_up(arguments)
+    assert (int(after["hit"]), int(after["spec_len"])) == (0, 0)
+
+
+def test_the_draft_s_copy_of_the_state_is_latched() -> None:
+    after = look_up(lookup_arguments([[1, 4], [0, 1]], [[1], [0]], [[4], [2]], lookahead=2))
+    assert torch.equal(after["draft_length"], after["length"])
+    assert torch.equal(after["draft_last_token"], after["last_token"])
+
+
+@given(seed=st.integers(0, 2**20), budget=st.integers(0, 9), lookahead=st.integers(1, 5), parity=st.integers(0, 1))
+def test_cache_lookup_finds_what_the_oracle_finds(seed: int, budget: int, lookahead: int, parity: int) -> None:
+    g = generator(seed)
+    slots = 30
+    outcomes = torch.stack([ints(0, 3, (slots,), g), ints(0, 4, (slots,), g)], dim=1)
+    guess_k, guess = ints(-1, 3, (slots, budget), g), ints(0, 4, (slots, budget), g)
+    arguments = lookup_arguments(outcomes.tolist(), guess_k.tolist(), guess.tolist(), lookahead, parity)
+    arguments["length"], arguments["max_length"] = ints(0, 9, (slots,), g), ints(1, 15, (slots,), g)
+    arguments["done"] = ints(0, 2, (slots,), g).to(torch.uint8)
+    after = look_up(arguments)
+    for s in range(slots):
+        pairs = list(zip(guess_k[s].tolist(), guess[s].tolist(), strict=True))
+        limits = (int(arguments["length"][s]), int(arguments["max_length"][s]), bool(arguments["done"][s]))
+        branch, room = reference.lookup(tuple(outcomes[s].tolist()), pairs, *limits, lookahead)
+        assert int(after["spec_len"][s]) == room
+        assert bool(after["hit"][s]) == (branch >= 0)
+        if branch >= 0:
+            assert int(after["q_address"][s]) == branch
+            assert after["spec_tokens"][s].tolist() == arguments["branch_tokens"][s, branch].tolist()
+        elif not limits[2]:
+            assert int(after["q_address"][s]) == budget
+
+
+# ngram_propose -------------------------------------------------------------------------------------------------------------------
+
+
+def test_ngram_propose_is_not_implemented_yet() -> None:
+    with pytest.raises(NotImplementedError, match="ngram_propose"):
+        ops.ngram_propose(torch.zeros(1, 8, dtype=torch.int32), i32([4]), 3)
