@@ -2,6 +2,9 @@
 import numpy as np
 import numpy.typing as npt
 
+def cpu_isa() -> str:
+    """The instruction set the CPU ops run with on this machine: "portable", "avx2" or "avx512bf16"."""
+
 class PageAllocator:
     """Which pages of a K/V cache are free. Hands out pages 1 .. num_pages - 1; page 0 is the null page."""
 
