@@ -154,9 +154,7 @@ def row_stats(
     return _ssd.row_stats.default(logits, temperature, top_k, top_p, min_p, saguaro_f, saguaro_c)
 
 
-def sample(
-    logits: Tensor, stats: Tensor, seed: Tensor, position: Tensor, m: int = 1, id_of: Tensor | None = None
-) -> Tensor:
+def sample(logits: Tensor, stats: Tensor, seed: Tensor, position: Tensor, m: int = 1, id_of: Tensor | None = None) -> Tensor:
     """Draw m tokens a row without replacement, in drawn order, by an exponential race over counter-based noise (Gumbel top-m).
 
     logits: [R, V] float32; stats: its `row_stats`; seed: [R] int64; position: [R] int32, the position of the token drawn.
@@ -356,9 +354,7 @@ def _(
 
 
 @torch.library.register_fake("ssd::sample")
-def _(
-    logits: Tensor, stats: Tensor, seed: Tensor, position: Tensor, m: int = 1, id_of: Tensor | None = None
-) -> Tensor:
+def _(logits: Tensor, stats: Tensor, seed: Tensor, position: Tensor, m: int = 1, id_of: Tensor | None = None) -> Tensor:
     return logits.new_empty(logits.shape[0], m, dtype=torch.int32)
 
 

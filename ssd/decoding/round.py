@@ -1,0 +1,53 @@
+"""What a round leaves for the host, and how a failing draft is told apart from a failing target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ssd.runtime.trace import Span
+
+
+@dataclass
+class Verification:
+    """p's logits, the row behind each token committed now, and when the verification ran."""
+
+    logits: Tensor  # [n, T, V] float32
+    path: Tensor  # [n, T] int32, −1 beyond the tokens committed
+    span: Span
+
+
+@dataclass
+class LookUp:
+    """Which slots were handed a prepared branch, and when the others were drafted."""
+
+    hits: Tensor  # [n] uint8
+    fallback: Span | None
+
+
+@dataclass
+class Round:
+    """One round: its verification, and what the draft did. `draft` is what prepared a speculation, hidden or not."""
+
+    verification: Verification
+    look_up: LookUp | None = None
+    draft: Span | None = None
+
+
+class DraftFailed(Exception):
+    """The draft raised; no request is lost. `verification` is what the target committed all the same, if it had run."""
+
+    def __init__(self, verification: Verification | None = None) -> None:
+        super().__init__("the draft failed")
+        self.verification = verification
+
+    @classmethod
+    @contextmanager
+    def guard(cls) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise cls from error

@@ -1,0 +1,45 @@
+"""What each mode should reach, from measured times and rates (arXiv 2603.03251, Theorem 7, with one shared memory added).
+
+Times in seconds. T_v and T_d are measured while the other one runs; T_b, a fallback of K draft steps, alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+def expected_tokens(spec_len: int, acceptance: float) -> float:
+    """Tokens a round commits: (1 − α^(L+1)) / (1 − α) for a per-token acceptance α."""
+    if acceptance >= 1:
+        return spec_len + 1.0
+    return float((1 - acceptance ** (spec_len + 1)) / (1 - acceptance))
+
+
+def ar_tokens_per_s(t_verify: float) -> float:
+    """t_verify: a pass of one row."""
+    return 1 / t_verify
+
+
+def sd_tokens_per_s(tokens: float, t_verify: float, t_draft_steps: float) -> float:
+    """tokens: committed a round. t_verify: alone. t_draft_steps: K draft steps."""
+    return tokens / (t_verify + t_draft_steps)
+
+
+@dataclass(frozen=True)
+class SsdModel:
+    """SSD's rounds. p_hit: the chance of a hit, for one sequence. memory_s: least time of a round's reads where both roles share a memory."""
+
+    p_hit: float
+    tokens_hit: float
+    tokens_miss: float
+    t_verify: float
+    t_draft: float
+    t_fallback: float
+    batch: int = 1
+    memory_s: float = 0.0
+
+    def tokens_per_s(self) -> float:
+        """Of one sequence. With the neural fallback a round of a batch is a hit only when all its sequences hit."""
+        round_hit = max(self.t_verify, self.t_draft, self.memory_s)
+        round_s = round_hit + (1 - self.p_hit**self.batch) * self.t_fallback
+        return (self.p_hit * self.tokens_hit + (1 - self.p_hit) * self.tokens_miss) / round_s

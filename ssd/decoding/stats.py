@@ -1,0 +1,102 @@
+"""What a decode cost, sequence by sequence."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from statistics import median
+
+from ssd.decoding.round import Round
+
+
+@dataclass(frozen=True)
+class Stats:
+    """One sequence's decode. Times are medians over its rounds; None where the mode has no such thing.
+
+    rounds: target verifications after prefill. accepted_per_round: draft tokens accepted, the token drawn behind them not counted.
+    acceptance_rate: accepted over proposed. hit_rate: look-ups that found the outcome, the first excluded (nothing was guessed
+    about a prompt). hits_per_k: accepted count → (hits, look-ups). t_draft_ms: extend and branches in "ssd", the K draft steps in
+    "sd"; t_fallback_ms: drafting a miss. hidden_draft_ms: how much of t_draft_ms the verification covered. branches_unused: drafted
+    and not handed out. decode_tokens_per_s excludes the prefill and the first token.
+    """
+
+    mode: str
+    rounds: int
+    accepted_per_round: float
+    acceptance_rate: float | None
+    hit_rate: float | None
+    hits_per_k: dict[int, tuple[int, int]]
+    t_verify_ms: float | None
+    t_draft_ms: float | None
+    t_fallback_ms: float | None
+    hidden_draft_ms: float | None
+    branches_unused: int
+    decode_tokens_per_s: float | None
+    time_to_first_token_s: float
+
+
+def _median(values: list[float]) -> float | None:
+    return median(values) if values else None
+
+
+@dataclass
+class SequenceStats:
+    """Gathers a sequence's stats round by round."""
+
+    arrived: float = field(default_factory=time.perf_counter)
+    first_token: float = 0.0
+    last_token: float = 0.0
+    rounds: int = 0
+    accepted: int = 0
+    proposed: int = 0
+    branches: int = 0
+    last_k: int | None = None
+    per_k: dict[int, list[int]] = field(default_factory=dict)
+    verify_ms: list[float] = field(default_factory=list)
+    draft_ms: list[float] = field(default_factory=list)
+    fallback_ms: list[float] = field(default_factory=list)
+    hidden_ms: list[float] = field(default_factory=list)
+
+    def started(self) -> None:
+        self.first_token = self.last_token = time.perf_counter()
+
+    def add(self, round: Round, *, accepted: int, proposed: int, hit: bool, budget: int) -> None:
+        """One round this sequence was in. budget: branches prepared in it."""
+        verify = round.verification.span
+        self.last_token = time.perf_counter()
+        self.rounds += 1
+        self.accepted += accepted
+        self.proposed += proposed
+        self.verify_ms.append(verify.ms)
+        if round.draft is not None:
+            self.draft_ms.append(round.draft.ms)
+            self.hidden_ms.append(round.draft.overlap_ms(verify))
+        if round.look_up is not None:
+            self.branches += budget
+            if round.look_up.fallback is not None:
+                self.fallback_ms.append(round.look_up.fallback.ms)
+            if self.last_k is not None:
+                hits = self.per_k.setdefault(self.last_k, [0, 0])
+                hits[0] += hit
+                hits[1] += 1
+            self.last_k = accepted
+
+    def summary(self, mode: str, tokens: int) -> Stats:
+        hits = sum(h for h, _ in self.per_k.values())
+        look_ups = sum(n for _, n in self.per_k.values())
+        elapsed = self.last_token - self.first_token
+        return Stats(
+            mode=mode,
+            rounds=self.rounds,
+            accepted_per_round=self.accepted / self.rounds if self.rounds else 0.0,
+            acceptance_rate=self.accepted / self.proposed if self.proposed else None,
+            hit_rate=hits / look_ups if look_ups else None,
+            hits_per_k={k: (h, n) for k, (h, n) in sorted(self.per_k.items())},
+            t_verify_ms=_median(self.verify_ms),
+            t_draft_ms=_median(self.draft_ms),
+            t_fallback_ms=_median(self.fallback_ms),
+            hidden_draft_ms=_median(self.hidden_ms) if mode == "ssd" else None,
+            branches_unused=self.branches - hits,
+            decode_tokens_per_s=(tokens - 1) / elapsed if elapsed > 0 and tokens > 1 else None,
+            time_to_first_token_s=self.first_token - self.arrived,
+        )

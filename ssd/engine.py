@@ -1,0 +1,445 @@
+"""Requests in, tokens out.
+
+An Engine loads a target and its draft once, keeps the device-resident tables, and runs rounds (ssd/decoding) until every request
+is finished: the host admits, reads what a round committed, matches stop strings and retires, and never decides a token.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssd._C import PageAllocator, cpu_isa
+from ssd.config import DtypeName, EngineConfig, FanOut, ModeName, SamplingParams, SpeculationConfig
+from ssd.decoding import fanout
+from ssd.decoding.autoregressive import Autoregressive
+from ssd.decoding.round import DraftFailed, Round, Verification
+from ssd.decoding.speculative import Speculative
+from ssd.decoding.speculator import Speculator
+from ssd.decoding.ssd import SpeculativeSpeculative
+from ssd.decoding.stats import Stats
+from ssd.decoding.verifier import Verifier
+from ssd.errors import CheckpointError, SsdError
+from ssd.models import registry
+from ssd.models.pair import Draft, Progress, load_draft, load_target
+from ssd.models.tokenizer import TextStream
+from ssd.models.transformer import KVCache
+from ssd.runtime.executor import Executor, PacedExecutor
+from ssd.runtime.trace import Trace
+from ssd.runtime.worker import Worker
+from ssd.scheduler import Request, Scheduler
+from ssd.state import DraftState, SequenceState, Speculation
+
+PAGE_SIZE = 16  # tokens
+MEMORY_FRACTION = 0.5  # of the machine's free memory, for K/V on a CPU
+
+Message = Mapping[str, str]
+Prompt = str | Sequence[Message] | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a prompt became.
+
+    token_ids: generated only, the end-of-sequence token included. finish_reason: "eos", "length" or "stop". logprobs: for each token
+    the log-probabilities asked for, by id, the token's own among them; None if none were. degraded: the draft failed, and this was
+    finished without it.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    logprobs: list[dict[int, float]] | None
+    degraded: bool
+    stats: Stats
+
+
+class Stream:
+    """Iterates over pieces of text as tokens are committed; `completion` is there at the end."""
+
+    def __init__(self, pieces: Iterator[str | Completion]) -> None:
+        self._pieces = pieces
+        self.completion: Completion | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self._pieces:
+            if isinstance(piece, Completion):
+                self.completion = piece
+            else:
+                yield piece
+
+
+class Engine:
+    """A target, its draft, and everything their rounds need.
+
+    target: a known model ("smollm2-135m"), a Hugging Face directory, a .gguf file or a hub id. draft: "auto" (the known draft of that
+    target, or none), a model like the target, "self:N" (the target's first N layers), or None. mode: "ar", "sd", "ssd", or "auto".
+    lookahead, budget, fan_out, fallback, saguaro_c, saguaro_f, tree: see `SpeculationConfig`. dtype: "bfloat16", "float32", or "auto":
+    bfloat16 where the machine computes in it. device: "cpu". max_batch: sequences running at once. max_context: tokens of a sequence,
+    prompt and output (None: what the model was trained for). threads, draft_threads: of the target and of SSD's draft (None: all cores,
+    one of them the draft's in "ssd"). pace: (verify_ms, draft_ms), the least time of a forward pass of each model. seed: of requests
+    that bring none. progress: called with the fraction of the loading that is done.
+
+    Raises SsdError (bad arguments) and CheckpointError (a model that cannot be used).
+    """
+
+    def __init__(
+        self,
+        target: str,
+        draft: str | None = "auto",
+        mode: ModeName = "auto",
+        lookahead: int = 4,
+        budget: int = 8,
+        fan_out: FanOut = "geometric",
+        fallback: str = "auto",
+        saguaro_c: float = 1.0,
+        saguaro_f: int | None = None,
+        tree: Sequence[int] | None = None,
+        dtype: DtypeName = "auto",
+        device: str = "auto",
+        max_batch: int = 8,
+        max_context: int | None = None,
+        gpu_memory_utilization: float = 0.9,
+        draft_device: str | None = None,
+        draft_sms: int | None = None,
+        threads: int | None = None,
+        draft_threads: int | None = None,
+        pace: tuple[float, float] | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self.config = EngineConfig(
+            str(target), draft, mode, dtype, device, max_batch, max_context, gpu_memory_utilization, draft_device, draft_sms, threads,
+            draft_threads, pace, seed,
+        )  # fmt: skip
+        self.speculation_config = SpeculationConfig(lookahead, budget, fan_out, fallback, saguaro_c, saguaro_f, tree)
+        draft_name = registry.default_draft(self.config.target) if draft == "auto" else draft
+        asked_mode = self.config.resolve_mode(draft_name is not None)
+        progress = progress or (lambda fraction: None)
+
+        self._device = torch.device("cpu")
+        dtype_name = ("bfloat16" if cpu_isa() == "avx512bf16" else "float32") if dtype == "auto" else dtype
+        self._slack = lookahead + budget * (asked_mode == "ssd")
+        self._lock = threading.Lock()
+        self._failure: str | None = None
+        self.trace = Trace()
+        self._executor = Executor(self.trace) if pace is None else PacedExecutor(self.trace, tuple(pace))
+        self._target = load_target(
+            self.config.target,
+            getattr(torch, dtype_name),
+            self._device,
+            lambda context: self._positions(max_context or context),
+            progress,
+        )
+        self.max_context = max_context or self._target.context
+        if self.max_context > self._target.context:
+            raise SsdError(
+                f"max_context is {max_context}; {self.config.target!r} was trained for {self._target.context} tokens, use at most that."
+            )
+        self._allocate()
+        self._loop = self._build_loop(asked_mode, draft_name)
+
+    # Public ------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def mode(self) -> str:
+        """The mode in use: "ar", "sd" or "ssd"."""
+        return self._loop.mode
+
+    def decode(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None, *, raw: bool = False) -> Any:  # fmt: skip
+        """Decode one prompt, or a list of them together.
+
+        prompts: a str (one user message in the model's chat template, or as it is with raw=True), a list of {"role", "content"}
+        messages, or a list of token ids; a list of those is a batch. params: for all, or one for each.
+        Returns a `Completion`, or a list of them in order. Raises SsdError before anything runs.
+        """
+        single = _is_single(prompts)
+        batch: list[Prompt] = [prompts] if single else list(prompts)  # type: ignore[list-item, arg-type]
+        requests = self._requests(batch, params, raw)
+        for _ in self._run(requests):
+            pass
+        completions = [self._completion(request) for request in requests]
+        return completions[0] if single else completions
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, raw: bool = False) -> Stream:
+        """Decode one prompt, yielding pieces of its text as they are certain. Raises SsdError before anything runs."""
+        (request,) = self._requests([prompt], params, raw)
+
+        def pieces() -> Iterator[str | Completion]:
+            shown = 0
+            for _ in self._run([request]):
+                text = request.certain_text()
+                if len(text) > shown:
+                    yield text[shown:]
+                    shown = len(text)
+            yield self._completion(request)
+
+        return Stream(pieces())
+
+    def close(self) -> None:
+        """Stop the draft's thread. The engine cannot be used afterwards."""
+        self._loop.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # Building ----------------------------------------------------------------------------------------------------------------
+
+    def _positions(self, context: int) -> int:
+        """Rotary positions: a finished slot's stale rows reach a little beyond the context."""
+        return context + 2 * (self.speculation_config.lookahead + 1)
+
+    def _allocate(self) -> None:
+        config, slots, lookahead = self._target.model.config, self.config.max_batch, self.speculation_config.lookahead
+        pages_a_sequence = -(-(self.max_context + lookahead) // PAGE_SIZE)
+        bytes_a_page = (
+            2 * config.num_layers * PAGE_SIZE * config.num_kv_heads * config.head_dim * self._target.model.dtype.itemsize
+        )
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        affordable = int(free * MEMORY_FRACTION / 2) // bytes_a_page  # half for the target, half for a draft as large
+        self._num_pages = 1 + min(slots * pages_a_sequence, affordable)
+        self._state = SequenceState.allocate(
+            slots, self.max_context + lookahead + 1, pages_a_sequence, config.eos_token_ids, self._device
+        )
+        self._cache = KVCache(config, self._num_pages, PAGE_SIZE, self._target.model.dtype, self._device)
+        self._pages = PageAllocator(self._num_pages)
+        self._scheduler = Scheduler(self._state, self._pages, PAGE_SIZE, lookahead)
+
+    def _build_loop(self, mode: str, draft_name: str | None) -> Autoregressive | Speculative | SpeculativeSpeculative:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        draft_threads = self.config.draft_threads or 1
+        self._threads = self.config.threads or (max(1, cores - draft_threads) if mode == "ssd" else cores)
+        if mode != "ar" and draft_name is not None:
+            try:
+                speculator, draft_id_of = self._build_speculator(mode, draft_name)
+                verifier = self._verifier(speculator.speculation, draft_id_of)
+                if mode == "sd":
+                    return Speculative(verifier, speculator)
+                return SpeculativeSpeculative(verifier, speculator, Worker(draft_threads))
+            except (CheckpointError, MemoryError, RuntimeError) as error:  # a draft that cannot be loaded or allocated
+                self._draft_failed(error)
+        return self._autoregressive()
+
+    def _build_speculator(self, mode: str, draft_name: str) -> tuple[Speculator, torch.Tensor | None]:
+        settings, slots = self.speculation_config, self.config.max_batch
+        draft: Draft = load_draft(draft_name, self._target, self._positions(self.max_context), lambda fraction: None)
+        budget = settings.budget if mode == "ssd" else 0
+        scratch_pages = -(-slots * budget * settings.lookahead // PAGE_SIZE)
+        cache = KVCache(draft.model.config, self._num_pages + scratch_pages, PAGE_SIZE, draft.model.dtype, self._device)
+        speculator = Speculator(
+            draft.model,
+            cache,
+            self._state,
+            Speculation.allocate(slots, settings.lookahead, self._device),
+            DraftState.allocate(slots, budget, settings.lookahead, self._num_pages * PAGE_SIZE, self._device),
+            self._executor,
+            fanout.tables(settings.fan_out, settings.lookahead, budget).to(self._device) if budget else None,
+            draft.id_of,
+        )
+        return speculator, draft.draft_id_of
+
+    def _verifier(self, speculation: Speculation, draft_id_of: torch.Tensor | None = None) -> Verifier:
+        return Verifier(self._target.model, self._cache, self._state, speculation, self._executor, draft_id_of)
+
+    def _autoregressive(self) -> Autoregressive:
+        return Autoregressive(self._verifier(Speculation.allocate(self.config.max_batch, 0, self._device)))
+
+    # Running -----------------------------------------------------------------------------------------------------------------
+
+    def _requests(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None, raw: bool
+    ) -> list[Request]:
+        each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
+        if len(each) != len(prompts):
+            raise SsdError(f"there are {len(prompts)} prompts and {len(each)} params; give one for all, or one for each.")
+        return [self._request(prompt, p, index, raw) for index, (prompt, p) in enumerate(zip(prompts, each, strict=True))]
+
+    def _request(self, prompt: Prompt, params: SamplingParams, index: int, raw: bool) -> Request:
+        ids = self._token_ids(prompt, raw)
+        vocabulary = self._target.model.vocab_size
+        if not ids:
+            raise SsdError("the prompt is empty; give at least one token.")
+        for token in ids:
+            if not 0 <= token < vocabulary:
+                raise SsdError(f"the prompt has token id {token}; {self.config.target!r} has ids 0 to {vocabulary - 1}.")
+        if params.stop and self._target.tokenizer is None:
+            raise SsdError(f"stop strings need text, and {self.config.target!r} has no tokenizer; leave stop out.")
+        if len(ids) + params.max_new_tokens > self.max_context:
+            raise SsdError(
+                f"the prompt's {len(ids)} tokens and max_new_tokens={params.max_new_tokens} are over the context of {self.max_context}; "
+                "shorten one of them or raise max_context as far as the model goes."
+            )
+        seed = params.seed if params.seed is not None else int(np.random.SeedSequence([self.config.seed % 2**64, index]).generate_state(1, np.uint64)[0] >> 1)  # fmt: skip
+        stream = TextStream(self._target.tokenizer) if self._target.tokenizer is not None else None
+        request = Request(ids, params, seed, stream)
+        if self._scheduler.pages_for(request) > self._pages.capacity:
+            raise SsdError(
+                f"the prompt and its output need {self._scheduler.pages_for(request)} pages of K/V and memory holds {self._pages.capacity}; "
+                "lower max_new_tokens or free some memory."
+            )
+        return request
+
+    def _token_ids(self, prompt: Prompt, raw: bool) -> list[int]:
+        tokenizer = self._target.tokenizer
+        if not isinstance(prompt, str) and all(isinstance(token, (int, np.integer)) for token in prompt):
+            return [int(token) for token in prompt]  # type: ignore[arg-type, call-overload]
+        if tokenizer is None:
+            raise SsdError(f"{self.config.target!r} has no tokenizer; give prompts as lists of token ids.")
+        if isinstance(prompt, str):
+            if not prompt:
+                return []
+            return tokenizer.encode(prompt) if raw else tokenizer.chat([{"role": "user", "content": prompt}])
+        if not all(
+            isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in prompt
+        ):
+            raise SsdError(
+                "the prompt is neither a string, nor a list of token ids, nor a list of messages with 'role' and 'content'."
+            )
+        return tokenizer.chat(prompt)  # type: ignore[arg-type]
+
+    def _run(self, requests: Sequence[Request]) -> Iterator[None]:
+        """Run rounds until all are finished; yields whenever a request has grown."""
+        if not self._lock.acquire(blocking=False):
+            raise SsdError(
+                "this engine is already decoding; finish or close that stream first, or batch the prompts in one call."
+            )
+        try:
+            for request in requests:
+                self._scheduler.add(request)
+            while self._scheduler.busy:
+                with self._on_target_threads():
+                    self._step()
+                yield
+        finally:
+            for request in requests:
+                self._scheduler.release(request)
+            self._lock.release()
+
+    def _step(self) -> None:
+        """Admit what fits, then run one round of all that runs."""
+        while (request := self._scheduler.admit()) is not None:
+            if request.params.temperature > 0 and not isinstance(self._loop, Autoregressive):
+                speculator = self._loop.speculator
+                speculator.speculation.hold_distributions(speculator.budget, speculator.model.vocab_size)
+            self._collect(request, self._admit(request), 0)
+            request.stats.started()
+        if self._scheduler.running:
+            running = list(self._scheduler.running.items())
+            before = self._state.length.tolist()
+            result = self._round(self._scheduler.batch)
+            for slot, request in running:
+                self._account(request, result, before[slot])
+                self._collect(request, result.verification, slot)
+
+    def _admit(self, request: Request) -> Verification:
+        try:
+            return self._loop.admit(request.slot)
+        except DraftFailed as failure:
+            self._draft_failed(failure.__cause__)
+            self._loop = self._autoregressive()
+            return self._loop.admit(request.slot)
+
+    def _round(self, n: int) -> Round:
+        try:
+            return self._loop.round(n)
+        except DraftFailed as failure:
+            self._draft_failed(failure.__cause__)
+            self._loop.close()
+            self._loop = self._autoregressive()
+            return Round(failure.verification) if failure.verification is not None else self._loop.round(n)
+
+    def _draft_failed(self, error: BaseException | None) -> None:
+        self._failure = f"{type(error).__name__}: {error}"
+        warnings.warn(
+            f"the draft failed ({self._failure}); decoding goes on without it, token by token", RuntimeWarning, stacklevel=2
+        )
+
+    def _account(self, request: Request, result: Round, length_before: int) -> None:
+        slot = request.slot
+        committed = int(self._state.length[slot]) - length_before
+        if isinstance(self._loop, Autoregressive):
+            request.stats.add(result, accepted=0, proposed=0, hit=False, budget=0)
+            return
+        speculator = self._loop.speculator
+        proposed, hit = int(speculator.speculation.length[slot]), bool(speculator.speculation.hit[slot])
+        accepted = min(int(self._state.outcome[slot, int(speculator.speculation.parity), 0]), committed)
+        request.stats.add(result, accepted=accepted, proposed=proposed, hit=hit, budget=speculator.budget)
+
+    def _collect(self, request: Request, verification: Verification, row: int) -> None:
+        """Take what was just committed, and retire the request if that ends it."""
+        slot = request.slot
+        seen, total = len(request.prompt) + len(request.token_ids), int(self._state.length[slot]) + 1
+        taken = len(request.token_ids)
+        request.take(self._state.tokens[slot, seen:total].tolist())
+        if request.params.logprobs:
+            rows = verification.path[row, : len(request.token_ids) - taken].long()
+            request.logprobs += _logprobs(verification.logits[row, rows], request.token_ids[taken:], request.params.logprobs)
+        request.degraded |= self._failure is not None
+        if request.finish_reason is None and int(self._state.done[slot]):
+            ended = request.token_ids[-1] in self._target.model.config.eos_token_ids and not request.params.ignore_eos
+            request.finish("eos" if ended else "length")
+        if request.finish_reason is not None:
+            self._scheduler.release(request)
+
+    def _completion(self, request: Request) -> Completion:
+        return Completion(
+            text=request.text,
+            token_ids=request.token_ids,
+            finish_reason=request.finish_reason or "",
+            logprobs=request.logprobs if request.params.logprobs else None,
+            degraded=request.degraded,
+            stats=request.stats.summary(self.mode, len(request.token_ids)),
+        )
+
+    @contextmanager
+    def _on_target_threads(self) -> Iterator[None]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def decode(prompts: Prompt | Sequence[Prompt], target: str = "smollm2-135m", *, raw: bool = False, **options: Any) -> Any:
+    """Decode with an engine that is loaded at the first call and kept for the next ones with the same options.
+
+    options: `SamplingParams` fields and `Engine` arguments; `seed` is the request's. Returns what `Engine.decode` returns.
+    """
+    sampling = {k: v for k, v in options.items() if k in SamplingParams.__dataclass_fields__}
+    engine_options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if k not in sampling}
+    return _cached_engine(target, tuple(sorted(engine_options.items()))).decode(prompts, SamplingParams(**sampling), raw=raw)
+
+
+@lru_cache(maxsize=1)
+def _cached_engine(target: str, options: tuple[tuple[str, Any], ...]) -> Engine:
+    return Engine(target, **dict(options))
+
+
+def _is_single(prompts: Prompt | Sequence[Prompt]) -> bool:
+    if isinstance(prompts, str):
+        return True
+    if not len(prompts):
+        raise SsdError("there is no prompt; give a string, a list of messages or a list of token ids, or a list of those.")
+    return isinstance(prompts[0], (int, np.integer, Mapping))
+
+
+def _logprobs(logits: torch.Tensor, tokens: list[int], count: int) -> list[dict[int, float]]:
+    """logits: [tokens, V]. For each token its own log-probability and the `count` largest, by id."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    values, ids = logprobs.topk(min(count, logprobs.shape[-1]), dim=-1)
+    rows = zip(tokens, logprobs, ids.tolist(), values.tolist(), strict=True)
+    return [{token: float(row[token]), **dict(zip(top, top_values, strict=True))} for token, row, top, top_values in rows]

@@ -1,0 +1,84 @@
+"""A target and its draft, loaded so that they fit each other: vocabularies checked, padding masked, weights shared where they can be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssd.errors import SsdError
+from ssd.models import registry
+from ssd.models.tokenizer import Tokenizer, check_compatible
+from ssd.models.transformer import Transformer
+from ssd.models.weights import Checkpoint, load_checkpoint
+
+Progress = Callable[[float], None]
+
+_SELF_DRAFT = re.compile(r"self:(\d+)")
+
+
+@dataclass
+class Target:
+    """The target model and what speaks its language. tokenizer: None where its checkpoint has none; prompts are then token ids."""
+
+    name: str
+    model: Transformer
+    tokenizer: Tokenizer | None
+    context: int  # positions it was trained for
+
+
+@dataclass
+class Draft:
+    """A draft model. id_of: [Vd] int32, the target id of each of its columns, and draft_id_of: [V] int32, the column of each target id or
+    −1; both None where its columns are the target's ids (it may have fewer)."""
+
+    model: Transformer
+    id_of: Tensor | None = None
+    draft_id_of: Tensor | None = None
+
+
+def load_target(
+    name: str, dtype: torch.dtype, device: torch.device, places: Callable[[int], int], progress: Progress
+) -> Target:
+    """places: positions to prepare for a model with this context. Raises SsdError, CheckpointError."""
+    checkpoint = load_checkpoint(registry.resolve(name), dtype, progress)
+    model = _transformer(checkpoint, dtype, device, places(checkpoint.config.max_position), _real_ids(checkpoint))
+    return Target(name, model, checkpoint.tokenizer, checkpoint.config.max_position)
+
+
+def load_draft(name: str, target: Target, positions: int, progress: Progress) -> Draft:
+    """name: "self:N", the target's first N layers; or a path, hub id or known model. Raises SsdError, CheckpointError."""
+    layers = target.model.config.num_layers
+    if name.startswith("self:"):
+        match = _SELF_DRAFT.fullmatch(name)
+        if match is None or not 1 <= int(match[1]) <= layers:
+            raise SsdError(f"draft is {name!r}; of {target.name!r} it can be 'self:1' to 'self:{layers}'.")
+        return Draft(target.model.first_layers(int(match[1])))
+    checkpoint = load_checkpoint(registry.resolve(name), target.model.dtype, progress)
+    if target.tokenizer is not None and checkpoint.tokenizer is not None:
+        check_compatible(target.tokenizer, checkpoint.tokenizer)
+    vocabulary, device = target.model.vocab_size, target.model.device
+    if checkpoint.draft_vocab is None:
+        columns = min(vocabulary, _real_ids(checkpoint))
+        return Draft(_transformer(checkpoint, target.model.dtype, device, positions, columns))
+    ids = checkpoint.draft_vocab.to(device)
+    if int(ids[-1]) >= vocabulary:
+        raise SsdError(
+            f"the draft {name!r} proposes id {int(ids[-1])}, but {target.name!r} has {vocabulary}; use the target it was made for."
+        )
+    draft_id_of = torch.full((vocabulary,), -1, dtype=torch.int32, device=device)
+    draft_id_of[ids.long()] = torch.arange(len(ids), dtype=torch.int32, device=device)
+    return Draft(_transformer(checkpoint, target.model.dtype, device, positions, len(ids)), ids, draft_id_of)
+
+
+def _real_ids(checkpoint: Checkpoint) -> int:
+    """Rows of the head that stand for a token; those beyond are padding and must never be drawn."""
+    known = checkpoint.tokenizer.vocab_size if checkpoint.tokenizer is not None else checkpoint.config.vocab_size
+    return min(known, checkpoint.config.vocab_size)
+
+
+def _transformer(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, positions: int, columns: int) -> Transformer:
+    return Transformer.from_tensors(checkpoint.config, checkpoint.tensors, dtype, device, positions, columns)

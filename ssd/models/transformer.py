@@ -1,0 +1,160 @@
+"""One decoder for every family: the sequence of ops that turns rows of tokens into logits.
+
+A forward pass knows nothing of sequences beyond its `Rows`: each row has a token, a position, a place to write its K/V and the
+keys it may see. Prefill, decode, verification of a chain or tree, and the draft's branches differ only in their rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ssd import ops
+from ssd.models.config import ModelConfig
+
+
+@dataclass
+class Rows:
+    """Tokens of a forward pass; rows of one sequence are adjacent. All tensors are int32."""
+
+    ids: Tensor  # [R]
+    positions: Tensor  # [R]
+    kv_slots: Tensor  # [R] where each row's K/V is written
+    row_seq: Tensor  # [R] row of page_table
+    prefix_len: Tensor  # [R] paged keys seen, the row's own among them if it is stored there
+    page_table: Tensor  # [S, P]
+    suffix_slots: Tensor | None = None  # [R, W] further keys seen
+    suffix_len: Tensor | None = None  # [R]
+
+
+class KVCache:
+    """One model's K/V: [layers, 2, pages, page_size, kv_heads, head_dim] in one allocation. Page 0 is the null page."""
+
+    def __init__(self, config: ModelConfig, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (config.num_layers, 2, num_pages, page_size, config.num_kv_heads, config.head_dim)
+        self.kv = torch.empty(shape, dtype=dtype, device=device)
+        self.page_size = page_size
+        self.layers = [(layer[0], layer[1]) for layer in self.kv]
+        self.kv[:, :, 0] = 0  # rows of finished slots read the null page: what they compute is ignored, but it is finite
+
+
+@dataclass
+class _Linear:
+    weight: Tensor  # packed
+    out_features: int
+    epilogue: str
+    bias: Tensor | None = None
+
+    @classmethod
+    def pack(cls, weight: Tensor, epilogue: str = "none", bias: Tensor | None = None) -> _Linear:
+        return cls(ops.pack_weight(weight.contiguous(), epilogue), weight.shape[0], epilogue, bias)
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return ops.linear(x, self.weight, self.out_features, self.epilogue, self.bias, residual)
+
+
+@dataclass
+class _Layer:
+    input_norm: Tensor
+    qkv: _Linear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    attention_out: _Linear
+    mlp_norm: Tensor
+    gate_up: _Linear
+    down: _Linear
+
+
+class Transformer:
+    """A decoder-only transformer of the Llama family: RMSNorm, rotary grouped-query attention, SiLU-gated MLP.
+
+    config: its shape. dtype: the run dtype. vocab_size: columns of its logits (a trimmed draft has fewer than its embedding has
+    rows). Build it with `from_tensors`, or share another's weights with `first_layers`.
+    """
+
+    def __init__(
+        self, config: ModelConfig, table: Tensor, layers: list[_Layer], norm: Tensor, head: _Linear, cos_sin: Tensor
+    ) -> None:
+        self.config = config
+        self.dtype = table.dtype
+        self.device = table.device
+        self.vocab_size = head.out_features
+        self._table = table  # [vocabulary, d]
+        self._layers = layers
+        self._norm = norm
+        self._head = head
+        self._cos_sin = cos_sin  # [positions, head_dim] float32
+        self._scale = config.head_dim**-0.5
+
+    @classmethod
+    def from_tensors(
+        cls,
+        config: ModelConfig,
+        tensors: dict[str, Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+        positions: int,
+        columns: int | None = None,
+    ) -> Transformer:
+        """tensors: by their Hugging Face names; consumed, so that each is freed once it is packed. positions: the longest a sequence
+        gets. columns: rows of the head that are used, for a padded vocabulary (None: all).
+        """
+
+        def take(name: str) -> Tensor:
+            return tensors.pop(name).to(device, dtype)
+
+        def take_bias(*names: str) -> Tensor | None:
+            return torch.cat([take(name) for name in names]) if names[0] in tensors else None
+
+        def layer(i: int) -> _Layer:
+            attention, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
+            qkv = [f"{attention}.{part}_proj" for part in "qkv"]
+            gate_up = [f"{mlp}.gate_proj", f"{mlp}.up_proj"]
+            return _Layer(
+                input_norm=take(f"model.layers.{i}.input_layernorm.weight"),
+                qkv=_Linear.pack(torch.cat([take(f"{p}.weight") for p in qkv]), bias=take_bias(*(f"{p}.bias" for p in qkv))),
+                q_norm=take(f"{attention}.q_norm.weight") if config.qk_norm else None,
+                k_norm=take(f"{attention}.k_norm.weight") if config.qk_norm else None,
+                attention_out=_Linear.pack(take(f"{attention}.o_proj.weight"), "add", take_bias(f"{attention}.o_proj.bias")),
+                mlp_norm=take(f"model.layers.{i}.post_attention_layernorm.weight"),
+                gate_up=_Linear.pack(
+                    torch.cat([take(f"{p}.weight") for p in gate_up]), "silu_mul", take_bias(*(f"{p}.bias" for p in gate_up))
+                ),
+                down=_Linear.pack(take(f"{mlp}.down_proj.weight"), "add", take_bias(f"{mlp}.down_proj.bias")),
+            )
+
+        layers = [layer(i) for i in range(config.num_layers)]
+        table = take("model.embed_tokens.weight").contiguous()
+        head = take("lm_head.weight") if "lm_head.weight" in tensors else table
+        angles = torch.outer(torch.arange(positions, dtype=torch.float64), config.rope_frequencies().double())
+        cos_sin = torch.cat([angles.cos(), angles.sin()], dim=-1).float().to(device)
+        return cls(config, table, layers, take("model.norm.weight"), _Linear.pack(head[:columns], "float32"), cos_sin)
+
+    def first_layers(self, count: int) -> Transformer:
+        """A draft made of this model's first layers, its own norm and its own head; weights are shared, not copied."""
+        config = replace(self.config, num_layers=count)
+        return Transformer(config, self._table, self._layers[:count], self._norm, self._head, self._cos_sin)
+
+    def forward(self, rows: Rows, cache: KVCache) -> Tensor:
+        """Run the rows, write their K/V, and return their normalised hidden states, [R, d]."""
+        config = self.config
+        heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
+        x = ops.embed(rows.ids, self._table)  # [R, d]
+        for layer, (k_cache, v_cache) in zip(self._layers, cache.layers, strict=True):
+            qkv = layer.qkv(ops.rms_norm(x, layer.input_norm, config.rms_norm_eps)).view(-1, heads + 2 * kv_heads, dim)
+            q, k, v = qkv.split_with_sizes((heads, kv_heads, kv_heads), dim=1)
+            ops.rope_store_kv(
+                q, k, v, self._cos_sin, rows.positions, rows.kv_slots, k_cache, v_cache, layer.q_norm, layer.k_norm, config.rms_norm_eps
+            )  # fmt: skip
+            seen = ops.paged_attention(
+                q, k_cache, v_cache, rows.page_table, rows.row_seq, rows.prefix_len, self._scale, rows.suffix_slots, rows.suffix_len
+            )  # fmt: skip
+            x = layer.attention_out(seen.view(-1, heads * dim), x)
+            x = layer.down(layer.gate_up(ops.rms_norm(x, layer.mlp_norm, config.rms_norm_eps)), x)
+        return ops.rms_norm(x, self._norm, config.rms_norm_eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: [R, d]. Returns [R, vocab_size] float32."""
+        return self._head(hidden)

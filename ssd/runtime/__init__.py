@@ -1,0 +1,1 @@
+"""How programs run: executor (eager or paced), worker (the draft's thread), trace (timings, timeline, NVTX)."""

@@ -1,0 +1,90 @@
+"""Timings of every phase of a round: for the stats, for a timeline in Chrome's trace format, and as NVTX ranges of the same names."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+LANES = ("target", "draft")
+
+
+def _nvtx() -> ModuleType | None:
+    try:
+        import nvtx
+    except ImportError:  # only profiling wants it
+        return None
+    return nvtx if nvtx.enabled() else None  # type: ignore[no-any-return, unused-ignore]
+
+
+@dataclass
+class Span:
+    """One phase: seconds of time.perf_counter."""
+
+    lane: str
+    name: str
+    start: float = 0.0
+    end: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ms(self) -> float:
+        return (self.end - self.start) * 1e3
+
+    def overlap_ms(self, other: Span) -> float:
+        return max(0.0, min(self.end, other.end) - max(self.start, other.start)) * 1e3
+
+
+class Trace:
+    """Measures spans; keeps them only when asked to record."""
+
+    def __init__(self) -> None:
+        self._recorded: list[Span] | None = None
+        self._nvtx = _nvtx()
+
+    def record(self) -> None:
+        """Keep every span from now on."""
+        self._recorded = []
+
+    @property
+    def recording(self) -> bool:
+        return self._recorded is not None
+
+    @contextmanager
+    def span(self, lane: str, name: str, **details: Any) -> Iterator[Span]:
+        span = Span(lane, name, details=details)
+        if self._nvtx is not None:
+            self._nvtx.push_range(f"{lane}: {name}")
+        span.start = time.perf_counter()
+        try:
+            yield span
+        finally:
+            span.end = time.perf_counter()
+            if self._nvtx is not None:
+                self._nvtx.pop_range()
+            if self._recorded is not None:
+                self._recorded.append(span)
+
+    def write(self, path: Path) -> None:
+        """Write what was recorded as a JSON file that chrome://tracing and Perfetto open: a target and a draft lane, times in µs."""
+        spans = self._recorded or []
+        origin = min((s.start for s in spans), default=0.0)
+        lanes = [{"name": "thread_name", "ph": "M", "pid": 1, "tid": i, "args": {"name": lane}} for i, lane in enumerate(LANES)]
+        events = [
+            {
+                "name": s.name,
+                "ph": "X",
+                "pid": 1,
+                "tid": LANES.index(s.lane),
+                "ts": (s.start - origin) * 1e6,
+                "dur": (s.end - s.start) * 1e6,
+                "args": s.details,
+            }
+            for s in sorted(spans, key=lambda s: s.start)
+        ]
+        path.write_text(json.dumps({"traceEvents": lanes + events, "displayTimeUnit": "ms"}), encoding="utf-8")

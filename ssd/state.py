@@ -1,0 +1,186 @@
+"""The device-resident tables of the running sequences: one row a sequence slot.
+
+A round is a program over these tables; the host fills a row when a request is admitted and reads tokens and lengths behind the
+rounds. Tables are slot first, and `first(n)` gives the same tables cut to the first n slots: a smaller batch is a smaller
+program. A slot that is free is a slot that is done: its rows write to the null page and append nothing.
+
+Length n means n tokens whose K/V are stored; the last committed token is at position n and not yet stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ssd import ops
+from ssd.config import SamplingParams
+from ssd.models.transformer import Rows
+
+
+class SlotTables:
+    """A dataclass of tensors whose first dimension is the slot, but for the names in `_shared`."""
+
+    _shared: tuple[str, ...] = ()
+
+    def first(self, n: int) -> Self:
+        """The tables of slots 0..n−1, as views."""
+        return self._cut(slice(n))
+
+    def only(self, slot: int) -> Self:
+        """The tables of one slot, as views."""
+        return self._cut(slice(slot, slot + 1))
+
+    def _cut(self, slots: slice) -> Self:
+        tables = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**{k: v if k in self._shared or v is None else v[slots] for k, v in tables.items()})
+
+
+@dataclass
+class SequenceState(SlotTables):
+    """The target's side: what is committed, and how each request draws."""
+
+    tokens: Tensor  # [S, N] int32, prompt and output
+    length: Tensor  # [S] int32
+    last_token: Tensor  # [S] int32
+    max_length: Tensor  # [S] int32, tokens at which the sequence is finished
+    done: Tensor  # [S] uint8
+    page_table: Tensor  # [S, P] int32, of both models
+    outcome: Tensor  # [S, 2, 2] int32, (accepted, next token) by parity
+    seed: Tensor  # [S] int64
+    temperature: Tensor  # [S] float32
+    top_k: Tensor  # [S] int32
+    top_p: Tensor  # [S] float32
+    min_p: Tensor  # [S] float32
+    ignore_eos: Tensor  # [S] uint8
+    eos: Tensor  # [E] int32
+
+    _shared = ("eos",)
+
+    @classmethod
+    def allocate(cls, slots: int, places: int, pages: int, eos: tuple[int, ...], device: torch.device) -> SequenceState:
+        """places: tokens a row holds; pages: K/V pages a row names."""
+
+        def table(*shape: int, dtype: torch.dtype = torch.int32, fill: float = 0) -> Tensor:
+            return torch.full((slots, *shape), fill, dtype=dtype, device=device)
+
+        return cls(
+            tokens=table(places),
+            length=table(),
+            last_token=table(),
+            max_length=table(),
+            done=table(dtype=torch.uint8, fill=1),
+            page_table=table(pages),
+            outcome=table(2, 2, fill=-1),
+            seed=table(dtype=torch.int64),
+            temperature=table(dtype=torch.float32),
+            top_k=table(),
+            top_p=table(dtype=torch.float32, fill=1),
+            min_p=table(dtype=torch.float32),
+            ignore_eos=table(dtype=torch.uint8),
+            eos=torch.tensor(eos, dtype=torch.int32, device=device),
+        )
+
+    def admit(self, slot: int, prompt: list[int], params: SamplingParams, seed: int, max_length: int, pages: Tensor) -> None:
+        """Fill a row for a prompt whose last token is still to be stored: the target's prefill goes on from here."""
+        self.tokens[slot, : len(prompt)] = torch.tensor(prompt, dtype=torch.int32)
+        self.length[slot] = len(prompt) - 1
+        self.last_token[slot] = prompt[-1]
+        self.max_length[slot] = max_length
+        self.page_table[slot, : len(pages)] = pages
+        self.seed[slot] = seed
+        self.temperature[slot] = params.temperature
+        self.top_k[slot] = params.top_k
+        self.top_p[slot] = params.top_p
+        self.min_p[slot] = params.min_p
+        self.ignore_eos[slot] = params.ignore_eos
+        self.done[slot] = 0
+
+    def retire(self, slot: int) -> None:
+        self.done[slot] = 1
+        self.page_table[slot] = 0
+
+    def row_stats(self, logits: Tensor) -> Tensor:
+        """The processed distribution of [n, rows, V] logits, every row of a slot by its own request: [n, rows, STATS]."""
+        n, rows, vocabulary = logits.shape
+        each = [t.repeat_interleave(rows) for t in (self.temperature, self.top_k, self.top_p, self.min_p)]
+        return ops.row_stats(logits.view(n * rows, vocabulary), *each).view(n, rows, ops.STATS)
+
+    def rows(self, ids: Tensor, first_position: Tensor, page_size: int) -> Rows:
+        """Rows of a run of tokens a slot, behind each other from first_position [n] on; ids: [n, T]. Each sees all before it and itself."""
+        n, width = ids.shape
+        positions = first_position[:, None] + torch.arange(width, dtype=torch.int32, device=ids.device)
+        sequence = torch.arange(n, dtype=torch.int32, device=ids.device)
+        page = self.page_table.gather(1, (positions // page_size).long())
+        return Rows(
+            ids=ids.flatten(),
+            positions=positions.flatten(),
+            kv_slots=(page * page_size + positions % page_size).flatten(),
+            row_seq=sequence.repeat_interleave(width),
+            prefix_len=(positions + 1).flatten(),
+            page_table=self.page_table,
+        )
+
+
+@dataclass
+class Speculation(SlotTables):
+    """What the draft hands to the target: up to K tokens a slot, and the distributions they were drawn from."""
+
+    tokens: Tensor  # [S, K] int32
+    length: Tensor  # [S] int32, the tokens that count
+    hit: Tensor  # [S] uint8, whether they came from the speculation cache
+    q_address: Tensor  # [S] int32, where their distributions are: a branch, B the fallback, −1 they were not drawn
+    parity: Tensor  # [1] int32, the half of q and of the outcome mailbox in use
+    q_logits: Tensor | None = None  # [S, 2, B + 1, K, Vd] float32, once a request samples
+    q_stats: Tensor | None = None  # [S, 2, B + 1, K, STATS] float32
+
+    _shared = ("parity",)
+
+    @classmethod
+    def allocate(cls, slots: int, lookahead: int, device: torch.device) -> Speculation:
+        """lookahead 0 is plain autoregressive decoding: nothing is ever proposed."""
+        return cls(
+            tokens=torch.zeros(slots, lookahead, dtype=torch.int32, device=device),
+            length=torch.zeros(slots, dtype=torch.int32, device=device),
+            hit=torch.zeros(slots, dtype=torch.uint8, device=device),
+            q_address=torch.full((slots,), -1, dtype=torch.int32, device=device),
+            parity=torch.zeros(1, dtype=torch.int32, device=device),
+        )
+
+    @property
+    def lookahead(self) -> int:
+        return self.tokens.shape[1]
+
+    def hold_distributions(self, budget: int, vocab_size: int) -> None:
+        """Allocate q, once: greedy decoding never reads it."""
+        if self.q_logits is None:
+            shape = (self.tokens.shape[0], 2, budget + 1, self.lookahead)
+            self.q_logits = torch.empty(*shape, vocab_size, device=self.tokens.device)
+            self.q_stats = torch.empty(*shape, ops.STATS, device=self.tokens.device)
+
+
+@dataclass
+class DraftState(SlotTables):
+    """The draft's own copy of where each sequence stands, latched at a look-up, and the branches it prepares."""
+
+    length: Tensor  # [S] int32
+    last_token: Tensor  # [S] int32
+    guess: Tensor  # [S, B] int32
+    guess_k: Tensor  # [S, B] int32, −1 where there is no guess
+    branch_tokens: Tensor  # [S, B, K] int32
+    scratch: Tensor  # [S, B, K] int32, KV slots of the branches' own tokens
+
+    @classmethod
+    def allocate(cls, slots: int, budget: int, lookahead: int, first_scratch_slot: int, device: torch.device) -> DraftState:
+        branches = (slots, budget, lookahead)
+        places = torch.arange(slots * budget * lookahead, dtype=torch.int32, device=device).view(branches)
+        return cls(
+            length=torch.zeros(slots, dtype=torch.int32, device=device),
+            last_token=torch.zeros(slots, dtype=torch.int32, device=device),
+            guess=torch.zeros(slots, budget, dtype=torch.int32, device=device),
+            guess_k=torch.full((slots, budget), -1, dtype=torch.int32, device=device),
+            branch_tokens=torch.zeros(branches, dtype=torch.int32, device=device),
+            scratch=first_scratch_slot + places,
+        )
