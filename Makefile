@@ -7,13 +7,14 @@ TORCH_SPEC ?= torch==2.13.0
 VENV ?= .venv
 MODEL := smollm2-135m
 
+OUTER := $(or $(shell command -v $(PYTHON)),$(PYTHON))
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -P
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 SOURCES := $(shell find cmake csrc -type f) CMakeLists.txt
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # The outer Python's scripts too: cmake or ninja may be there already.
-export PATH := $(abspath $(BIN)):$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$(PATH)
+export PATH := $(abspath $(BIN)):$(shell $(OUTER) -c 'import sysconfig; print(sysconfig.get_path("scripts"))' 2>/dev/null):$(PATH)
 
 .PHONY: help demo test test-packaging dev check format kernels cuda-ops clean
 
@@ -63,18 +64,18 @@ clean:
 # Set-up, in three stamps: an environment with torch and the build's tools; the package; what tests or developers add.
 
 $(VENV)/ready: pyproject.toml setup.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@$(OUTER) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "ssd needs Python 3.11 or later; choose one with PYTHON=..."; exit 1; }
 	@echo "Setting up $(VENV). What is downloaded, unless it is cached or here already:"
-	@$(PYTHON) -c 'import torch; print("  torch       nothing: the torch", torch.__version__, "of $(PYTHON) is used")' 2>/dev/null || \
+	@$(OUTER) -c 'import torch; print("  torch       nothing: the torch", torch.__version__, "of $(OUTER) is used")' 2>/dev/null || \
 	  echo "  torch       $(TORCH_SPEC): 0.2 GB for a CPU build; a CUDA build brings up to 3 GB"
 	@echo "  packages    0.1 GB: what ssd is built with and runs on (cmake, ninja, numpy, transformers, ..)"
 	@echo "  the model   0.1 GB: SmolLM2-135M, for 'make demo' and 'make test'"
 	@echo "  test tools  0.1 GB at most: for 'make test' only"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || $(OUTER) -m venv $(VENV)
 	@# What the outer Python can import can be imported here, after our own: its torch is not downloaded again.
-	@if $(PYTHON) -c 'import torch' 2>/dev/null; then \
-	  $(PYTHON) -c 'import sys; print(*[p for p in sys.path if p.endswith("-packages")], sep="\n")' \
+	@if $(OUTER) -c 'import torch' 2>/dev/null; then \
+	  $(OUTER) -c 'import sys; print(*[p for p in sys.path if p.endswith("-packages")], sep="\n")' \
 	    > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth; \
 	fi
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) "$(TORCH_SPEC)"

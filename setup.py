@@ -10,12 +10,14 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+OLDEST_TORCH = (2, 11)
 CUDA_ARCHS = "80;90a-real"  # sm_80 with its PTX for later chips, and sm_90a
 
 DEPENDENCIES = [
@@ -32,15 +34,20 @@ DEPENDENCIES = [
 
 
 def find_program(name: str) -> str | None:
-    """An executable on the path or beside the running Python (a virtual environment need not be activated)."""
-    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    """cmake or ninja: the one of its PyPI package, which is a build requirement, else the one on the path."""
+    try:
+        package = import_module(name)
+    except ImportError:
+        return shutil.which(name)
+    folder = getattr(package, "CMAKE_BIN_DIR", None) or getattr(package, "BIN_DIR", None)
+    return shutil.which(name, path=folder) or shutil.which(name)
 
 
 def find_nvcc() -> str | None:
     for variable in ("CUDACXX", "CUDA_HOME", "CUDA_PATH"):
         if value := os.environ.get(variable):
             return shutil.which(value if variable == "CUDACXX" else str(Path(value, "bin", "nvcc")))
-    return find_program("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
 def wants_cuda(choice: str, torch_version: str, torch_cuda: str | None, nvcc: str | None) -> bool:
@@ -117,6 +124,10 @@ def import_torch():  # type: ignore[no-untyped-def]
         import torch
     except ImportError:
         raise SystemExit("ssd is built against an installed torch, and none can be imported; install torch first.") from None
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
+        raise SystemExit(
+            f"ssd needs torch {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} or later; torch {torch.__version__} is installed."
+        )
     return torch
 
 

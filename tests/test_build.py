@@ -56,6 +56,12 @@ def test_importing_under_another_torch_raises_import_error(monkeypatch: pytest.M
         ssd._check.check_torch()
 
 
+def test_building_against_too_old_a_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
+    with pytest.raises(SystemExit, match=r"^ssd needs torch 2\.11 or later; torch 2\.9\.1\+cu128 is installed\.$"):
+        load_setup().import_torch()
+
+
 # CUDA or not -----------------------------------------------------------------------------------------------------------------
 
 
