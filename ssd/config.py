@@ -6,9 +6,9 @@ Everything refused is refused with one sentence that names the value, the limit 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from ssd.errors import SsdError
 
@@ -21,7 +21,7 @@ MAX_LOOKAHEAD = 63  # a verification has at most 64 nodes, the last committed to
 MAX_BUDGET = 256  # branch rows that share one read of the draft's weights
 
 
-def _one_of(name: str, value: object, allowed: Iterable[str]) -> None:
+def _one_of(name: str, value: object, allowed: Collection[str]) -> None:
     if value not in allowed:
         raise SsdError(f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}.")
 
@@ -172,11 +172,15 @@ class EngineConfig:
         _within("seed", self.seed, -(2**63), 2**63 - 1, whole=True)
 
     def resolve_mode(self, has_draft: bool) -> Mode:
-        """ "auto" is "sd" with a draft and "ar" without one, until the engine measures. Raises SsdError for "sd" or "ssd" without a draft."""
+        """What runs: "auto" is "sd" with a draft and "ar" without one, until the engine measures.
+
+        Raises SsdError for "sd" or "ssd" without a draft.
+        """
         if self.mode == "auto":
             return "sd" if has_draft else "ar"
         if self.mode != "ar" and not has_draft:
             raise SsdError(
-                f"mode={self.mode!r} needs a draft and {self.target!r} has none; name one with draft=, for example 'self:2', or use mode='ar'."
+                f"mode={self.mode!r} needs a draft and {self.target!r} has none; name one with draft=, for example 'self:2', "
+                "or use mode='ar'."
             )
-        return cast(Mode, self.mode)
+        return self.mode

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ MEMORY_FRACTION = 0.5  # of the machine's free memory, for K/V on a CPU
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message] | Sequence[int]
+Params = SamplingParams | Sequence[SamplingParams] | None
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Engine:
         self._lock = threading.Lock()
         self._failure: str | None = None
         self.trace = Trace()
-        self._executor = Executor(self.trace) if pace is None else PacedExecutor(self.trace, tuple(pace))
+        self._executor = Executor(self.trace) if pace is None else PacedExecutor(self.trace, pace)
         self._target = load_target(
             self.config.target,
             getattr(torch, dtype_name),
@@ -155,7 +156,13 @@ class Engine:
         """The mode in use: "ar", "sd" or "ssd"."""
         return self._loop.mode
 
-    def decode(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None, *, raw: bool = False) -> Any:  # fmt: skip
+    @overload
+    def decode(self, prompts: Prompt, params: Params = None, *, raw: bool = False) -> Completion: ...  # type: ignore[overload-overlap]
+    @overload
+    def decode(self, prompts: Sequence[Prompt], params: Params = None, *, raw: bool = False) -> list[Completion]: ...
+    def decode(
+        self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, raw: bool = False
+    ) -> Completion | list[Completion]:
         """Decode one prompt, or a list of them together.
 
         prompts: a str (one user message in the model's chat template, or as it is with raw=True), a list of {"role", "content"}
@@ -258,9 +265,7 @@ class Engine:
 
     # Running -----------------------------------------------------------------------------------------------------------------
 
-    def _requests(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None, raw: bool
-    ) -> list[Request]:
+    def _requests(self, prompts: Sequence[Prompt], params: Params, raw: bool) -> list[Request]:
         each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
         if len(each) != len(prompts):
             raise SsdError(f"there are {len(prompts)} prompts and {len(each)} params; give one for all, or one for each.")
@@ -281,20 +286,20 @@ class Engine:
                 f"the prompt's {len(ids)} tokens and max_new_tokens={params.max_new_tokens} are over the context of {self.max_context}; "
                 "shorten one of them or raise max_context as far as the model goes."
             )
-        seed = params.seed if params.seed is not None else int(np.random.SeedSequence([self.config.seed % 2**64, index]).generate_state(1, np.uint64)[0] >> 1)  # fmt: skip
+        seed = params.seed if params.seed is not None else _seed_of(self.config.seed, index)
         stream = TextStream(self._target.tokenizer) if self._target.tokenizer is not None else None
         request = Request(ids, params, seed, stream)
         if self._scheduler.pages_for(request) > self._pages.capacity:
             raise SsdError(
-                f"the prompt and its output need {self._scheduler.pages_for(request)} pages of K/V and memory holds {self._pages.capacity}; "
-                "lower max_new_tokens or free some memory."
+                f"the prompt and its output need {self._scheduler.pages_for(request)} pages of K/V and memory holds "
+                f"{self._pages.capacity}; lower max_new_tokens or free some memory."
             )
         return request
 
     def _token_ids(self, prompt: Prompt, raw: bool) -> list[int]:
         tokenizer = self._target.tokenizer
         if not isinstance(prompt, str) and all(isinstance(token, (int, np.integer)) for token in prompt):
-            return [int(token) for token in prompt]  # type: ignore[arg-type, call-overload]
+            return [int(token) for token in prompt]  # type: ignore[arg-type]
         if tokenizer is None:
             raise SsdError(f"{self.config.target!r} has no tokenizer; give prompts as lists of token ids.")
         if isinstance(prompt, str):
@@ -414,7 +419,13 @@ class Engine:
             torch.set_num_threads(before)
 
 
-def decode(prompts: Prompt | Sequence[Prompt], target: str = "smollm2-135m", *, raw: bool = False, **options: Any) -> Any:
+@overload
+def decode(prompts: Prompt, target: str = ..., *, raw: bool = ..., **options: Any) -> Completion: ...  # type: ignore[overload-overlap]
+@overload
+def decode(prompts: Sequence[Prompt], target: str = ..., *, raw: bool = ..., **options: Any) -> list[Completion]: ...
+def decode(
+    prompts: Prompt | Sequence[Prompt], target: str = "smollm2-135m", *, raw: bool = False, **options: Any
+) -> Completion | list[Completion]:
     """Decode with an engine that is loaded at the first call and kept for the next ones with the same options.
 
     options: `SamplingParams` fields and `Engine` arguments; `seed` is the request's. Returns what `Engine.decode` returns.
@@ -427,6 +438,12 @@ def decode(prompts: Prompt | Sequence[Prompt], target: str = "smollm2-135m", *, 
 @lru_cache(maxsize=1)
 def _cached_engine(target: str, options: tuple[tuple[str, Any], ...]) -> Engine:
     return Engine(target, **dict(options))
+
+
+def _seed_of(engine_seed: int, index: int) -> int:
+    """The seed of a request that brings none: from the engine's and its place in the call."""
+    words = np.random.SeedSequence([engine_seed % 2**64, index]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
 
 
 def _is_single(prompts: Prompt | Sequence[Prompt]) -> bool:

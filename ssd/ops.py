@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssd import _C as _C  # noqa: F401  (loading the extension registers torch.ops.ssd)
+from ssd import _C as _C
 
 STATS = 8
 """Columns of `row_stats`: max, log-sum, cut value, cut id, top value, top id, scale, log C (csrc/common/distribution.h)."""

@@ -105,8 +105,10 @@ class SequenceState(SlotTables):
     def row_stats(self, logits: Tensor) -> Tensor:
         """The processed distribution of [n, rows, V] logits, every row of a slot by its own request: [n, rows, STATS]."""
         n, rows, vocabulary = logits.shape
-        each = [t.repeat_interleave(rows) for t in (self.temperature, self.top_k, self.top_p, self.min_p)]
-        return ops.row_stats(logits.view(n * rows, vocabulary), *each).view(n, rows, ops.STATS)
+        temperature, top_k, top_p, min_p = (
+            each.repeat_interleave(rows) for each in (self.temperature, self.top_k, self.top_p, self.min_p)
+        )
+        return ops.row_stats(logits.reshape(n * rows, vocabulary), temperature, top_k, top_p, min_p).view(n, rows, ops.STATS)
 
     def rows(self, ids: Tensor, first_position: Tensor, page_size: int) -> Rows:
         """Rows of a run of tokens a slot, behind each other from first_position [n] on; ids: [n, T]. Each sees all before it and itself."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ssd.decoding.speculator import Speculator
 from ssd.decoding.round import DraftFailed, Round, Verification
+from ssd.decoding.speculator import Speculator
 from ssd.decoding.verifier import Verifier
 
 

@@ -85,6 +85,7 @@ class Speculator:
                 ids = torch.cat([draft.last_token[:, None], speculation.tokens], dim=1)  # [n, K + 1]
                 z = self._logits(state.rows(ids, draft.length, self.cache.page_size)).view(n, self.lookahead + 1, -1)
             with self._executor.trace.span("draft", "fork"):
+                assert self._fan_out is not None  # there is a cache to fill
                 guess, guess_k = ops.fork(
                     z, speculation.tokens, speculation.length, self._fan_out, speculation.hit, self.budget, self._id_of
                 )

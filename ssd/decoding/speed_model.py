@@ -27,7 +27,11 @@ def sd_tokens_per_s(tokens: float, t_verify: float, t_draft_steps: float) -> flo
 
 @dataclass(frozen=True)
 class SsdModel:
-    """SSD's rounds. p_hit: the chance of a hit, for one sequence. memory_s: least time of a round's reads where both roles share a memory."""
+    """SSD's rounds.
+
+    p_hit: the chance of a hit, for one sequence. tokens_hit, tokens_miss: committed in a round whose speculation came from the cache,
+    or from the fallback. memory_s: the least time of a round's reads where both roles share a memory, (bytes_v + bytes_d) / bandwidth.
+    """
 
     p_hit: float
     tokens_hit: float

@@ -6,8 +6,8 @@ draft    | extend trunk | fork | K branch steps ... |    look up     | extend | 
 
 from __future__ import annotations
 
-from ssd.decoding.speculator import Speculator
 from ssd.decoding.round import DraftFailed, Round, Verification
+from ssd.decoding.speculator import Speculator
 from ssd.decoding.verifier import Verifier
 from ssd.runtime.worker import Worker
 
