@@ -22,6 +22,7 @@ inline void check(const Tensor& t, const char* name, at::ScalarType dtype, std::
     TORCH_CHECK(size < 0 || t.size(i) == size, name, " must have size ", size, " in dimension ", i, ", not ", t.size(i));
     ++i;
   }
+  if (t.numel() == 0) return;
   int64_t expected = 1;
   for (int64_t d = t.dim() - 1; d >= (inner < 0 ? 0 : t.dim() - inner); --d) {
     TORCH_CHECK(t.size(d) <= 1 || t.stride(d) == expected, name, " must be contiguous",

@@ -1,11 +1,11 @@
 // paged_attention: cuts the rows into runs of one sequence and hands (run, K/V head) items to threads. The walk over keys, and
 // why it is row invariant, is in simd/attention.cpp.
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
 #include <vector>
 
+#include "parallel.h"
 #include "run_dtype.h"
 
 namespace ssd {
@@ -64,7 +64,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
 
   Tensor out = at::empty({rows, query_heads, dim}, q.options());
   with_run_dtype(q, [&]<typename T>(T) {
-    at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(items, 1, [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; ++item) {
         const size_t run_index = static_cast<size_t>(item / kv_heads);
         const int64_t first = runs[run_index];

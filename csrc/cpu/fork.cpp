@@ -1,12 +1,12 @@
 // fork: guess the outcomes of the verification under way (arXiv 2603.03251, section 4).
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <vector>
 
 #include "../checks.h"
+#include "parallel.h"
 #include "simd/kernels.h"
 
 namespace ssd {
@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor> fork(const Tensor& logits, const Tensor& spec_tokens,
   Tensor guess_k = at::empty({slots, budget}, spec_len.options());
   const int32_t* ids = pointer_or_null<int32_t>(id_of);
 
-  at::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(slots, 1, [&](int64_t begin, int64_t end) {
     std::vector<Entry> best(static_cast<size_t>(budget));
     for (int64_t s = begin; s < end; ++s) {
       const int64_t length = spec_len.const_data_ptr<int32_t>()[s];

@@ -1,12 +1,11 @@
 // rope_store_kv and move_kv: what writes the paged K/V cache.
 
-#include <ATen/Parallel.h>
-
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <vector>
 
+#include "parallel.h"
 #include "run_dtype.h"
 
 namespace ssd {
@@ -60,7 +59,7 @@ void rope_store_kv(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
                 " places");
   }
   with_run_dtype(q, [&]<typename T>(T) {
-    at::parallel_for(0, rows, kRowsAThread, [&](int64_t begin, int64_t end) {
+    parallel_for(rows, kRowsAThread, [&](int64_t begin, int64_t end) {
       std::vector<T> normalised(static_cast<size_t>(dim));
       const auto place_head = [&](const T* in, const float* cos, const OptionalTensor& norm, T* out) {
         if (norm.has_value()) {

@@ -4,7 +4,6 @@
 // Packed layout, per block of sixteen outputs: bf16 [in / 2, 16, 2], float [in, 16]; sizes padded with zeros. For silu_mul the
 // gate's blocks come first, then the up projection's, and a work item is one block of each.
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
@@ -12,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "parallel.h"
 #include "run_dtype.h"
 
 namespace ssd {
@@ -30,7 +30,7 @@ Epilogue parse_epilogue(std::string_view name) {
 template <typename T>
 void pack(const T* weight, int64_t outputs, int64_t in, int64_t padded_in, T* packed) {
   constexpr int64_t kTogether = sizeof(T) == sizeof(float) ? 1 : 2;  // consecutive inputs of one output side by side
-  at::parallel_for(0, blocks_of(outputs), 8, [&](int64_t begin, int64_t end) {
+  parallel_for(blocks_of(outputs), 8, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin * kBlock; o < std::min(end * kBlock, outputs); ++o) {
       T* block = packed + o / kBlock * kBlock * padded_in;
       for (int64_t k = 0; k < in; ++k)
@@ -119,7 +119,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::
   }
   const int64_t items = gated ? blocks : (blocks + 1) / 2;
   with_run_dtype(x, [&]<typename T>(T) {
-    at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(items, 1, [&](int64_t begin, int64_t end) {
       static thread_local std::vector<float> sums;
       sums.resize(static_cast<size_t>(shape.rows * 2 * kBlock));
       for (int64_t item = begin; item < end; ++item) {

@@ -1,11 +1,11 @@
 // embed, rms_norm and add_rms_norm: one pass over a row each.
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
 #include <cstring>
 
+#include "parallel.h"
 #include "run_dtype.h"
 
 namespace ssd {
@@ -46,7 +46,7 @@ Tensor normalise(const Tensor& x, const OptionalTensor& residual, const Tensor& 
   const int64_t d = x.size(1);
   with_run_dtype(x, [&]<typename T>(T) {
     T* sum = residual.has_value() ? mutable_data<T>(*residual) : nullptr;
-    at::parallel_for(0, x.size(0), kRowsAThread, [&](int64_t begin, int64_t end) {
+    parallel_for(x.size(0), kRowsAThread, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r)
         run(data<T>(x) + r * d, sum != nullptr ? sum + r * d : nullptr, data<T>(weight), static_cast<float>(eps), d,
             mutable_data<T>(y) + r * d);

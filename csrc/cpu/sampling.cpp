@@ -1,6 +1,5 @@
 // row_stats and sample: what a token is drawn from, and drawing it.
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 
@@ -13,6 +12,7 @@
 #include "../checks.h"
 #include "../common/distribution.h"
 #include "../common/philox.h"
+#include "parallel.h"
 #include "simd/kernels.h"
 
 namespace ssd {
@@ -123,7 +123,7 @@ Tensor row_stats(const Tensor& logits, const Tensor& temperature, const Tensor& 
   TORCH_CHECK(saguaro_f >= 0, "saguaro_f must not be negative, not ", saguaro_f);
   Tensor stats = at::empty({rows, kStats}, logits.options());
   float* out = stats.mutable_data_ptr<float>();
-  at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(rows, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(static_cast<size_t>(size));
     for (int64_t r = begin; r < end; ++r) {
       const Processing how{temperature.const_data_ptr<float>()[r], top_p.const_data_ptr<float>()[r],
@@ -148,7 +148,7 @@ Tensor sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, con
   Tensor tokens = at::full({rows, m}, -1, logits.options().dtype(at::kInt));
   int32_t* out = tokens.mutable_data_ptr<int32_t>();
   const int32_t* ids = pointer_or_null<int32_t>(id_of);
-  at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(rows, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> times;
     std::vector<Entry> best(static_cast<size_t>(m));
     for (int64_t r = begin; r < end; ++r) {

@@ -1,7 +1,6 @@
 // verify: the exact walk down a chain or tree of proposals, and the commit of its outcome (section 3 of the method's description;
 // Leviathan et al. 2023, and sampling without replacement for siblings). A chain is the tree with one child a node.
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/full.h>
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 #include "../checks.h"
 #include "../common/distribution.h"
 #include "../common/philox.h"
+#include "parallel.h"
 #include "simd/kernels.h"
 
 namespace ssd {
@@ -190,7 +190,7 @@ Tensor verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTenso
   const int64_t places = tokens.size(1);
 
   Tensor path = at::full({slots, nodes}, -1, spec_len.options());
-  at::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(slots, 1, [&](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s) {
       int32_t* result = outcome.mutable_data_ptr<int32_t>() + (s * 2 + half) * 2;
       result[0] = result[1] = -1;

@@ -1,0 +1,133 @@
+#include "parallel.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace ssd {
+namespace {
+
+constexpr auto kSpin = std::chrono::microseconds(100);  // longer than the host takes between two ops of a pass
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+class Team {
+ public:
+  explicit Team(int threads) : threads_(threads) {
+    for (int i = 1; i < threads; ++i) helpers_.emplace_back([this] { help(); });
+  }
+
+  ~Team() {
+    stopping_.store(true);
+    announce(0);
+    for (std::thread& helper : helpers_) helper.join();
+  }
+
+  int size() const { return threads_; }
+
+  void run(int64_t items, int64_t grain, const RangeFunction& f) {
+    job_.store(&f, std::memory_order_relaxed);
+    items_.store(items, std::memory_order_relaxed);
+    grain_.store(grain, std::memory_order_relaxed);
+    done_.store(0, std::memory_order_relaxed);
+    failure_ = nullptr;
+    announce(items);
+    work();
+    for (int spins = 1; done_.load(std::memory_order_acquire) < items; ++spins) {
+      spins % 1024 == 0 ? std::this_thread::yield() : pause();
+    }
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  // One word holds the number of the job (high half) and how many of its items nobody has claimed (low half). Taking from it
+  // succeeds only while that very job has items left, and then the job stays open, and its fields as they are, until the
+  // taken items are done.
+  static uint32_t job_of(uint64_t ticket) { return static_cast<uint32_t>(ticket >> 32); }
+  static int64_t left_in(uint64_t ticket) { return static_cast<int64_t>(ticket & 0xFFFFFFFFu); }
+
+  void announce(int64_t items) {
+    const uint64_t job = job_of(ticket_.load(std::memory_order_relaxed)) + 1u;
+    ticket_.store(job << 32 | static_cast<uint64_t>(items));
+    if (asleep_.load() > 0) ticket_.notify_all();
+  }
+
+  void work() {
+    uint64_t ticket = ticket_.load(std::memory_order_acquire);
+    while (left_in(ticket) > 0) {
+      const int64_t left = left_in(ticket);
+      // Large claims first, so that few are made; small ones last, so that nobody is waited for long.
+      const int64_t taken = std::min(left, std::max(grain_.load(std::memory_order_relaxed), left / (2 * threads_)));
+      const int64_t begin = items_.load(std::memory_order_relaxed) - left;
+      const RangeFunction* f = job_.load(std::memory_order_relaxed);
+      if (!ticket_.compare_exchange_weak(ticket, ticket - static_cast<uint64_t>(taken), std::memory_order_acq_rel)) continue;
+      try {
+        (*f)(begin, begin + taken);
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(failure_mutex_);
+        if (!failure_) failure_ = std::current_exception();
+      }
+      done_.fetch_add(taken, std::memory_order_acq_rel);
+      ticket = ticket_.load(std::memory_order_acquire);
+    }
+  }
+
+  void help() {
+    uint64_t seen = 0;
+    while (!stopping_.load()) {
+      const auto give_up = std::chrono::steady_clock::now() + kSpin;
+      uint64_t ticket;
+      for (int spins = 1; job_of(ticket = ticket_.load(std::memory_order_acquire)) == job_of(seen); ++spins) {
+        pause();
+        if (spins % 64 == 0 && std::chrono::steady_clock::now() > give_up) {
+          asleep_.fetch_add(1);
+          ticket_.wait(ticket);
+          asleep_.fetch_sub(1);
+        }
+      }
+      work();
+      seen = ticket;
+    }
+  }
+
+  const int threads_;  // the caller's among them
+  std::vector<std::thread> helpers_;
+  alignas(64) std::atomic<uint64_t> ticket_{0};
+  alignas(64) std::atomic<int64_t> done_{0};
+  alignas(64) std::atomic<const RangeFunction*> job_{nullptr};
+  std::atomic<int64_t> items_{0}, grain_{1};
+  std::atomic<int> asleep_{0};
+  std::atomic<bool> stopping_{false};
+  std::exception_ptr failure_;
+  std::mutex failure_mutex_;
+};
+
+}  // namespace
+
+void parallel_for(int64_t items, int64_t grain, RangeFunction f) {
+  if (items <= 0) return;
+  const int threads = at::get_num_threads();
+  const int64_t ranges = (items + grain - 1) / grain;
+  if (threads <= 1 || ranges <= 1) return f(0, items);
+  static thread_local std::unique_ptr<Team> team;
+  if (team == nullptr || team->size() != threads) {
+    team.reset();
+    team = std::make_unique<Team>(threads);
+  }
+  team->run(items, grain, f);
+}
+
+}  // namespace ssd
