@@ -1,0 +1,218 @@
+"""Text to token ids and back: transformers' fast tokenizer, read from a directory or built from a GGUF file's vocabulary.
+
+Also here: text while it is still growing (TextStream), and whether a draft speaks its target's language (check_compatible).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+from transformers import PreTrainedTokenizerFast
+
+from ssd.errors import CheckpointError, SsdError, one_line
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+_CONTROL, _USER_DEFINED = 3, 4  # GGUF's token types
+
+# How text is cut before the merges, from each model's own tokenizer.json.
+_LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2_SPLIT = _LLAMA3_SPLIT.replace("{1,3}", "")
+
+_QUIET = {"verbose": False}  # a prompt over the context is refused in our own words
+
+_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+class Tokenizer:
+    """A model's tokenizer.
+
+    eos_token_ids: the ids that end a text by the tokenizer's own account; a configuration may name more.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        end = tokenizer.eos_token_id
+        self.eos_token_ids: tuple[int, ...] = () if end is None else (int(end),)
+
+    @classmethod
+    def from_directory(cls, path: Path) -> Tokenizer | None:
+        """The tokenizer beside a Hugging Face checkpoint, or None where there is none. Raises CheckpointError."""
+        if not any((path / name).is_file() for name in _FILES):
+            return None
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        except Exception as error:  # every backend raises its own types
+            raise CheckpointError(
+                f"the tokenizer in {path} cannot be read: {one_line(error)}; fetch the checkpoint again"
+            ) from error
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise CheckpointError(f"the tokenizer in {path} has no tokenizer.json; save it with transformers' fast tokenizer")
+        return cls(tokenizer)
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer | None:
+        """The byte-level BPE tokenizer that a GGUF file's tokenizer.* keys describe, or None without them. Raises CheckpointError."""
+
+        def value(key: str, default: Any = None) -> Any:
+            return metadata.get(f"tokenizer.ggml.{key}", default)
+
+        model, pre = value("model"), value("pre", "default")
+        if model is None:
+            return None
+        if model != "gpt2" or pre not in _PRE_TOKENIZERS:
+            raise CheckpointError(
+                f"the GGUF file's tokenizer is {model!r} with pre-tokenizer {pre!r}; supported is 'gpt2' with "
+                f"{', '.join(_PRE_TOKENIZERS)}"
+            )
+        tokens, types = value("tokens", []), value("token_type", [])
+        try:
+            bpe = models.BPE(
+                vocab={token: index for index, token in enumerate(tokens)},
+                merges=[tuple(merge.split(" ")) for merge in value("merges", [])],
+                ignore_merges=pre in _LLAMA3,
+            )
+        except Exception as error:  # tokenizers raises Exception itself
+            raise CheckpointError(f"the GGUF file's vocabulary cannot be used: {one_line(error)}; convert it again") from error
+        backend = Backend(bpe)
+        backend.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[pre])
+        backend.decoder = decoders.ByteLevel()
+        if pre == "qwen2":
+            backend.normalizer = normalizers.NFC()
+        typed = list(zip(tokens, types, strict=False))
+        backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token, t in typed if t == _CONTROL])
+        backend.add_tokens([AddedToken(token, normalized=False) for token, t in typed if t == _USER_DEFINED])
+
+        named = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+        ids = {name: value(f"{key}_token_id") for name, key in named.items()}
+        return cls(
+            PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+                tokenizer_object=backend,
+                add_bos_token=ids["bos_token"] is not None and bool(value("add_bos_token", pre in _LLAMA3)),
+                chat_template=metadata.get("tokenizer.chat_template"),
+                **{name: tokens[index] for name, index in ids.items() if index is not None and index < len(tokens)},
+            )
+        )
+
+    @cached_property
+    def _tokens(self) -> list[str | None]:
+        """The token of each id; None in the holes."""
+        vocabulary = self._tokenizer.get_vocab()
+        tokens: list[str | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
+        for token, index in vocabulary.items():
+            tokens[index] = token
+        return tokens
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids: one more than the largest."""
+        return len(self._tokens)
+
+    def token_of(self, token_id: int) -> str | None:
+        """The token as the vocabulary spells it, or None where the id has none."""
+        return self._tokens[token_id] if 0 <= token_id < len(self._tokens) else None
+
+    def is_visible(self, token_id: int) -> bool:
+        """Whether `decode` shows this token: it exists and is no special one."""
+        return self.token_of(token_id) is not None and token_id not in self._special_ids
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of raw text, behind a beginning-of-text token where the model's own tokenizer puts one."""
+        return list(self._tokenizer.encode(text, **_QUIET))
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The ids of a conversation of {"role", "content"} messages, up to where the assistant answers.
+
+        Raises SsdError where the model has no chat template, or where the template refuses the messages.
+        """
+        if not self._tokenizer.chat_template:
+            raise SsdError("this model has no chat template; pass raw=True to give it the prompt as plain text")
+        try:
+            ids = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages], add_generation_prompt=True, return_dict=False, tokenizer_kwargs=_QUIET
+            )
+        except TemplateError as error:
+            raise SsdError(f"the model's chat template refuses these messages: {one_line(error)}") from error
+        return list(ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+class TextStream:
+    """The text of ids that arrive a few at a time: all that `push` and `flush` return is, joined, `decode` of all the ids.
+
+    A character may be spread over several tokens, and the byte tokens of a SentencePiece vocabulary decide together what they
+    spell. Such tokens are held back until the text can no longer change. Decoding starts at the last token before them, so that
+    a push costs the same however long the text is.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []  # the last settled token, and those held back
+        self._settled = 0  # characters of the first of them, already returned
+
+    def push(self, ids: Iterable[int]) -> str:
+        """Take further ids; return the text that has become certain."""
+        return "".join(self._push(token_id) for token_id in ids if self._tokenizer.is_visible(token_id))
+
+    def flush(self) -> str:
+        """The text still held back, at the end of the ids."""
+        text = self._tokenizer.decode(self._ids)[self._settled :]
+        self._ids, self._settled = [], 0
+        return text
+
+    def _push(self, token_id: int) -> str:
+        self._ids.append(token_id)
+        text = self._tokenizer.decode(self._ids)
+        if text.endswith("\N{REPLACEMENT CHARACTER}") or _BYTE_PIECE.fullmatch(self._tokenizer.token_of(token_id) or ""):
+            return ""
+        piece = text[self._settled :]
+        self._ids, self._settled = [token_id], len(self._tokenizer.decode([token_id]))
+        return piece
+
+
+def check_compatible(target: Tokenizer, draft: Tokenizer) -> None:
+    """Raise SsdError unless target and draft mean the same token by every id that both have."""
+    for token_id in range(min(target.vocab_size, draft.vocab_size)):
+        ours, theirs = target.token_of(token_id), draft.token_of(token_id)
+        if ours is not None and theirs is not None and ours != theirs:
+            raise SsdError(
+                f"the draft's tokenizer does not fit the target's: id {token_id} is {ours!r} for the target and {theirs!r} for the "
+                "draft; use a draft with the target's tokenizer"
+            )
+
+
+def _split(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
+    return [
+        pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+
+
+_GPT2: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")  # these also look a whole word up before merging, and begin with a BOS
+
+_PRE_TOKENIZERS: dict[str, list[pre_tokenizers.PreTokenizer]] = {
+    "default": _GPT2,
+    "gpt-2": _GPT2,
+    "smollm": [pre_tokenizers.Digits(individual_digits=True), *_GPT2],
+    "qwen2": _split(_QWEN2_SPLIT),
+    **dict.fromkeys(_LLAMA3, _split(_LLAMA3_SPLIT)),
+}
