@@ -1,0 +1,198 @@
+"""Loading a checkpoint: a Hugging Face directory with safetensors, or a GGUF file.
+
+The set of tensors and every shape are checked against the configuration before the first weight is read, so that a
+checkpoint either loads whole or is refused with a sentence that names the tensor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ssd.errors import CheckpointError, one_line
+from ssd.models.config import ModelConfig
+from ssd.models.gguf import GGUFFile
+from ssd.models.tokenizer import Tokenizer
+
+DRAFT_VOCAB = "draft_vocab"
+LM_HEAD = "lm_head.weight"
+
+_DTYPES = {"F64", "F32", "F16", "BF16"}
+_DRAFT_VOCAB_DTYPES = {"I32", "I64"}
+
+
+@dataclass
+class Checkpoint:
+    """A model in memory.
+
+    tensors: by their Hugging Face names ("model.layers.0.self_attn.q_proj.weight"), contiguous, in the asked dtype, exactly those
+    of `expected_tensors`; lm_head.weight is absent where the embeddings are tied. draft_vocab: [Vd] int32, the target id of each
+    row of a draft's trimmed lm_head, ascending; None where the vocabulary is whole. tokenizer: None where the directory has none.
+    """
+
+    config: ModelConfig
+    tensors: dict[str, Tensor]
+    draft_vocab: Tensor | None
+    tokenizer: Tokenizer | None
+    name: str
+    path: Path
+
+
+def expected_tensors(config: ModelConfig, draft_vocab_size: int | None = None) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every weight of a model with this configuration. draft_vocab_size: rows of a trimmed lm_head."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    linears = {  # name: (out, in, has a bias)
+        "self_attn.q_proj": (q_size, hidden, config.attention_bias),
+        "self_attn.k_proj": (kv_size, hidden, config.attention_bias),
+        "self_attn.v_proj": (kv_size, hidden, config.attention_bias),
+        "self_attn.o_proj": (hidden, q_size, config.attention_output_bias),
+        "mlp.gate_proj": (inner, hidden, config.mlp_bias),
+        "mlp.up_proj": (inner, hidden, config.mlp_bias),
+        "mlp.down_proj": (hidden, inner, config.mlp_bias),
+    }
+    norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+    if config.qk_norm:
+        norms |= {"self_attn.q_norm": config.head_dim, "self_attn.k_norm": config.head_dim}
+    for layer in (f"model.layers.{index}" for index in range(config.num_layers)):
+        for name, (out_size, in_size, has_bias) in linears.items():
+            shapes[f"{layer}.{name}.weight"] = (out_size, in_size)
+            if has_bias:
+                shapes[f"{layer}.{name}.bias"] = (out_size,)
+        for name, size in norms.items():
+            shapes[f"{layer}.{name}.weight"] = (size,)
+    shapes["model.norm.weight"] = (hidden,)
+    if not config.tie_embeddings:
+        shapes[LM_HEAD] = (draft_vocab_size or config.vocab_size, hidden)
+    return shapes
+
+
+def load_checkpoint(path: Path, dtype: torch.dtype, progress: Callable[[float], None] | None = None) -> Checkpoint:
+    """Load a Hugging Face directory (config.json with model.safetensors, whole or sharded) or a .gguf file.
+
+    dtype: of the weights in memory, whatever they are stored as. progress: called with the fraction that is loaded, 0 to 1.
+    The end-of-text ids are those of the configuration and the tokenizer's own. Raises CheckpointError.
+    """
+    progress = progress or (lambda fraction: None)
+    if path.is_dir():
+        checkpoint = _load_directory(path, dtype, progress)
+    elif path.suffix == ".gguf":
+        checkpoint = _load_gguf(path, dtype, progress)
+    else:
+        raise CheckpointError(f"{path} is neither a directory nor a .gguf file; give a Hugging Face checkpoint or a GGUF file")
+    if checkpoint.tokenizer is not None:
+        ends = dict.fromkeys((*checkpoint.config.eos_token_ids, *checkpoint.tokenizer.eos_token_ids))
+        checkpoint.config = replace(checkpoint.config, eos_token_ids=tuple(ends))
+    progress(1.0)
+    return checkpoint
+
+
+def _load_gguf(path: Path, dtype: torch.dtype, progress: Callable[[float], None]) -> Checkpoint:
+    file = GGUFFile(path)
+    config = ModelConfig.from_gguf_metadata(file.metadata, file.tensor_names, file.frequency_factors)
+    _check(path, file.shapes, expected_tensors(config))
+    tokenizer = Tokenizer.from_gguf(file.metadata)
+    tensors = file.tensors(dtype, config.num_heads, config.num_kv_heads, progress)
+    return Checkpoint(config, tensors, None, tokenizer, path.stem, path)
+
+
+def _load_directory(path: Path, dtype: torch.dtype, progress: Callable[[float], None]) -> Checkpoint:
+    config = ModelConfig.from_directory(path)
+    shapes: dict[str, tuple[int, ...]] = {}
+    home: dict[str, Path] = {}
+    for file in _safetensors_files(path):
+        for name, shape in _read_shapes(file).items():
+            if not name.endswith("rotary_emb.inv_freq"):  # a buffer that old checkpoints carry; computed here
+                shapes[name], home[name] = shape, file
+    draft_vocab_shape = shapes.pop(DRAFT_VOCAB, None)
+    if draft_vocab_shape is not None and config.tie_embeddings:
+        raise CheckpointError(
+            f"{path} has a draft_vocab, so it needs an lm_head.weight of its own; set tie_word_embeddings to false in its config.json"
+        )
+    repeated_head = config.tie_embeddings and LM_HEAD in shapes  # some tied checkpoints store the embedding twice
+    expected = expected_tensors(config, draft_vocab_shape[0] if draft_vocab_shape else None)
+    _check(path, shapes, expected | ({LM_HEAD: expected["model.embed_tokens.weight"]} if repeated_head else {}))
+
+    tensors: dict[str, Tensor] = {}
+    for file in dict.fromkeys(home.values()):
+        with safe_open(file, framework="pt") as handle:
+            for name in (name for name, its_file in home.items() if its_file == file):
+                tensor = handle.get_tensor(name)
+                # A copy even in the same dtype: it is aligned, and survives the file being replaced.
+                tensors[name] = tensor.to(torch.int32 if name == DRAFT_VOCAB else dtype, copy=True)
+                progress(len(tensors) / len(home))
+    if repeated_head and not torch.equal(tensors.pop(LM_HEAD), tensors["model.embed_tokens.weight"]):
+        raise CheckpointError(
+            f"{path} ties its embeddings but has another lm_head.weight; set tie_word_embeddings to false in its config.json"
+        )
+    draft_vocab = tensors.pop(DRAFT_VOCAB, None)
+    if draft_vocab is not None:
+        _check_draft_vocab(path, draft_vocab, config.vocab_size)
+    return Checkpoint(config, tensors, draft_vocab, Tokenizer.from_directory(path), path.resolve().name, path)
+
+
+def _safetensors_files(path: Path) -> list[Path]:
+    index = path / "model.safetensors.index.json"
+    if not index.is_file():
+        whole = path / "model.safetensors"
+        if not whole.is_file():
+            raise CheckpointError(f"{path} has no model.safetensors; convert its weights to safetensors, or give a GGUF file")
+        return [whole]
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is not an index of safetensors shards; fetch it again") from error
+    for name in names:
+        if not (path / name).is_file():
+            raise CheckpointError(f"{path} lacks the shard {name}; fetch the checkpoint again")
+    return [path / name for name in names]
+
+
+def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in the file, from its header alone."""
+    shapes = {}
+    try:
+        with safe_open(file, framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118  (not a mapping)
+                view = handle.get_slice(name)
+                stored, allowed = view.get_dtype(), _DRAFT_VOCAB_DTYPES if name == DRAFT_VOCAB else _DTYPES
+                if stored not in allowed:
+                    raise CheckpointError(
+                        f"{file} stores {name} as {stored}; the supported types are {', '.join(sorted(allowed))}"
+                    )
+                shapes[name] = tuple(view.get_shape())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} is not a whole safetensors file ({one_line(error)}); it may be truncated, so fetch it again"
+        ) from error
+    return shapes
+
+
+def _check(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    for problem, names in (("lacks", expected.keys() - found.keys()), ("has the surplus", found.keys() - expected.keys())):
+        if names:
+            raise CheckpointError(f"{path} {problem} {_some(names)}; it is not the model its configuration describes")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise CheckpointError(
+                f"{path} has {name} of shape {list(found[name])}, but its configuration asks for {list(shape)}"
+            )
+
+
+def _some(names: Iterable[str]) -> str:
+    first, *others = sorted(names)
+    return f"tensor {first}" + (f" and {len(others)} more" if others else "")
+
+
+def _check_draft_vocab(path: Path, ids: Tensor, vocab_size: int) -> None:
+    if ids.dim() != 1 or not len(ids) or ids[0] < 0 or ids[-1] >= vocab_size or not bool((ids.diff() > 0).all()):
+        raise CheckpointError(
+            f"{path} has a draft_vocab that is not a list of ascending ids below {vocab_size}; write it again"
+        )
