@@ -1,0 +1,105 @@
+"""Kernels broken on purpose: the real sources with one text replaced each, compiled as ops of a namespace of their own.
+
+A check that passes on a mutant does not check what it says. Where a kernel is reworded, MUTATIONS follows; the build fails until
+every old text is found exactly once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.cpp_extension import include_paths, library_paths
+
+CSRC = Path(__file__).parents[2] / "csrc"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    source: str  # under csrc/
+    old: str
+    new: str
+
+
+MUTATIONS = {
+    # A miss compared greedily with the target's argmax, at any temperature.
+    "greedy_miss": Mutation(
+        "cpu/verify.cpp",
+        "accepts(u, left.target(token), left.draft(token))",
+        "walk.q_logits == nullptr ? walk.p_logits[node * walk.vocabulary + token] == p_stats[kMax]"
+        " : accepts(u, left.target(token), left.draft(token))",
+    ),
+    # The draft and the verifier share a stream of random numbers.
+    "shared_stream": Mutation("cpu/verify.cpp", "Purpose::kResample", "Purpose::kDraft"),
+    # All siblings are tried with one uniform.
+    "shared_uniform": Mutation("cpu/verify.cpp", "Purpose::kAccept, sibling, 0", "Purpose::kAccept, 0, 0"),
+    # What a rejected sibling leaves of p is not renormalised.
+    "residual_not_renormalised": Mutation("cpu/verify.cpp", "if (normalise(rest)) p_ =", "p_ ="),
+    # What a rejected sibling leaves of q is not renormalised.
+    "proposal_not_renormalised": Mutation("cpu/verify.cpp", "normalise(q_);", ""),
+    # fork guesses the drafted token too.
+    "drafted_token_not_excluded": Mutation(
+        "cpu/fork.cpp", "k < length ? spec_tokens.const_data_ptr<int32_t>()[s * lookahead + k] : -1", "-1"
+    ),
+}
+
+# What fork and verify call: the portable inner loops, on one thread.
+KERNELS = """
+#define SSD_ISA portable
+#include "simd/vocabulary.cpp"
+#include "parallel.h"
+namespace ssd {
+void parallel_for(int64_t items, int64_t, RangeFunction f) { f(0, items); }
+const Kernels& kernels() {
+  static const Kernels table = [] {
+    Kernels some{};
+    some.name = "portable";
+    some.largest = portable::largest;
+    some.probabilities = portable::probabilities;
+    some.race_times = portable::race_times;
+    some.sum = portable::sum;
+    return some;
+  }();
+  return table;
+}
+}  // namespace ssd
+"""
+
+
+def compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")
+
+
+def replaced(text: str, old: str, new: str, where: str) -> str:
+    assert text.count(old) == 1, f"{where} holds {old!r} {text.count(old)} times, not once: bring ops/mutants.py into step"
+    return text.replace(old, new)
+
+
+def mutant_source(name: str) -> str:
+    """The op's schema and mutated implementation, in namespace ssd_mutant_<name>."""
+    mutation, namespace = MUTATIONS[name], f"ssd_mutant_{name}"
+    source = replaced((CSRC / mutation.source).read_text(), mutation.old, mutation.new, mutation.source)
+    source = replaced(source, "TORCH_LIBRARY_IMPL(ssd, CPU, m)", f"TORCH_LIBRARY_IMPL({namespace}, CPU, m)", mutation.source)
+    source = re.sub(r"\bnamespace ssd {", f"namespace {namespace} {{\nusing namespace ssd;", source)
+    schemas = replaced((CSRC / "ops.cpp").read_text(), "TORCH_LIBRARY(ssd, m)", f"TORCH_LIBRARY({namespace}, m)", "ops.cpp")
+    return schemas + source
+
+
+def load_mutants(folder: Path) -> dict[str, object]:
+    """Compiles all mutants into one library in `folder`; returns each one's namespace of ops."""
+    sources = folder / "csrc"
+    shutil.copytree(CSRC, sources)
+    unit = sources / "cpu" / "mutants.cpp"
+    unit.write_text(KERNELS + "".join(mutant_source(name) for name in MUTATIONS))
+    library = folder / "mutants.so"
+    command = [compiler(), "-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-w", f"-I{sources}"]
+    command += [f"-isystem{path}" for path in include_paths()]
+    command += [str(unit), "-o", str(library), *(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
+    subprocess.run(command, check=True)
+    torch.ops.load_library(str(library))
+    return {name: getattr(torch.ops, f"ssd_mutant_{name}") for name in MUTATIONS}

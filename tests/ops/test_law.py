@@ -1,0 +1,35 @@
+"""Speculation leaves the target's law alone: the joint law of the first three tokens, enumerated exactly.
+
+200,000 draws a configuration; a chi-square test at 0.001 divided by the number of configurations. test_mutants.py shows that
+the same check finds the mistakes it is there to find.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ops.law import Decoding, law_p_value
+
+PROCESSED = (0.8, 6, 0.95, 0.02)
+
+DECODINGS = [
+    Decoding((1,), vocabulary=8),
+    Decoding((1, 1), vocabulary=6, saguaro_c=0.3),
+    Decoding((1, 1, 1), vocabulary=7),
+    Decoding((1, 1, 1), vocabulary=7, saguaro_c=0.3),
+    Decoding((1, 1, 1), vocabulary=8, processing=PROCESSED),
+    Decoding((1, 1, 1), vocabulary=8, processing=PROCESSED, saguaro_c=0.3),
+    Decoding((1, 1, 1), vocabulary=7, drawn=False),
+    Decoding((2, 2), vocabulary=6),
+    Decoding((2, 2), vocabulary=8, processing=PROCESSED, saguaro_c=0.3),
+    Decoding((2, 2), vocabulary=7, drawn=False),
+    Decoding((3, 2, 1), vocabulary=7),
+    Decoding((3, 2, 1), vocabulary=7, saguaro_c=0.3),
+    Decoding((3, 2, 1), vocabulary=8, processing=PROCESSED),
+]
+
+
+@pytest.mark.parametrize("how", DECODINGS, ids=str)
+def test_decoding_follows_the_target_s_law(how: Decoding) -> None:
+    assert law_p_value(torch.ops.ssd.verify, how) > 0.001 / len(DECODINGS)

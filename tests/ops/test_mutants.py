@@ -1,0 +1,48 @@
+"""The checks of test_law.py and of fork find the mistakes they are there to find: each must reject a kernel broken on purpose."""
+
+from __future__ import annotations
+
+import pytest
+
+from ops.fork_check import assert_fork
+from ops.law import Decoding, law_p_value
+from ops.mutants import compiler, load_mutants
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="mutants are compiled, and there is no C++ compiler")
+
+REJECTED = 1e-9  # far below what any passing configuration of test_law.py may show
+
+
+@pytest.fixture(scope="module")
+def mutants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    return load_mutants(tmp_path_factory.mktemp("mutants"))
+
+
+@pytest.mark.parametrize(
+    "name, how",
+    [
+        ("greedy_miss", Decoding((1, 1, 1), drawn=False)),
+        ("shared_stream", Decoding((1, 1, 1))),
+        ("shared_stream", Decoding((3, 2, 1))),
+        ("shared_uniform", Decoding((2, 2), vocabulary=6)),
+        ("residual_not_renormalised", Decoding((2, 2), vocabulary=6)),
+        ("proposal_not_renormalised", Decoding((3, 2, 1))),
+    ],
+    ids=str,
+)
+def test_the_law_rejects(mutants: dict[str, object], name: str, how: Decoding) -> None:
+    assert law_p_value(mutants[name].verify, how) < REJECTED
+
+
+def test_a_chain_does_not_notice_what_siblings_share(mutants: dict[str, object]) -> None:
+    """The mutants differ from the kernel in what they are named for, and in nothing else."""
+    assert law_p_value(mutants["shared_uniform"].verify, Decoding((1, 1, 1))) > 1e-4
+
+
+def test_fork_s_check_rejects_the_drafted_token(mutants: dict[str, object]) -> None:
+    with pytest.raises(AssertionError, match="slot"):
+        assert_fork(mutants["drafted_token_not_excluded"].fork, seed=1, lookahead=3, vocabulary=64, budget=8, levels=1000)
+
+
+def test_fork_s_check_passes_where_nothing_was_drafted(mutants: dict[str, object]) -> None:
+    assert_fork(mutants["drafted_token_not_excluded"].fork, seed=1, lookahead=0, vocabulary=64, budget=8, levels=1000)
