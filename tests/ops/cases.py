@@ -98,10 +98,9 @@ class PagedKeys:
         )
         self._scratch = places[torch.randperm(len(places), generator=generator(seed + placement))].tolist()
 
-    def _store(self, slot: int, s: int, j: int) -> int:
-        self.k_cache.flatten(0, 1)[slot] = self.keys[s][j]
-        self.v_cache.flatten(0, 1)[slot] = self.values[s][j]
-        return slot
+    def _store(self, slots: Tensor, s: int, j: Tensor) -> None:
+        self.k_cache.flatten(0, 1)[slots.long()] = self.keys[s][j]
+        self.v_cache.flatten(0, 1)[slots.long()] = self.values[s][j]
 
     def see(self, row_seq: list[int], key_count: list[int], suffix: list[int] | None = None) -> dict[str, Tensor]:
         """The arguments by which each row sees the first key_count keys of its sequence, the last `suffix` of them as suffix.
@@ -109,22 +108,24 @@ class PagedKeys:
         Only those are written: the paged places of keys that every row of a sequence sees as suffix stay NaN.
         """
         suffix = suffix or [0] * len(row_seq)
+        prefix = [a - b for a, b in zip(key_count, suffix, strict=True)]
+        for s in set(row_seq):
+            j = torch.arange(max(n for r, n in zip(row_seq, prefix, strict=True) if r == s))
+            self._store(self.page_table[s, j // self.page_size] * self.page_size + j % self.page_size, s, j)
         scratch: dict[tuple[int, int], int] = {}
         suffix_slots = torch.full((len(row_seq), max(suffix) + 1), -1, dtype=torch.int32)
-        for row, (s, count, tail) in enumerate(zip(row_seq, key_count, suffix, strict=True)):
-            pages = self.page_table[s].tolist()
-            for j in range(count - tail):
-                self._store(pages[j // self.page_size] * self.page_size + j % self.page_size, s, j)
-            for j in range(count - tail, count):
+        for row, (s, first, count) in enumerate(zip(row_seq, prefix, key_count, strict=True)):
+            for j in range(first, count):
                 if (s, j) not in scratch:
-                    scratch[s, j] = self._store(self._scratch.pop(), s, j)
-                suffix_slots[row, j - (count - tail)] = scratch[s, j]
+                    scratch[s, j] = self._scratch.pop()
+                    self._store(torch.tensor(scratch[s, j]), s, torch.tensor(j))
+                suffix_slots[row, j - first] = scratch[s, j]
         arguments = {
             "k_cache": self.k_cache,
             "v_cache": self.v_cache,
             "page_table": self.page_table,
             "row_seq": i32(row_seq),
-            "prefix_len": i32([a - b for a, b in zip(key_count, suffix, strict=True)]),
+            "prefix_len": i32(prefix),
         }
         if any(suffix):
             arguments |= {"suffix_slots": suffix_slots, "suffix_len": i32(suffix)}

@@ -153,7 +153,7 @@ def test_rope_store_kv_on_strided_views(
 
     ops.rope_store_kv(*arguments)
 
-    # With norms bfloat16 is rounded once by a kernel and twice by the oracle: before and after the rotation.
+    # A last bit of the rounded norm passes through the rotation.
     atol = 3e-2 if normed and dtype == torch.bfloat16 else 2e-5
     assert_rounds_to(q.contiguous(), expected_q.contiguous(), atol=atol)
     assert_same_bits(qkv[:, q_heads * size :], beside)

@@ -1,0 +1,121 @@
+"""Every op refuses what it cannot read, and its message names the argument that is wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ops.cases import i32
+from ops.examples import Arguments, example, examples
+
+OTHER_DTYPE = {
+    torch.float32: torch.float64,
+    torch.int32: torch.int64,
+    torch.int64: torch.int32,
+    torch.uint8: torch.int32,
+}
+
+
+def other_dtype(x: Tensor) -> Tensor:
+    return x.to(OTHER_DTYPE[x.dtype])
+
+
+def one_dimension_more(x: Tensor) -> Tensor:
+    return x[None]
+
+
+def not_contiguous(x: Tensor) -> Tensor:
+    return torch.stack([x, x], dim=-1)[..., 0]
+
+
+SPOILERS = (other_dtype, one_dimension_more, not_contiguous)
+SPOILT = [
+    (op, name, spoil)
+    for op in dict.fromkeys(op for op, _ in examples())
+    for name, value in example(op).items()
+    for spoil in SPOILERS
+    if isinstance(value, Tensor) and not (spoil is not_contiguous and value.numel() <= 1)
+]
+
+
+def assert_refused(op: str, arguments: Arguments, name: str) -> None:
+    with pytest.raises(RuntimeError, match=rf"\b{re.escape(name)}\b"):
+        getattr(torch.ops.ssd, op)(**arguments)
+
+
+@pytest.mark.parametrize("op, name, spoil", SPOILT, ids=[f"{op}-{name}-{spoil.__name__}" for op, name, spoil in SPOILT])
+def test_a_tensor_of_another_kind_is_refused_by_name(op: str, name: str, spoil: Callable[[Tensor], Tensor]) -> None:
+    arguments = example(op)
+    assert_refused(op, arguments | {name: spoil(arguments[name])}, name)
+
+
+# (op, the argument the message names, what is passed instead)
+MISFITS: list[tuple[str, str, Arguments]] = [
+    ("pack_weight", "epilogue", {"epilogue": "gelu"}),
+    ("pack_weight", "weight", {"weight": torch.zeros(5, 4), "epilogue": "silu_mul"}),
+    ("embed", "table", {"table": torch.zeros(0, 6)}),
+    ("rms_norm", "weight", {"weight": torch.zeros(5)}),
+    ("add_rms_norm", "residual", {"residual": torch.zeros(2, 6)}),
+    ("add_rms_norm", "weight", {"weight": torch.zeros(7)}),
+    ("linear", "epilogue", {"epilogue": "gelu"}),
+    ("linear", "weight", {"out_features": 17}),
+    ("linear", "weight", {"x": torch.zeros(3, 9)}),
+    ("linear", "bias", {"bias": torch.zeros(5)}),
+    ("linear", "residual", {"epilogue": "add"}),
+    ("linear", "residual", {"residual": torch.zeros(3, 6)}),
+    ("linear", "out_features", {"out_features": 0}),
+    ("rope_store_kv", "k", {"k": torch.zeros(2, 2, 16)}),
+    ("rope_store_kv", "v", {"v": torch.zeros(3, 1, 16)}),
+    ("rope_store_kv", "cos_sin", {"cos_sin": torch.zeros(7, 8)}),
+    ("rope_store_kv", "positions", {"positions": i32([0, 7, 3])}),
+    ("rope_store_kv", "kv_slots", {"kv_slots": i32([1, 12, 4])}),
+    ("rope_store_kv", "kv_slots", {"kv_slots": i32([1, -1, 4])}),
+    ("rope_store_kv", "k_norm", {"k_norm": None}),
+    ("rope_store_kv", "v_cache", {"v_cache": torch.zeros(3, 2, 2, 16)}),
+    ("paged_attention", "q", {"q": torch.zeros(3, 3, 16)}),
+    ("paged_attention", "k_cache", {"q": torch.zeros(3, 4, 32)}),
+    ("paged_attention", "row_seq", {"row_seq": i32([0, 0, 2])}),
+    ("paged_attention", "prefix_len", {"prefix_len": i32([2, -1, 3])}),
+    ("paged_attention", "prefix_len", {"prefix_len": i32([2, 100, 3])}),
+    ("paged_attention", "prefix_len", {"prefix_len": i32([2, 0, 3])}),  # and no suffix: no key at all
+    ("paged_attention", "suffix_len", {"suffix_len": i32([1, 0, 4])}),
+    ("paged_attention", "suffix_len", {"suffix_len": None}),
+    ("paged_attention", "suffix_slots", {"suffix_slots": torch.full((3, 3), 1 << 20, dtype=torch.int32)}),
+    ("move_kv", "src", {"src": i32([5, 12])}),
+    ("move_kv", "dst", {"dst": i32([12, 1])}),
+    ("move_kv", "dst", {"dst": i32([1])}),
+    ("row_stats", "temperature", {"temperature": torch.ones(2)}),
+    ("row_stats", "saguaro_c", {"saguaro_c": 0.0}),
+    ("row_stats", "saguaro_c", {"saguaro_c": 1.5}),
+    ("row_stats", "saguaro_f", {"saguaro_f": -1}),
+    ("row_stats", "logits", {"logits": torch.zeros(3, 0)}),
+    ("sample", "stats", {"stats": torch.zeros(3, 7)}),
+    ("sample", "id_of", {"id_of": i32([1, 2])}),
+    ("sample", "m", {"m": 0}),
+    ("fork", "spec_tokens", {"spec_tokens": torch.zeros(3, 3, dtype=torch.int32)}),
+    ("fork", "spec_len", {"spec_len": i32([0, 1, 3])}),
+    ("fork", "budget", {"budget": 5}),
+    ("fork", "table", {"budget": 3}),
+    ("fork", "budget", {"budget": -1}),
+    ("verify", "p_logits", {"p_logits": torch.zeros(3, 65, 8)}),
+    ("verify", "q_stats", {"q_stats": None}),
+    ("verify", "q_logits", {"q_logits": torch.zeros(3, 2, 2, 2, 6)}),
+    ("verify", "q_address", {"q_address": i32([0, -1, 2])}),
+    ("verify", "spec_len", {"spec_len": i32([4, 2, 0])}),
+    ("verify", "spec_tokens", {"spec_tokens": torch.full((3, 3), 8, dtype=torch.int32)}),
+    ("verify", "parity", {"parity": i32([2])}),
+    ("verify", "tokens", {"tokens": torch.zeros(3, 2, dtype=torch.int32)}),
+    ("cache_lookup", "parity", {"parity": i32([-1])}),
+    ("cache_lookup", "branch_tokens", {"branch_tokens": torch.zeros(3, 3, 2, dtype=torch.int32)}),
+    ("cache_lookup", "spec_tokens", {"spec_tokens": torch.zeros(3, 3, dtype=torch.int32)}),
+]
+
+
+@pytest.mark.parametrize("op, name, changes", MISFITS, ids=[f"{op}-{name}-{next(iter(c))}" for op, name, c in MISFITS])
+def test_an_argument_that_does_not_fit_is_refused_by_name(op: str, name: str, changes: dict[str, Any]) -> None:
+    assert_refused(op, example(op) | changes, name)
