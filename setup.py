@@ -50,18 +50,34 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
-def wants_cuda(choice: str, torch_version: str, torch_cuda: str | None, nvcc: str | None) -> bool:
-    """Whether to build the CUDA kernels. `choice` is SSD_CUDA: "1", "0", or "" to take what is there.
+def nvcc_release(nvcc: str | None) -> str | None:
+    """The CUDA release of an nvcc, "13.0"; None without one."""
+    if nvcc is None:
+        return None
+    words = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    return words.partition("release ")[2].partition(",")[0]
 
-    Raises SystemExit with one sentence if they are asked for and cannot be built.
+
+def why_no_cuda(choice: str, torch_version: str, torch_cuda: str | None, nvcc_cuda: str | None) -> str | None:
+    """Why the CUDA kernels are left out, or None where they are built.
+
+    choice: SSD_CUDA, "1", "0", or "" to build them where that is possible. torch_cuda, nvcc_cuda: the CUDA releases of torch and
+    of nvcc. Raises SystemExit with one sentence if the kernels are asked for and cannot be built.
     """
     if choice not in ("", "0", "1"):
         raise SystemExit(f"SSD_CUDA is {choice!r}; it can be 1 (build the CUDA kernels), 0 (do not) or unset.")
-    if choice == "1" and torch_cuda is None:
-        raise SystemExit(f"SSD_CUDA=1, but torch {torch_version} is a CPU build; install a CUDA build of torch first.")
-    if choice == "1" and nvcc is None:
-        raise SystemExit("SSD_CUDA=1, but there is no nvcc; install the CUDA toolkit or set CUDA_HOME to where it is.")
-    return choice != "0" and torch_cuda is not None and nvcc is not None
+    reason = None
+    if torch_cuda is None:
+        reason = f"torch {torch_version} is a CPU build; install a CUDA build of torch first"
+    elif nvcc_cuda is None:
+        reason = "there is no nvcc; install the CUDA toolkit or set CUDA_HOME to where it is"
+    elif nvcc_cuda.split(".")[0] != torch_cuda.split(".")[0]:
+        reason = (
+            f"nvcc is of CUDA {nvcc_cuda} and torch {torch_version} of CUDA {torch_cuda}; CUDA_HOME chooses another toolkit"
+        )
+    if choice == "1" and reason:
+        raise SystemExit(f"SSD_CUDA=1, but {reason}.")
+    return "SSD_CUDA=0 was set" if choice == "0" else reason
 
 
 class CMakeBuild(build_ext):
@@ -70,7 +86,7 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         torch = import_torch()
         nvcc = find_nvcc()
-        cuda = wants_cuda(os.environ.get("SSD_CUDA", ""), torch.__version__, torch.version.cuda, nvcc)
+        no_cuda = why_no_cuda(os.environ.get("SSD_CUDA", ""), torch.__version__, torch.version.cuda, nvcc_release(nvcc))
         archs = os.environ.get("SSD_CUDA_ARCHS") or CUDA_ARCHS
         cmake, ninja = find_program("cmake"), find_program("ninja")
         if cmake is None or ninja is None:
@@ -84,9 +100,9 @@ class CMakeBuild(build_ext):
             "CMAKE_MAKE_PROGRAM": ninja,
             "Python_EXECUTABLE": sys.executable,
             "SSD_TORCH_DIR": str(Path(torch.__file__).parent),
-            "SSD_CUDA": "ON" if cuda else "OFF",
+            "SSD_CUDA": "OFF" if no_cuda else "ON",
         }
-        if cuda:
+        if not no_cuda:
             options |= {"CMAKE_CUDA_COMPILER": nvcc, "SSD_CUDA_ARCHS": archs}
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(len(os.sched_getaffinity(0)))
         self.call([*configure, *(f"-D{name}={value}" for name, value in options.items())])
@@ -95,7 +111,7 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.copy_file(str(folder / target.name), str(target))
-        self.build_info = write_build_info(target.parent, torch.__version__, cuda, archs)
+        self.build_info = write_build_info(target.parent, torch.__version__, no_cuda, archs)
 
     def copy_extensions_to_source(self) -> None:  # --inplace and editable installs
         super().copy_extensions_to_source()
@@ -107,13 +123,14 @@ class CMakeBuild(build_ext):
             raise SystemExit(f"Building ssd._C failed: {Path(command[0]).name} ended with {code}; its words are above.")
 
 
-def write_build_info(folder: Path, torch_version: str, cuda: bool, archs: str) -> Path:
+def write_build_info(folder: Path, torch_version: str, no_cuda: str | None, archs: str) -> Path:
     path = folder / "_build_info.py"
     lines = [
         '"""What this installation was built with. Written by setup.py."""\n',
-        f'TORCH_VERSION = "{torch_version}"',
-        f"CUDA = {cuda}",
-        f"CUDA_ARCHS = {tuple(archs.split(';')) if cuda else ()}",
+        f"TORCH_VERSION = {str(torch_version)!r}",
+        f"CUDA = {no_cuda is None}",
+        f"CUDA_ARCHS = {tuple(archs.split(';')) if no_cuda is None else ()}",
+        f"WHY_NO_CUDA = {no_cuda!r}",
     ]
     path.write_text("\n".join(lines) + "\n")
     return path

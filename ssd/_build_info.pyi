@@ -2,3 +2,4 @@
 TORCH_VERSION: str
 CUDA: bool
 CUDA_ARCHS: tuple[str, ...]
+WHY_NO_CUDA: str | None

@@ -20,6 +20,7 @@ from ssd._C import PageAllocator
 from ssd._check import torch_mismatch
 
 ROOT = Path(__file__).resolve().parents[1]
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc here")
 
 
 def load_setup() -> ModuleType:
@@ -66,33 +67,44 @@ def test_building_against_too_old_a_torch_is_refused(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    "choice, torch_cuda, nvcc, built",
+    "choice, torch_cuda, nvcc_cuda, built",
     [
-        ("", "13.0", "/bin/nvcc", True),
-        ("", None, "/bin/nvcc", False),
+        ("", "13.0", "13.2", True),
+        ("", None, "13.0", False),
         ("", "13.0", None, False),
-        ("0", "13.0", "/bin/nvcc", False),
-        ("1", "13.0", "/bin/nvcc", True),
+        ("", "12.8", "13.0", False),
+        ("0", "13.0", "13.0", False),
+        ("1", "13.0", "13.0", True),
     ],
 )
-def test_cuda_kernels_are_built_where_they_can_be(choice: str, torch_cuda: str | None, nvcc: str | None, built: bool) -> None:
-    assert load_setup().wants_cuda(choice, "2.13.0", torch_cuda, nvcc) is built
+def test_cuda_kernels_are_built_where_they_can_be(
+    choice: str, torch_cuda: str | None, nvcc_cuda: str | None, built: bool
+) -> None:
+    reason = load_setup().why_no_cuda(choice, "2.13.0", torch_cuda, nvcc_cuda)
+    assert (reason is None) is built
 
 
 @pytest.mark.parametrize(
-    "choice, torch_cuda, nvcc, reason",
+    "choice, torch_cuda, nvcc_cuda, reason",
     [
-        ("1", None, "/bin/nvcc", r"torch 2\.13\.0\+cpu is a CPU build"),
-        ("1", "13.0", None, "there is no nvcc"),
-        ("yes", "13.0", "/bin/nvcc", "SSD_CUDA is 'yes'"),
+        ("1", None, "13.0", r"^SSD_CUDA=1, but torch 2\.13\.0\+cpu is a CPU build"),
+        ("1", "13.0", None, "^SSD_CUDA=1, but there is no nvcc"),
+        ("1", "12.8", "13.0", "^SSD_CUDA=1, but nvcc is of CUDA 13.0 and torch .* of CUDA 12.8"),
+        ("yes", "13.0", "13.0", "^SSD_CUDA is 'yes'"),
     ],
 )
-def test_asking_for_cuda_where_it_cannot_be_is_refused(
-    choice: str, torch_cuda: str | None, nvcc: str | None, reason: str
+def test_asking_for_cuda_where_it_cannot_be_is_refused_in_one_sentence(
+    choice: str, torch_cuda: str | None, nvcc_cuda: str | None, reason: str
 ) -> None:
     with pytest.raises(SystemExit, match=reason) as refusal:
-        load_setup().wants_cuda(choice, "2.13.0+cpu", torch_cuda, nvcc)
+        load_setup().why_no_cuda(choice, "2.13.0+cpu", torch_cuda, nvcc_cuda)
     assert "\n" not in str(refusal.value)
+
+
+@needs_nvcc
+def test_the_release_of_nvcc_is_found() -> None:
+    setup = load_setup()
+    assert re.fullmatch(r"\d+\.\d+", setup.nvcc_release(setup.find_nvcc()))
 
 
 # The wall, and what needs nvcc alone -----------------------------------------------------------------------------------------
@@ -107,7 +119,7 @@ def test_no_kernel_file_includes_a_torch_header() -> None:
         assert "../checks.h" not in included, path
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc here")
+@needs_nvcc
 def test_configuring_the_kernels_needs_neither_torch_nor_python(tmp_path: Path) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
