@@ -50,7 +50,7 @@ format: $(VENV)/dev
 	clang-format -i $(CXX_FILES)
 
 kernels:
-	cmake -G Ninja -S . -B build/kernels -DSSD_KERNELS_ONLY=ON
+	cmake -G Ninja -S . -B build/kernels -DSSD_KERNELS_ONLY=ON $(if $(SSD_CUDA_ARCHS),"-DSSD_CUDA_ARCHS=$(SSD_CUDA_ARCHS)")
 	cmake --build build/kernels --target ssd_kernels --parallel 2
 
 # With a CPU torch and the CUDA toolkit: does the torch side of the kernels compile?

@@ -101,6 +101,11 @@ def test_asking_for_cuda_where_it_cannot_be_is_refused_in_one_sentence(
     assert "\n" not in str(refusal.value)
 
 
+def test_setup_and_cmake_build_for_the_same_architectures_unless_told() -> None:
+    stated = f'set(SSD_CUDA_ARCHS "{load_setup().CUDA_ARCHS}" CACHE STRING'
+    assert stated in (ROOT / "cmake" / "kernels.cmake").read_text()
+
+
 @needs_nvcc
 def test_the_release_of_nvcc_is_found() -> None:
     setup = load_setup()
