@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 import re
 import shutil
 import subprocess
@@ -137,6 +138,16 @@ def test_configuring_the_kernels_needs_neither_torch_nor_python(tmp_path: Path) 
     subprocess.run(command, env={"PATH": path}, check=True, capture_output=True)
     variables = re.findall(r"^(\w+):", (tmp_path / "build" / "CMakeCache.txt").read_text(), re.MULTILINE)
     assert not [name for name in variables if re.match(r"(_?Python|pybind11|SSD_TORCH)", name)]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("objdump") is None, reason="needs objdump and x86-64")
+def test_wide_registers_are_used_only_by_the_kernels_compiled_for_them() -> None:
+    """Or a wheel built here would not run on an older machine."""
+    command = ["objdump", "--disassemble", "--demangle", "--no-show-raw-insn", ssd._C.__file__]
+    functions = re.split(r"^\w+ (?=<)", subprocess.check_output(command, text=True), flags=re.MULTILINE)
+    wide = [function.partition("\n")[0] for function in functions if re.search(r"%[yz]mm|%xmm(1[6-9]|[23]\d)", function)]
+    assert wide, "no AVX2 or AVX-512 kernel at all"
+    assert not [name for name in wide if not re.search(r"ssd::avx(2|512bf16)::", name)]
 
 
 # The page allocator ----------------------------------------------------------------------------------------------------------
