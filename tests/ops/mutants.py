@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.cpp_extension import include_paths, library_paths
 
 CSRC = Path(__file__).parents[2] / "csrc"
+TORCH = Path(torch.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,7 @@ def load_mutants(folder: Path) -> dict[str, object]:
     unit.write_text(KERNELS + "".join(mutant_source(name) for name in MUTATIONS))
     library = folder / "mutants.so"
     command = [compiler(), "-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-w", f"-I{sources}"]
-    command += [f"-isystem{path}" for path in include_paths()]
-    command += [str(unit), "-o", str(library), *(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
+    command += [f"-isystem{TORCH / 'include'}", str(unit), "-o", str(library), f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
     subprocess.run(command, check=True)
     torch.ops.load_library(str(library))
     return {name: getattr(torch.ops, f"ssd_mutant_{name}") for name in MUTATIONS}

@@ -6,6 +6,7 @@ A row's result may depend neither on the other rows of the call, nor on the thre
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -216,6 +217,26 @@ def test_a_row_does_not_depend_on_the_number_of_threads(
         shared = case.run(torch.arange(rows))
     for one, two in zip(alone, shared, strict=True):
         assert_same_bits(one, two)
+
+
+@pytest.mark.parametrize("pool", [linear, paged_attention, verify], ids=lambda pool: pool.__name__)
+def test_a_row_does_not_depend_on_what_another_thread_computes(
+    pool: Callable[[torch.Generator, torch.dtype], Rows],
+) -> None:
+    """The draft's thread and the target's call the same ops at the same time."""
+    cases = [pool(generator(seed), torch.bfloat16) for seed in (1, 2)]
+    rows = torch.arange(MANY)
+    expected = [case.run(rows) for case in cases]
+
+    def repeat(case: Rows) -> list[list[Tensor]]:
+        with threads(2):
+            return [case.run(rows) for _ in range(20)]
+
+    with ThreadPoolExecutor(2) as executor:
+        for results, alone in zip(executor.map(repeat, cases), expected, strict=True):
+            for together in results:
+                for one, two in zip(alone, together, strict=True):
+                    assert_same_bits(two, one)
 
 
 # Where keys lie ------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Every instruction set this machine has computes the forward pass: the best by default, any lower one by SSD_CPU_ISA."""
+"""Every instruction set this machine has computes the same ops: the best by default, any lower one by SSD_CPU_ISA."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def test_the_instruction_set_in_use_is_the_one_asked_for() -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS[: ISAS.index(CHOSEN)])
-def test_the_forward_pass_holds_under_a_lower_instruction_set(isa: str) -> None:
-    """The grid against the oracle and the invariances, again."""
+def test_the_ops_hold_under_a_lower_instruction_set(isa: str) -> None:
+    """The grids against the oracle and the invariances, again."""
     here = "tests/ops"
     run = python(
         isa, "-m", "pytest", "-q", "-p", "no:cacheprovider",
         f"{here}/test_isa.py::{test_the_instruction_set_in_use_is_the_one_asked_for.__name__}",
-        f"{here}/test_forward_ops.py", f"{here}/test_invariance.py",
+        f"{here}/test_forward_ops.py", f"{here}/test_sampling_ops.py", f"{here}/test_speculation_ops.py", f"{here}/test_invariance.py",
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-1000:]
 
