@@ -1,5 +1,4 @@
-// pack_weight and linear. The inner loop and its floor are in simd/linear.cpp; here are the layout, the work split and the
-// epilogues.
+// pack_weight and linear. The inner loop and its floor are in simd/linear.cpp; here are the layout and the work split.
 //
 // Packed layout, per block of sixteen outputs: bf16 [in / 2, 16, 2], float [in, 16]; sizes padded with zeros. For silu_mul the
 // gate's blocks come first, then the up projection's, and a work item is one block of each.
@@ -8,14 +7,17 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <cstring>
 #include <string_view>
-#include <vector>
 
+#include "huge_pages.h"
 #include "parallel.h"
 #include "run_dtype.h"
 
 namespace ssd {
 namespace {
+
+enum class Epilogue { kNone, kAdd, kSiluMul, kFloat32 };
 
 int64_t blocks_of(int64_t outputs) { return (outputs + kBlock - 1) / kBlock; }
 
@@ -27,9 +29,13 @@ Epilogue parse_epilogue(std::string_view name) {
   return Epilogue::kFloat32;
 }
 
+// Consecutive inputs that lie side by side in a packed weight or a tile of x.
+template <typename T>
+constexpr int64_t kInputsTogether = sizeof(T) == sizeof(float) ? 1 : 2;
+
 template <typename T>
 void pack(const T* weight, int64_t outputs, int64_t in, int64_t padded_in, T* packed) {
-  constexpr int64_t kTogether = sizeof(T) == sizeof(float) ? 1 : 2;  // consecutive inputs of one output side by side
+  constexpr int64_t kTogether = kInputsTogether<T>;
   parallel_for(blocks_of(outputs), 8, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin * kBlock; o < std::min(end * kBlock, outputs); ++o) {
       T* block = packed + o / kBlock * kBlock * padded_in;
@@ -39,6 +45,29 @@ void pack(const T* weight, int64_t outputs, int64_t in, int64_t padded_in, T* pa
   });
 }
 
+// x as LinearTile wants it: the rows of a tile side by side, so that the inner loop walks one pointer.
+Tensor tile_rows(const Tensor& x, int64_t padded_in) {
+  const int64_t rows = x.size(0), in = x.size(1);
+  Tensor tiles = at::empty({rows, padded_in}, x.options());
+  with_run_dtype(x, [&]<typename T>(T) {
+    struct Together {
+      T inputs[kInputsTogether<T>];
+    };
+    const int64_t steps = padded_in / kInputsTogether<T>, whole = in / kInputsTogether<T>;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t first = r / kRowTile * kRowTile, width = std::min<int64_t>(kRowTile, rows - first);
+      auto* tile = reinterpret_cast<Together*>(mutable_data<T>(tiles) + first * padded_in) + (r - first);
+      const T* row = data<T>(x) + r * in;
+      for (int64_t k = 0; k < whole; ++k) std::memcpy(tile + k * width, row + k * kInputsTogether<T>, sizeof(Together));
+      for (int64_t k = whole; k < steps; ++k) {
+        tile[k * width] = {};
+        if (k * kInputsTogether<T> < in) tile[k * width].inputs[0] = row[in - 1];
+      }
+    }
+  });
+  return tiles;
+}
+
 Tensor pack_weight(const Tensor& weight, std::string_view epilogue_name) {
   check_cpu_dtype(weight, "weight");
   check(weight, "weight", weight.scalar_type(), {-1, -1});
@@ -46,7 +75,7 @@ Tensor pack_weight(const Tensor& weight, std::string_view epilogue_name) {
   TORCH_CHECK(weight.size(0) % groups == 0, "weight must hold as many gate rows as up rows, not ", weight.size(0), " in all");
   const int64_t outputs = weight.size(0) / groups, in = weight.size(1), padded_in = (in + 1) / 2 * 2;
   const int64_t padded_outputs = blocks_of(outputs) * kBlock;
-  Tensor packed = at::zeros({groups * padded_outputs, padded_in}, weight.options());
+  Tensor packed = huge_pages({groups * padded_outputs, padded_in}, weight.options());
   with_run_dtype(weight, [&]<typename T>(T) {
     for (int64_t g = 0; g < groups; ++g)
       pack(data<T>(weight) + g * outputs * in, outputs, in, padded_in,
@@ -61,36 +90,6 @@ void run(const LinearTile<float>& tile) { kernels().linear_float(tile); }
 struct Shape {
   int64_t rows, in, padded_in, outputs;  // outputs: columns of y
 };
-
-template <typename T, typename Y>
-void finish(const float* sums, const Shape& shape, Epilogue epilogue, int64_t block_a, int64_t block_b, const T* bias,
-            const T* residual, Y* y) {
-  const auto biased = [&](float sum, int64_t o) { return bias != nullptr ? sum + as_float(bias[o]) : sum; };
-  for (int64_t r = 0; r < shape.rows; ++r) {
-    const float* a = sums + r * 2 * kBlock;
-    if (epilogue == Epilogue::kSiluMul) {
-      const int64_t first = block_a * kBlock, count = std::min<int64_t>(kBlock, shape.outputs - first);
-      float gate[kBlock], up[kBlock], product[kBlock];
-      for (int64_t i = 0; i < count; ++i) {
-        gate[i] = biased(a[i], first + i);
-        up[i] = biased(a[kBlock + i], shape.outputs + first + i);
-      }
-      kernels().silu_mul(gate, up, count, product);
-      for (int64_t i = 0; i < count; ++i) round_to(product[i], y + r * shape.outputs + first + i);
-      continue;
-    }
-    for (int half = 0; half < (block_a == block_b ? 1 : 2); ++half) {
-      const int64_t first = (half == 0 ? block_a : block_b) * kBlock;
-      const int64_t count = std::min<int64_t>(kBlock, shape.outputs - first);
-      const int64_t at = r * shape.outputs + first;
-      for (int64_t i = 0; i < count; ++i) {
-        float value = biased(a[half * kBlock + i], first + i);
-        if (residual != nullptr) value += as_float(residual[at + i]);
-        round_to(value, y + at + i);
-      }
-    }
-  }
-}
 
 Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::string_view epilogue_name,
               const OptionalTensor& bias, const OptionalTensor& residual) {
@@ -112,31 +111,30 @@ Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::
 
   Tensor y =
       at::empty({shape.rows, shape.outputs}, x.options().dtype(epilogue == Epilogue::kFloat32 ? at::kFloat : x.scalar_type()));
-  Tensor padded = x;
-  if (shape.padded_in != shape.in) {  // the last pair of inputs must end in a zero
-    padded = at::zeros({shape.rows, shape.padded_in}, x.options());
-    padded.narrow(1, 0, shape.in).copy_(x);
-  }
-  const int64_t items = gated ? blocks : (blocks + 1) / 2;
+  const Tensor x_tiles = shape.rows == 1 && shape.padded_in == shape.in ? x : tile_rows(x, shape.padded_in);
   with_run_dtype(x, [&]<typename T>(T) {
-    parallel_for(items, 1, [&](int64_t begin, int64_t end) {
-      static thread_local std::vector<float> sums;
-      sums.resize(static_cast<size_t>(shape.rows * 2 * kBlock));
-      for (int64_t item = begin; item < end; ++item) {
-        const int64_t a = gated ? item : 2 * item;
-        const int64_t b = gated ? item + blocks : std::min(a + 1, blocks - 1);
-        const T* packed = data<T>(weight);
-        const int64_t block_size = kBlock * shape.padded_in;
-        run(LinearTile<T>{data<T>(padded), packed + a * block_size, packed + b * block_size, sums.data(), shape.rows, shape.in,
-                          shape.padded_in});
-        const auto write = [&](auto* out) {
-          finish(sums.data(), shape, epilogue, a, b, data_or_null<T>(bias), data_or_null<T>(residual), out);
-        };
-        if (epilogue == Epilogue::kFloat32) {
-          write(mutable_data<float>(y));
-        } else {
-          write(mutable_data<T>(y));
-        }
+    const T* packed = data<T>(weight);
+    const T* biases = data_or_null<T>(bias);
+    const T* residuals = data_or_null<T>(residual);
+    const int64_t block_size = kBlock * shape.padded_in;
+    const int64_t up = gated ? blocks : 0, up_bias = gated ? shape.outputs : 0;  // the gate's come first
+    parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t first = block * kBlock;
+        run(LinearTile<T>{
+            .x = data<T>(x_tiles),
+            .weight = packed + (up + block) * block_size,
+            .gate = gated ? packed + block * block_size : nullptr,
+            .bias = biases != nullptr ? biases + up_bias + first : nullptr,
+            .gate_bias = gated && biases != nullptr ? biases + first : nullptr,
+            .residual = residuals != nullptr ? residuals + first : nullptr,
+            .y = static_cast<char*>(y.mutable_data_ptr()) + static_cast<size_t>(first) * y.element_size(),
+            .rows = shape.rows,
+            .in = shape.padded_in,
+            .y_stride = shape.outputs,
+            .outputs = static_cast<int>(std::min<int64_t>(kBlock, shape.outputs - first)),
+            .float_y = epilogue == Epilogue::kFloat32,
+        });
       }
     });
   });

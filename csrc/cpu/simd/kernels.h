@@ -15,18 +15,22 @@ struct bf16 {
 
 constexpr int kBlock = 16;  // outputs in one block of a packed weight, and floats in a vector
 
-enum class Epilogue { kNone, kAdd, kSiluMul, kFloat32 };
+// Rows of x side by side, as many as a tile's sums find registers for.
+constexpr int kRowTile = 8;
 
-// Two blocks of outputs for all rows: one step of `linear`.
+// One block of outputs for all rows, from the sums to the rounded result: one step of `linear`.
 template <typename T>
 struct LinearTile {
-  const T* x;         // [rows, in], rows x_stride apart; x_stride is even and bf16 rows are zero up to it
-  const T* weight_a;  // packed block [in / 2, 16, 2] (bf16) or [in, 16] (float)
-  const T* weight_b;  // the second block; equal to weight_a where there is only one
-  float* y;           // [rows, 2, 16]
-  int64_t rows;
-  int64_t in;
-  int64_t x_stride;
+  const T* x;       // packed by tiles of kRowTile rows, the last of fewer: [in / 2, rows of the tile, 2] (bf16) or [in, rows]
+  const T* weight;  // the packed block, [in / 2, 16, 2] (bf16) or [in, 16] (float)
+  const T* gate;    // the gate's packed block, for silu(gate) * up; else null
+  const T* bias;    // [16], or null
+  const T* gate_bias;          // [16], or null
+  const T* residual;           // [rows, 16], rows y_stride apart, or null
+  void* y;                     // [rows, 16], rows y_stride apart: T, or float for logits
+  int64_t rows, in, y_stride;  // in is even
+  int outputs;                 // of the block's sixteen, those that exist
+  bool float_y;
 };
 
 template <typename T>
@@ -60,8 +64,6 @@ struct Kernels {
   // y[d] = x[d] / rms(x) * weight[d]; with a residual, the rounded sum replaces it and is what gets normalised.
   void (*rms_norm_bf16)(const bf16* x, bf16* residual, const bf16* weight, float eps, int64_t d, bf16* y);
   void (*rms_norm_float)(const float* x, float* residual, const float* weight, float eps, int64_t d, float* y);
-  // out[i] = silu(gate[i]) * up[i]
-  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
   // The n largest entries in the order (value descending, id ascending), `excluded` (-1: none) and
   // NaN left out. Returns how many there are.
   int (*largest)(const float* logits, int64_t size, int n, int32_t excluded, Entry* out);

@@ -1,9 +1,9 @@
-// y = x · weightᵀ for two blocks of sixteen outputs and any number of rows.
+// y = x · weightᵀ for one block of sixteen outputs and any number of rows.
 //
-// The packed weight is read front to back once: sixteen outputs, and for bf16 two consecutive inputs of each, fill one 64-byte
-// line, so a decode step is a plain stream over memory and more rows cost registers, not bytes. Every output is one chain of
-// sums in the order of its inputs, whatever the number of rows, which is what makes the op row invariant. Floor: weight bytes /
-// read bandwidth.
+// The packed weight is read front to back once, as a single stream: sixteen outputs, and for bf16 two consecutive inputs of
+// each, fill one 64-byte line, so more rows cost registers, not bytes. (Two blocks at once would halve the loads of x, but two
+// streams read a third slower from memory.) Every output is one chain of sums in the order of its inputs, whatever the number
+// of rows, which is what makes the op row invariant. Floor: weight bytes / read bandwidth.
 
 #include "table.h"
 #include "vec.h"
@@ -11,61 +11,92 @@
 namespace ssd::SSD_ISA {
 namespace {
 
-inline void step(Vec& a, Vec& b, const float* weight_a, const float* weight_b, const float* x) {
-  const Vec input = splat(*x);
-  a = fma(load(weight_a), input, a);
-  b = fma(load(weight_b), input, b);
-}
-
-inline void step(Vec& a, Vec& b, const bf16* weight_a, const bf16* weight_b, const bf16* x) {
-  a = dot_pair(a, weight_a, x);
-  b = dot_pair(b, weight_b, x);
-}
+inline Vec step(Vec sum, const float* weight, const float* x) { return fma(load(weight), splat(*x), sum); }
+inline Vec step(Vec sum, const bf16* weight, const bf16* x) { return dot_pair(sum, weight, x); }
 
 template <typename T>
 constexpr int kInputsAStep = sizeof(T) == sizeof(float) ? 1 : 2;
 
+constexpr int kAheadBytes = 2048;  // of the weights, where one row alone does not keep enough reads in flight
+
 template <typename T, int ROWS>
-void rows_tile(const LinearTile<T>& tile, int64_t row) {
-  Vec a[ROWS], b[ROWS];
-  for (int r = 0; r < ROWS; ++r) a[r] = b[r] = splat(0.0f);
-  const T* x = tile.x + row * tile.x_stride;
-  for (int64_t k = 0; k < tile.in; k += kInputsAStep<T>) {
+inline void multiply(const T* weight, const T* x, int64_t in, Vec (&sum)[ROWS]) {
+  for (int r = 0; r < ROWS; ++r) sum[r] = splat(0.0f);
+  for (int64_t k = 0; k < in; k += kInputsAStep<T>) {
+    if constexpr (ROWS <= 2) __builtin_prefetch(reinterpret_cast<const char*>(weight) + kAheadBytes);
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r)
-      step(a[r], b[r], tile.weight_a + k * kBlock, tile.weight_b + k * kBlock, x + r * tile.x_stride + k);
+    for (int r = 0; r < ROWS; ++r) sum[r] = step(sum[r], weight, x + r * kInputsAStep<T>);
+    weight += kInputsAStep<T> * kBlock;
+    x += kInputsAStep<T> * ROWS;
   }
-  for (int r = 0; r < ROWS; ++r) {
-    store(tile.y + (row + r) * 2 * kBlock, a[r]);
-    store(tile.y + (row + r) * 2 * kBlock + kBlock, b[r]);
+}
+
+template <typename T>
+Vec load_some(const T* p, int count) {
+  if (count == kBlock) return load(p);
+  T all[kBlock] = {};
+  for (int i = 0; i < count; ++i) all[i] = p[i];
+  return load(all);
+}
+
+template <typename Y>
+void store_some(Y* p, Vec a, int count) {
+  if (count == kBlock) return store(p, a);
+  Y all[kBlock];
+  store(all, a);
+  for (int i = 0; i < count; ++i) p[i] = all[i];
+}
+
+template <typename T>
+void finish(const LinearTile<T>& tile, int64_t row, Vec sum, const Vec* gate) {
+  if (tile.bias != nullptr) sum = sum + load_some(tile.bias, tile.outputs);
+  if (gate != nullptr) {
+    const Vec biased = tile.gate_bias != nullptr ? *gate + load_some(tile.gate_bias, tile.outputs) : *gate;
+    sum = silu(biased) * sum;
+  }
+  const int64_t at = row * tile.y_stride;
+  if (tile.residual != nullptr) sum = sum + load_some(tile.residual + at, tile.outputs);
+  if (tile.float_y) {
+    store_some(static_cast<float*>(tile.y) + at, sum, tile.outputs);
+  } else {
+    store_some(static_cast<T*>(tile.y) + at, sum, tile.outputs);
   }
 }
 
 template <typename T, int ROWS>
-void remaining_rows(const LinearTile<T>& tile, int64_t row) {
-  if (row == tile.rows) return;
-  if (tile.rows - row >= ROWS) {
-    rows_tile<T, ROWS>(tile, row);
-    row += ROWS;
+void rows_tile(const LinearTile<T>& tile, int64_t row) {
+  const T* x = tile.x + row * tile.in;
+  Vec sum[ROWS];
+  if (tile.gate != nullptr) {
+    Vec gate[ROWS];
+    multiply(tile.gate, x, tile.in, gate);
+    multiply(tile.weight, x, tile.in, sum);
+    for (int r = 0; r < ROWS; ++r) finish(tile, row + r, sum[r], gate + r);
+  } else {
+    multiply(tile.weight, x, tile.in, sum);
+    for (int r = 0; r < ROWS; ++r) finish<T>(tile, row + r, sum[r], nullptr);
   }
-  if constexpr (ROWS > 1) remaining_rows<T, ROWS - 1>(tile, row);
+}
+
+// The last rows, fewer than kRowTile, in one tile of their number.
+template <typename T, int ROWS>
+void last_rows(const LinearTile<T>& tile, int64_t row) {
+  if constexpr (ROWS > 0) {
+    if (tile.rows - row == ROWS) return rows_tile<T, ROWS>(tile, row);
+    last_rows<T, ROWS - 1>(tile, row);
+  }
 }
 
 template <typename T>
 void linear_rows(const LinearTile<T>& tile) {
   int64_t row = 0;
   for (; row + kRowTile <= tile.rows; row += kRowTile) rows_tile<T, kRowTile>(tile, row);
-  remaining_rows<T, kRowTile - 1>(tile, row);
+  last_rows<T, kRowTile - 1>(tile, row);
 }
 
 }  // namespace
 
 void linear_bf16(const LinearTile<bf16>& tile) { linear_rows(tile); }
 void linear_float(const LinearTile<float>& tile) { linear_rows(tile); }
-
-void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) out[i] = gate[i] / (1.0f + exp_lane(-gate[i])) * up[i];
-}
 
 }  // namespace ssd::SSD_ISA

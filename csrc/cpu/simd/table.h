@@ -11,7 +11,6 @@ void attention_bf16(const AttentionTile<bf16>& tile);
 void attention_float(const AttentionTile<float>& tile);
 void rms_norm_bf16(const bf16* x, bf16* residual, const bf16* weight, float eps, int64_t d, bf16* y);
 void rms_norm_float(const float* x, float* residual, const float* weight, float eps, int64_t d, float* y);
-void silu_mul(const float* gate, const float* up, int64_t n, float* out);
 int largest(const float* logits, int64_t size, int n, int32_t excluded, Entry* out);
 void probabilities(const float* logits, const float* stats, int32_t first, int64_t n, float* out);
 void race_times(const float* weights, int64_t n, int64_t seed, int32_t position, uint32_t purpose, float* times);

@@ -44,8 +44,6 @@ inline Vec dot_pair(Vec acc, const bf16* w, const bf16* x) {
   return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(weights), reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)))};
 }
 
-constexpr int kRowTile = 8;  // rows whose two accumulators live in registers at once
-
 #elif defined(__AVX2__)
 
 struct Vec {
@@ -94,8 +92,6 @@ inline Vec dot_pair(Vec acc, const bf16* w, const bf16* x) {
   acc = fma({_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))}, x0, acc);
   return fma({_mm256_castsi256_ps(_mm256_and_si256(lo, odd)), _mm256_castsi256_ps(_mm256_and_si256(hi, odd))}, x1, acc);
 }
-
-constexpr int kRowTile = 2;
 
 #else
 
@@ -152,8 +148,6 @@ inline Vec dot_pair(Vec acc, const bf16* w, const bf16* x) {
   return each([&](int i) { return (acc.v[i] + widen(w[2 * i]) * x0) + widen(w[2 * i + 1]) * x1; });
 }
 
-constexpr int kRowTile = 2;
-
 #endif
 
 inline float to_float(float a) { return a; }
@@ -202,6 +196,22 @@ inline float log1p_lane(float x) {
   poly = poly * m + 3.3333331174e-1f;
   const float log_m = m + m * m * (poly * m - 0.5f);
   return exponent * 0.693147182f + log_m + lost / w;
+}
+
+inline void store(bf16* p, Vec a) {
+  float lanes[kBlock];
+  store(lanes, a);
+#pragma omp simd
+  for (int i = 0; i < kBlock; ++i) from_float(lanes[i], p + i);
+}
+
+// a / (1 + e^-a)
+inline Vec silu(Vec a) {
+  float lanes[kBlock];
+  store(lanes, a);
+#pragma omp simd
+  for (int i = 0; i < kBlock; ++i) lanes[i] = lanes[i] / (1.0f + exp_lane(-lanes[i]));
+  return load(lanes);
 }
 
 }  // namespace
