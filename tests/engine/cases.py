@@ -1,0 +1,60 @@
+"""What the engine's tests share: models, prompts, and figures pooled over completions. Imported as `engine.cases`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+import tiny
+from ssd import Engine
+from ssd.engine import Completion
+
+VOCABULARY = tiny.vocabulary_of_bytes()
+PADDED = 288  # rows of the models' heads: beyond the vocabulary they stand for nothing
+
+
+@dataclass(frozen=True)
+class Models:
+    """Paths, as `Engine` takes them."""
+
+    target: str
+    draft: str  # of its own: the target with noise
+    trimmed: str  # the same with three quarters of the vocabulary
+    stranger: str  # a draft with two tokens of the vocabulary swapped
+
+    def draft_named(self, name: str) -> str:
+        """One of the fields, or a name such as "self:2"."""
+        return str(getattr(self, name, name))
+
+
+MakeEngine = Callable[..., Engine]
+
+
+def random_prompt(length: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(1000 * seed + length)
+    return torch.randint(3, len(VOCABULARY), (length,), generator=generator).tolist()
+
+
+def random_prompts(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
+    return [random_prompt(length, seed + i) for i, length in enumerate(lengths)]
+
+
+def tokens_of(completions: Sequence[Completion]) -> list[list[int]]:
+    return [completion.token_ids for completion in completions]
+
+
+def hits_and_look_ups(completions: Sequence[Completion], least_k: int = 0) -> tuple[int, int]:
+    """Of all look-ups behind at least `least_k` accepted tokens."""
+    counts = [n for completion in completions for k, n in completion.stats.hits_per_k.items() if k >= least_k]
+    return sum(hits for hits, _ in counts), sum(look_ups for _, look_ups in counts)
+
+
+def accepted_in_all(completion: Completion) -> int:
+    return round(completion.stats.accepted_per_round * completion.stats.rounds)
+
+
+def was_cut_in_a_round(completion: Completion) -> bool:
+    """Whether its last round had decided on more tokens than the completion has."""
+    return completion.stats.rounds + accepted_in_all(completion) > len(completion.token_ids) - 1

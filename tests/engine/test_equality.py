@@ -1,0 +1,187 @@
+"""Speculation changes no token: greedy AR = SD = SSD, and sampled SSD = SD, whatever the draft, batch, threads, K, B and fan-out.
+
+The reference is decoded one sequence at a time on one thread. Each comparison also shows that there was something to compare:
+the mode ran as asked, and the speculation cache was hit and missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from engine.cases import MakeEngine, Models, accepted_in_all, hits_and_look_ups, random_prompts, tokens_of, was_cut_in_a_round
+from ssd import Engine, SamplingParams
+from ssd.engine import Completion
+
+# One token; around a page (16) and two; around a prefill chunk (256). More of them than any case has slots.
+PROMPTS = random_prompts((1, 17, 2, 256, 15, 257, 33, 16, 1, 300, 31, 255))
+LENGTHS = (48, 1, 37, 20, 44, 31, 2, 48, 3, 23, 40, 5)
+GREEDY = [SamplingParams(max_new_tokens=n) for n in LENGTHS]
+SAMPLED = [
+    SamplingParams(temperature=1.0, max_new_tokens=n, seed=None if i % 5 == 0 else i)
+    if i % 3 == 0
+    else SamplingParams(temperature=0.7, top_p=0.9, max_new_tokens=n, seed=i)
+    if i % 3 == 1
+    else SamplingParams(temperature=1.3, top_k=40, min_p=0.02, max_new_tokens=n, seed=-i)
+    for i, n in enumerate(LENGTHS)
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    draft: str
+    lookahead: int = 4
+    budget: int = 8
+    fan_out: str | tuple[int, ...] = "geometric"
+    batch: int = 3
+    threads: int = 1
+    dtype: str = "float32"
+    draft_threads: int = 1
+
+    def __str__(self) -> str:
+        fan_out = self.fan_out if isinstance(self.fan_out, str) else "-".join(map(str, self.fan_out))
+        return (
+            f"{self.draft} K={self.lookahead} B={self.budget} {fan_out} batch={self.batch} threads={self.threads} {self.dtype}"
+        )
+
+
+CASES = [
+    Case("draft"),
+    Case("draft", batch=1),
+    Case("draft", batch=8),
+    Case("draft", lookahead=1, budget=1, fan_out=(0, 1), batch=8),
+    Case("draft", lookahead=1, budget=2),
+    Case("draft", lookahead=2, budget=3, batch=8, dtype="bfloat16"),
+    Case("draft", lookahead=6, budget=16),
+    Case("draft", lookahead=3, budget=16, fan_out=(0, 0, 0, 16), batch=8),
+    Case("draft", lookahead=5, budget=7, fan_out=(7, 0, 0, 0, 0, 0)),
+    Case("self:2", batch=8),
+    Case("self:2", lookahead=6, budget=5, batch=1),
+    Case("self:2", lookahead=3, budget=8, fan_out=(2, 2, 2, 2), dtype="bfloat16"),
+    Case("self:1", lookahead=2, budget=16, batch=8),
+    Case("self:3", lookahead=5, budget=1, fan_out=(0, 0, 0, 0, 0, 1)),
+    Case("trimmed"),
+    Case("trimmed", lookahead=5, budget=12, fan_out=(3, 2, 2, 2, 1, 2), batch=8),
+    Case("trimmed", lookahead=2, budget=4, batch=1, dtype="bfloat16"),
+    Case("draft", batch=8, threads=2),
+    Case("self:2", lookahead=3, budget=4, threads=2, dtype="bfloat16", draft_threads=2),
+]
+
+
+def decode(
+    engine: MakeEngine, case: Case, mode: str, params: Sequence[SamplingParams], batch: int | None = None
+) -> list[Completion]:
+    built = engine(
+        mode, case.draft, lookahead=case.lookahead, budget=case.budget, fan_out=case.fan_out, dtype=case.dtype,
+        max_batch=batch or case.batch, threads=1 if batch else case.threads, draft_threads=case.draft_threads,
+    )  # fmt: skip
+    completions: list[Completion] = built.decode(PROMPTS, params)
+    assert {completion.stats.mode for completion in completions} == {mode}
+    assert not any(completion.degraded for completion in completions)
+    return completions
+
+
+@pytest.fixture(scope="session")
+def autoregressive(models: Models) -> dict[str, list[list[int]]]:
+    """The tokens of PROMPTS with GREEDY, by dtype."""
+    tokens = {}
+    for dtype in ("float32", "bfloat16"):
+        with Engine(models.target, None, "ar", dtype=dtype, max_batch=1, threads=1) as engine:
+            tokens[dtype] = tokens_of(engine.decode(PROMPTS, GREEDY))
+    return tokens
+
+
+@pytest.mark.parametrize("batch,threads", [(3, 1), (8, 1), (8, 2)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_autoregressive_decoding_does_not_depend_on_batch_or_threads(
+    engine: MakeEngine, autoregressive: dict[str, list[list[int]]], batch: int, threads: int, dtype: str
+) -> None:
+    found = engine("ar", max_batch=batch, threads=threads, dtype=dtype).decode(PROMPTS, GREEDY)
+    assert tokens_of(found) == autoregressive[dtype]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_greedy_speculative_decoding_equals_autoregressive(
+    engine: MakeEngine, autoregressive: dict[str, list[list[int]]], case: Case
+) -> None:
+    found = decode(engine, case, "sd", GREEDY)
+    assert tokens_of(found) == autoregressive[case.dtype]
+    assert sum(accepted_in_all(completion) for completion in found) > 0
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_greedy_ssd_equals_autoregressive(engine: MakeEngine, autoregressive: dict[str, list[list[int]]], case: Case) -> None:
+    found = decode(engine, case, "ssd", GREEDY)
+    assert tokens_of(found) == autoregressive[case.dtype]
+    hits, look_ups = hits_and_look_ups(found)
+    assert hits > 0
+    assert look_ups > hits or case.draft == "self:3"  # which is the whole target: it guesses every outcome
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_sampled_ssd_equals_sampled_speculative_decoding(engine: MakeEngine, case: Case) -> None:
+    expected = decode(engine, case, "sd", SAMPLED, batch=1)
+    found = decode(engine, case, "ssd", SAMPLED)
+    assert tokens_of(found) == tokens_of(expected)
+    hits, look_ups = hits_and_look_ups(found)
+    assert 0 < hits < look_ups
+
+
+def test_greedy_and_sampled_requests_share_a_batch(engine: MakeEngine) -> None:
+    """The sampled ones bring the draft's distributions in while greedy ones are running."""
+    mixed = [GREEDY[i] if i % 2 == 0 else SAMPLED[i] for i in range(len(PROMPTS))]
+    found = tokens_of(engine("ssd").decode(PROMPTS, mixed))
+    assert found[::2] == tokens_of(engine("ar").decode(PROMPTS[::2], mixed[::2]))
+    assert found[1::2] == tokens_of(engine("sd", max_batch=1).decode(PROMPTS[1::2], mixed[1::2]))
+
+
+# Ends in the middle of a round --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ends(engine: MakeEngine) -> list[SamplingParams]:
+    """Parameters with which greedy sequences of PROMPTS end in each way; the stop strings are of what they say."""
+    texts = [completion.text for completion in engine("ar").decode(PROMPTS, SamplingParams(max_new_tokens=40))]
+    return [
+        SamplingParams(max_new_tokens=40 - i, stop=() if i % 2 else (text[i + 8 : i + 11],)) for i, text in enumerate(texts)
+    ]
+
+
+@pytest.mark.parametrize("mode", ["sd", "ssd"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_stop_string_ends_a_sequence_in_the_middle_of_a_round(
+    engine: MakeEngine, ends: list[SamplingParams], mode: str, batch: int
+) -> None:
+    expected = engine("ar").decode(PROMPTS, ends)
+    found = engine(mode, max_batch=batch).decode(PROMPTS, ends)
+    assert tokens_of(found) == tokens_of(expected)
+    assert [c.text for c in found] == [c.text for c in expected]
+    assert [c.finish_reason for c in found] == [c.finish_reason for c in expected]
+    assert any(c.finish_reason == "stop" and was_cut_in_a_round(c) for c in found)
+
+
+@pytest.mark.parametrize("mode", ["sd", "ssd"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_end_of_sequence_token_ends_a_sequence_in_the_middle_of_a_round(
+    engine: MakeEngine, ending: str, mode: str, temperature: float
+) -> None:
+    """Every eighth token of this target is one, so that its draft proposes them."""
+    params = SamplingParams(temperature=temperature, max_new_tokens=64, seed=1)
+    reference = "ar" if temperature == 0 else "sd"
+    expected = engine(reference, None if reference == "ar" else "self:2", target=ending, max_batch=1).decode(PROMPTS, params)
+    found = engine(mode, "self:2", target=ending, max_batch=4).decode(PROMPTS, params)
+    assert tokens_of(found) == tokens_of(expected)
+    ended = [c for c in found if c.finish_reason == "eos"]
+    assert all(c.token_ids[-1] % 8 == 0 and not any(t % 8 == 0 for t in c.token_ids[:-1]) for c in ended)
+    assert any(was_cut_in_a_round(c) for c in ended)
+
+
+@pytest.mark.parametrize("mode", ["ar", "sd", "ssd"])
+@pytest.mark.parametrize("tokens", range(1, 13))
+def test_a_sequence_has_as_many_tokens_as_asked(engine: MakeEngine, mode: str, tokens: int) -> None:
+    """Whatever is left of the last round's lookahead: it is never filled, and never overrun."""
+    found = engine(mode, lookahead=4).decode(PROMPTS[:3], SamplingParams(max_new_tokens=tokens, ignore_eos=True))
+    assert [len(c.token_ids) for c in found] == [tokens] * 3
+    assert {c.finish_reason for c in found} == {"length"}
