@@ -1,0 +1,60 @@
+"""What commands print and where: results on stdout, so that they can be piped; everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+NOTHING = "–"  # in a table, where a mode has no such thing
+
+
+def say(sentence: str) -> None:
+    print(f"ssd: {sentence}", file=sys.stderr)
+
+
+def print_json(document: Any) -> None:
+    """On one line. What JSON has no number for becomes null."""
+    print(json.dumps(_finite(document), ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def figure(value: float | None, unit: str = "", digits: int = 1) -> str:
+    return NOTHING if value is None else f"{value:.{digits}f}{unit}"
+
+
+def percent(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.0%}"
+
+
+@contextmanager
+def progress_bar(description: str, after: str | None = None) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr for as long as the block runs, and nothing where that is no terminal.
+
+    Yields what to call with the fraction done, 0 to 1. `after` describes what goes on once that is 1.
+    """
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=None)
+        rest = bar.add_task(after or "", total=None, visible=False)
+
+        def advance(fraction: float) -> None:
+            done = fraction >= 1 and after is not None
+            bar.update(task, total=1.0, completed=fraction, visible=not done)
+            bar.update(rest, visible=done)
+
+        yield advance

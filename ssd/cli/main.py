@@ -1,0 +1,102 @@
+"""The `ssd` command: its subcommands, and the edge where whatever a user can cause becomes one sentence.
+
+Commands import the engine, and with it torch, when they run: `ssd --help` and a wrong flag are answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from ssd import __version__
+from ssd.cli.console import say
+from ssd.cli.decode import decode
+from ssd.cli.demo import demo
+from ssd.cli.doctor import doctor
+from ssd.cli.options import WrongUsage
+from ssd.cli.pull import pull
+from ssd.errors import SsdError, one_line
+
+FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    help="Speculative speculative decoding: a target model's own text, drafted ahead by a small one.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (decode, demo, pull, doctor):
+    app.command()(command)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"ssd {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _ssd(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 1 where it could not do what was asked, 2 where that was not understood."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows its number
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _run(sys.argv[1:] if arguments is None else list(arguments))
+    except WrongUsage as error:
+        say(str(error))
+        return WRONG_USAGE
+    except (SsdError, ImportError) as error:
+        say(str(error))
+    except BrokenPipeError:
+        # Nobody reads on: what is still buffered must not be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        say("the output was closed before it was complete.")
+    except MemoryError as error:
+        say(f"memory is full ({one_line(error)}); lower --max-batch or --max-context.")
+    except OSError as error:
+        say(f"{one_line(error)}.")
+    except (KeyboardInterrupt, typer.Abort):
+        say("interrupted.")
+        return INTERRUPTED
+    return FAILED
+
+
+def _run(arguments: list[str]) -> int:
+    """Not `app()`: that prints errors and ends the process by itself."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("ssd", arguments) as context:
+            command.invoke(context)
+            sys.stdout.flush()
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # how typer marks what a user typed wrong, whichever click it brings
+            raise
+        say(" ".join(str(error.format_message()).split()))
+        return WRONG_USAGE
+    return 0
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
+) -> None:
+    say(f"warning: {' '.join(str(message).split())}")
