@@ -1,0 +1,223 @@
+"""`ssd decode`: text that pipes, JSON that parses, prompts from an argument, stdin or a file, and a timeline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.cases import Refusal, Result, Run
+from ssd.errors import SsdError
+from ssd.models import registry
+
+
+@pytest.fixture
+def decode(run: Run, target: Path, draft: Path) -> Run:
+    """Runs `ssd decode` on the tiny models; it must succeed and say nothing on stderr."""
+
+    def call(*arguments: object, stdin: str = "") -> Result:
+        models = ["--target", target, "--draft", draft, "--threads", 1, "--dtype", "float32"]
+        result = run("decode", *arguments, "--max-new-tokens", 12, *models, stdin=stdin)
+        assert (result.status, result.err) == (0, ""), result
+        return result
+
+    return call
+
+
+@pytest.fixture
+def objects(decode: Run) -> Any:
+    """The JSON objects of such a run."""
+
+    def call(*arguments: object, stdin: str = "") -> list[dict[str, Any]]:
+        return [json.loads(line) for line in decode(*arguments, "--json", stdin=stdin).out.splitlines()]
+
+    return call
+
+
+def test_json_has_the_whole_completion(objects: Any) -> None:
+    (found,) = objects("the rain", "--mode", "ssd", "--logprobs", 2)
+    assert found.keys() == {"text", "token_ids", "finish_reason", "logprobs", "degraded", "stats"}
+    assert found["stats"]["mode"] == "ssd"
+    assert found["degraded"] is False
+    assert len(found["logprobs"]) == len(found["token_ids"])
+    for token, logprobs in zip(found["token_ids"], found["logprobs"], strict=True):
+        assert str(token) in logprobs
+        assert len(logprobs) in (2, 3)
+
+
+def test_stdout_is_the_text_and_nothing_else(decode: Run, objects: Any) -> None:
+    (found,) = objects("the rain")
+    assert decode("the rain").out == found["text"] + "\n"
+
+
+def test_a_terminal_sees_the_loading_on_stderr_only(
+    decode: Run, run: Run, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = decode("the rain").out
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    result = run("decode", "the rain", "-n", 12, "--target", target, "--threads", 1, "--dtype", "float32")
+    assert (result.status, result.out) == (0, text)
+    assert "Loading" in result.err
+
+
+def test_the_modes_give_the_same_text(decode: Run) -> None:
+    assert len({decode("the rain", "--mode", mode).out for mode in ("ar", "sd", "ssd")}) == 1
+
+
+def test_a_dash_reads_the_prompt_from_stdin(decode: Run) -> None:
+    assert decode("-", stdin="the rain\n").out == decode("the rain").out
+
+
+def test_raw_leaves_the_chat_template_out(objects: Any) -> None:
+    chat, raw, template = objects("hi"), objects("hi", "--raw"), objects("<|user|>hi<|end|><|assistant|>", "--raw")
+    assert raw[0]["token_ids"] != chat[0]["token_ids"] == template[0]["token_ids"]
+
+
+def test_a_seed_decides_what_is_drawn(decode: Run) -> None:
+    first, again, other = (decode("hi", "--temperature", 1, "--seed", seed).out for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_sampling_options_reach_the_engine(objects: Any) -> None:
+    greedy = objects("hi")[0]["token_ids"]
+    assert objects("hi", "-t", 2, "--seed", 3)[0]["token_ids"] != greedy
+    for narrow in (["--top-k", 1], ["--top-p", 0.0001], ["--min-p", 1]):
+        assert objects("hi", "-t", 2, "--seed", 3, *narrow)[0]["token_ids"] == greedy
+
+
+def test_stop_strings_end_the_text(objects: Any) -> None:
+    (whole,) = objects("the rain", "--ignore-eos")
+    stop = whole["text"][3:5]
+    (found,) = objects("the rain", "--ignore-eos", "--stop", "never spelt", "--stop", stop)
+    assert found["finish_reason"] == "stop"
+    assert found["text"] == whole["text"].split(stop)[0]
+
+
+@pytest.mark.parametrize("fan_out", ["geometric", "2,2,0,0,4"])
+def test_speculation_options_reach_the_engine(objects: Any, fan_out: str) -> None:
+    (found,) = objects(
+        "the rain", "--mode", "ssd", "-k", 4, "-b", 8, "--fan-out", fan_out, "--pace", "2,0.1", "--draft-threads", 1
+    )
+    assert found["stats"]["t_verify_ms"] >= 2
+    hits = sum(hits for hits, _ in found["stats"]["hits_per_k"].values())
+    assert found["stats"]["branches_unused"] == 8 * found["stats"]["rounds"] - hits
+
+
+def test_stats_are_on_stderr(run: Run, target: Path, draft: Path) -> None:
+    result = run("decode", "the rain", "-n", 12, "--target", target, "--draft", draft, "--mode", "ssd", "--stats")
+    assert result.status == 0
+    assert "hit rate" not in result.out
+    for name in ("rounds", "acceptance", "hit rate", "hidden", "tokens/s"):
+        assert name in result.err
+
+
+def test_a_draft_that_cannot_be_loaded_is_said_and_done_without(
+    run: Run, decode: Run, target: Path, broken_draft: Path
+) -> None:
+    options = ["-n", 12, "--target", target, "--threads", 1, "--dtype", "float32"]
+    result = run("decode", "the rain", *options, "--draft", broken_draft, "--mode", "ssd")
+    assert (result.status, result.out) == (0, decode("the rain").out)
+    assert result.err.startswith("ssd: warning: the draft failed")
+    assert result.err.count("\n") == 1
+
+
+# Files of prompts -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Any:
+    """Writes a file of these lines."""
+
+    def write(*lines: str | bytes) -> Path:
+        path = tmp_path / "prompts.jsonl"
+        path.write_bytes(b"\n".join(line.encode() if isinstance(line, str) else line for line in lines))
+        return path
+
+    return write
+
+
+def test_prompts_of_a_file_come_back_in_order(objects: Any, file: Any) -> None:
+    prompts = ["the rain", "in Spain", "é\u2028", "stays", "mainly"]
+    lines = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+    found = objects("--prompts", file(lines[0], "", *lines[1:], ""), "--mode", "ssd", "--max-batch", 2)
+    assert [o["text"] for o in found] == [objects(prompt)[0]["text"] for prompt in prompts]
+
+
+def test_texts_of_a_file_have_an_empty_line_between_them(decode: Run, file: Any) -> None:
+    both = decode("--prompts", file('{"prompt": "the rain"}', '{"prompt": "in Spain"}')).out
+    assert both == decode("the rain").out + "\n" + decode("in Spain").out
+
+
+def test_the_field_may_be_named_and_may_be_a_list(decode: Run, file: Any) -> None:
+    path = file('{"question": "the rain", "turns": ["in Spain", "stays"]}')
+    assert decode("--prompts", path, "--field", "question").out == decode("the rain").out
+    assert decode("--prompts", path, "--field", "turns").out == decode("in Spain").out
+
+
+@pytest.mark.parametrize(
+    "lines, reason",
+    [
+        (['{"prompt": "hi"}', '{"prompt": '], "line 2 of"),
+        (["", "hi"], "line 2 of"),
+        (["[" * 100_000], "is not JSON"),
+        (["[1]"], "is not a JSON object"),
+        (['{"question": "hi", "answer": "ho"}'], "has no field 'prompt'; choose one of 'question', 'answer'"),
+        (["{}"], "has no field 'prompt'"),
+        (['{"prompt": 3}'], "neither text nor a list"),
+        (['{"prompt": []}'], "neither text nor a list"),
+        (['{"prompt": [["hi"]]}'], "neither text nor a list"),
+        (['{"prompt": "\\ud800"}'], "line 1 of"),
+        (['{"prompt": ""}'], "the prompt is empty"),
+        ([b'{"prompt": "\xff"}'], "is not UTF-8"),
+        ([""], "is empty"),
+        (["\n \n"], "is empty"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused(
+    refusal: Refusal, file: Any, target: Path, lines: list[Any], reason: str
+) -> None:
+    assert reason in refusal("decode", "--prompts", file(*lines), "--target", target)
+
+
+def test_a_file_that_is_not_there_is_refused(refusal: Refusal, tmp_path: Path) -> None:
+    assert "No such file" in refusal("decode", "--prompts", tmp_path / "none.jsonl")
+    assert "directory" in refusal("decode", "--prompts", tmp_path)
+
+
+# The timeline -----------------------------------------------------------------------------------------------------------------
+
+
+def lane_events(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """A Chrome trace's spans by lane."""
+    trace = json.loads(path.read_text())
+    lanes = {e["tid"]: e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "thread_name"}
+    spans = [e for e in trace["traceEvents"] if e["ph"] == "X"]
+    assert all(e["ts"] >= 0 and e["dur"] >= 0 for e in spans)
+    return {lane: [e for e in spans if e["tid"] == tid] for tid, lane in lanes.items()}
+
+
+def test_the_timeline_has_both_lanes_and_every_look_up(decode: Run, tmp_path: Path) -> None:
+    decode("the rain", "--mode", "ssd", "--ignore-eos", "--trace", tmp_path / "trace.json")
+    lanes = lane_events(tmp_path / "trace.json")
+    assert lanes.keys() == {"target", "draft"}
+    verifications = [e for e in lanes["target"] if e["name"] == "verify"]
+    look_ups = [e for e in lanes["draft"] if e["name"] == "look up"]
+    assert len(verifications) == len(look_ups) > 2
+    assert all(e["args"]["hits"] + e["args"]["misses"] == 1 for e in look_ups)
+    assert {e["args"]["hits"] for e in look_ups} == {0, 1}
+
+
+# A real model -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_default_target_is_a_real_model(run: Run) -> None:
+    try:
+        registry.resolve("smollm2-135m")
+    except SsdError as reason:
+        pytest.skip(str(reason))
+    result = run("decode", "What is the capital of France?", "--max-new-tokens", 12, "--json")
+    assert result.status == 0
+    assert "Paris" in json.loads(result.out)["text"]

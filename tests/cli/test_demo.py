@@ -1,0 +1,156 @@
+"""`ssd demo`: three modes of one prompt, their table, and words that follow from its figures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.cases import Result, Run
+from ssd.cli import demo as module
+from ssd.cli.demo import DRAFT_SPEED, Row, reachable_pace, verdict
+from ssd.decoding.stats import Stats
+
+
+@pytest.fixture
+def demo(run: Run, target: Path, draft: Path) -> Run:
+    def call(*arguments: object) -> Result:
+        return run(
+            "demo", "the rain", "-n", 12, "--target", target, "--draft", draft, "--dtype", "float32", "--threads", 1, *arguments
+        )
+
+    return call
+
+
+def test_every_mode_is_run_twice_and_gives_the_same_tokens(demo: Run) -> None:
+    result = demo("--pace", "4,0.5")
+    assert (result.status, result.err) == (0, "")
+    plain, paced = result.out.split("The same, paced")
+    for part in (plain, paced):
+        assert "identical" in part
+        rows = [line.split() for line in part.splitlines() if line.endswith((" yes", " yes ", " no", " no "))]
+        assert [(words[0], words[-1]) for words in rows] == [("ar", "yes"), ("sd", "yes"), ("ssd", "yes")]
+    words = " ".join(paced.split())
+    assert "at least 4 ms" in words
+    assert "not the speed of this machine" in words
+
+
+def test_json_is_one_document(demo: Run) -> None:
+    result = demo("--json")
+    assert result.status == 0
+    found = json.loads(result.out)
+    assert found["identical"] is True
+    assert len(found["token_ids"]) <= 12
+    plain, paced = found["tables"]
+    assert plain["pace_ms"] is None
+    verify, draft = paced["pace_ms"]
+    assert verify >= DRAFT_SPEED * draft > 0
+    for table in (plain, paced):
+        assert [table["modes"][mode]["stats"]["mode"] for mode in ("ar", "sd", "ssd")] == ["ar", "sd", "ssd"]
+        assert table["modes"]["ar"]["speed_up"] == 1
+        assert table["modes"]["ssd"]["hit_rate"] is not None
+        assert table["verdict"]
+
+
+def test_the_paced_runs_can_be_left_out(demo: Run) -> None:
+    assert len(json.loads(demo("--json", "--no-paced").out)["tables"]) == 1
+
+
+def test_the_timeline_has_every_run(demo: Run, tmp_path: Path) -> None:
+    demo("--pace", "2,0.1", "--trace", tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    runs = {e["args"]["name"]: e["pid"] for e in events if e["name"] == "process_name"}
+    assert list(runs) == ["ar", "sd", "ssd", "ar, paced", "sd, paced", "ssd, paced"]
+    for pid in runs.values():
+        assert any(e["name"] == "verify" for e in events if e["pid"] == pid)
+
+
+def test_other_tokens_are_shown_and_fail(demo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_mode = module._Show._run
+
+    def one_token_off(self: Any, mode: str, *rest: Any) -> Any:
+        completion = run_mode(self, mode, *rest)
+        return replace(completion, token_ids=[*completion.token_ids[:-1], -1]) if mode == "sd" else completion
+
+    monkeypatch.setattr(module._Show, "_run", one_token_off)
+    result = demo("--no-paced")
+    assert result.status == 1
+    assert "different tokens" in result.err
+    assert [line.split()[-1] for line in result.out.splitlines() if line.split()[:1] == ["sd"]][-1] == "no"
+
+
+def test_a_draft_that_failed_is_never_shown_as_speculation(demo: Run, broken_draft: Path) -> None:
+    result = demo("--draft", broken_draft)
+    assert result.status == 1
+    assert result.err.splitlines()[-1].startswith("ssd: the draft failed in mode sd")
+
+
+# What the figures say ---------------------------------------------------------------------------------------------------------
+
+
+def stats(mode: str, **changes: Any) -> Stats:
+    speculates, caches = mode != "ar", mode == "ssd"
+    return replace(
+        Stats(
+            mode=mode,
+            rounds=20,
+            accepted_per_round=1.0 if speculates else 0.0,
+            acceptance_rate=0.25 if speculates else None,
+            hit_rate=0.5 if caches else None,
+            hits_per_k={},
+            t_verify_ms=30.0,
+            t_draft_ms={"ar": None, "sd": 80.0, "ssd": 150.0}[mode],
+            t_fallback_ms=80.0 if caches else None,
+            hidden_draft_ms=30.0 if caches else None,
+            branches_unused=0,
+            decode_tokens_per_s=30.0,
+            time_to_first_token_s=0.1,
+        ),
+        **changes,
+    )
+
+
+def rows(sd: float | None, ssd: float | None, **changes: Any) -> list[Row]:
+    speeds = {"ar": 1.0, "sd": sd, "ssd": ssd}
+    return [Row(mode, stats(mode, **changes), speed, identical=True) for mode, speed in speeds.items()]
+
+
+def test_a_loss_is_called_a_loss_with_its_reason() -> None:
+    words = verdict(rows(0.5, 0.4), lookahead=4, pace=None)
+    assert "A round of sd takes as long as 4.0 tokens of ar and yields 2.0: 0.50 times the speed of ar." in words
+    assert "A round of ssd takes as long as 5.0 tokens of ar and yields 2.0: 0.40 times the speed of ar." in words
+    assert "One pass of this draft takes 67% of the time of one of its target" in words
+    assert "25% of what it proposes is accepted: speculation does not pay here." in words
+
+
+def test_a_gain_is_called_a_gain() -> None:
+    words = verdict(rows(1.25, 2.0), lookahead=4, pace=None)
+    assert "1.25 times the speed of ar" in words
+    assert "2.00 times the speed of ar" in words
+    assert "does not pay" not in words
+
+
+def test_a_difference_too_small_to_mean_anything_is_none() -> None:
+    assert "as fast as ar." in verdict(rows(1.02, 0.98), lookahead=4, pace=None)
+
+
+def test_a_text_too_short_to_time_is_not_judged() -> None:
+    assert verdict(rows(None, None), lookahead=4, pace=None) == "The text is too short to compare speeds."
+
+
+def test_a_pace_that_was_not_kept_is_said() -> None:
+    kept = verdict(rows(1.1, 1.2), lookahead=4, pace=(30.0, 30.0))
+    assert "could not keep" not in kept
+    late = verdict(rows(1.1, 1.2), lookahead=4, pace=(20.0, 10.0))
+    assert "a verification took 30 ms where the pace asks for 20" in late
+    assert "a pass of the draft took 30 ms where the pace asks for 10" in late
+
+
+def test_the_pace_leaves_room_over_what_was_measured() -> None:
+    verify, draft = reachable_pace([stats(mode) for mode in ("ar", "sd", "ssd")], lookahead=4)
+    assert draft == 38  # 150 ms for 5 passes, and a quarter more
+    assert verify == DRAFT_SPEED * draft
+    assert reachable_pace([stats("ar", t_verify_ms=1000.0), stats("sd")], lookahead=4)[0] == 1250
