@@ -8,11 +8,10 @@ file(GLOB cpu_sources CONFIGURE_DEPENDS csrc/cpu/*.cpp)
 file(GLOB simd_sources CONFIGURE_DEPENDS csrc/cpu/simd/*.cpp)
 file(GLOB runtime_sources CONFIGURE_DEPENDS csrc/runtime/*.cpp)
 
-# What every object of the extension is compiled with. OpenMP is a compile flag only: its runtime is the one that torch has
-# loaded, or at::parallel_for and our loops would each have their own threads.
+# What every object of the extension is compiled with. Of OpenMP only the vectorised loops: threads are csrc/cpu/parallel.h's.
 add_library(ssd_extension INTERFACE)
 target_include_directories(ssd_extension INTERFACE ${CMAKE_CURRENT_SOURCE_DIR}/csrc)
-target_compile_options(ssd_extension INTERFACE -fopenmp)
+target_compile_options(ssd_extension INTERFACE -fopenmp-simd)
 target_link_libraries(ssd_extension INTERFACE ssd_warnings pybind11::module torch::torch)
 
 # The same kernels once per instruction set; csrc/cpu chooses at run time. Nothing here is -march=native.

@@ -1,14 +1,12 @@
 """Speculative speculative decoding: `decode`, `Engine`, `SamplingParams`, `Completion` are the whole public face.
 
-Importing the package only checks that its extension fits the running torch; each name is loaded when it is first used.
+Each name is loaded when it is first used, and with it torch and the extension (ssd/native.py checks that they fit).
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from ssd._check import check_torch
 
 if TYPE_CHECKING:
     from ssd.config import SamplingParams
@@ -18,8 +16,6 @@ __version__ = "0.1.0"
 __all__ = ["Completion", "Engine", "SamplingParams", "decode"]
 
 _HOME = {"Completion": "ssd.engine", "Engine": "ssd.engine", "SamplingParams": "ssd.config", "decode": "ssd.engine"}
-
-check_torch()
 
 
 def __getattr__(name: str) -> Any:

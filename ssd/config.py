@@ -59,7 +59,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
-        _within("temperature", self.temperature, 0, math.inf)
+        _within("temperature", self.temperature, 0, 100)
         if 0 < self.temperature < 0.01:
             raise SsdError(f"temperature is {self.temperature!r}; use 0 for greedy decoding, or at least 0.01.")
         _within("top_k", self.top_k, 0, 2**31 - 1, whole=True)

@@ -18,7 +18,6 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from ssd._C import PageAllocator, cpu_isa
 from ssd.config import DtypeName, EngineConfig, FanOut, ModeName, SamplingParams, SpeculationConfig
 from ssd.decoding import fanout
 from ssd.decoding.autoregressive import Autoregressive
@@ -33,6 +32,7 @@ from ssd.models import registry
 from ssd.models.pair import Draft, Progress, load_draft, load_target
 from ssd.models.tokenizer import TextStream
 from ssd.models.transformer import KVCache
+from ssd.native import PageAllocator, cpu_isa
 from ssd.runtime.executor import Executor, PacedExecutor
 from ssd.runtime.trace import Trace
 from ssd.runtime.worker import Worker
@@ -88,7 +88,7 @@ class Engine:
     bfloat16 where the machine computes in it. device: "cpu". max_batch: sequences running at once. max_context: tokens of a sequence,
     prompt and output (None: what the model was trained for). threads, draft_threads: of the target and of SSD's draft (None: all cores,
     one of them the draft's in "ssd"). pace: (verify_ms, draft_ms), the least time of a forward pass of each model. seed: of requests
-    that bring none. progress: called with the fraction of the loading that is done.
+    that bring none. progress: called with the fraction of the target's loading that is done.
 
     Raises SsdError (bad arguments) and CheckpointError (a model that cannot be used).
     """
@@ -241,7 +241,7 @@ class Engine:
 
     def _build_speculator(self, mode: str, draft_name: str) -> tuple[Speculator, torch.Tensor | None]:
         settings, slots = self.speculation_config, self.config.max_batch
-        draft: Draft = load_draft(draft_name, self._target, self._positions(self.max_context), lambda fraction: None)
+        draft: Draft = load_draft(draft_name, self._target, self._positions(self.max_context))
         budget = settings.budget if mode == "ssd" else 0
         scratch_pages = -(-slots * budget * settings.lookahead // PAGE_SIZE)
         cache = KVCache(draft.model.config, self._num_pages + scratch_pages, PAGE_SIZE, draft.model.dtype, self._device)
@@ -269,7 +269,13 @@ class Engine:
         each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
         if len(each) != len(prompts):
             raise SsdError(f"there are {len(prompts)} prompts and {len(each)} params; give one for all, or one for each.")
-        return [self._request(prompt, p, index, raw) for index, (prompt, p) in enumerate(zip(prompts, each, strict=True))]
+        requests = []
+        for index, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
+            try:
+                requests.append(self._request(prompt, own, index, raw))
+            except SsdError as error:
+                raise SsdError(f"prompt {index} of {len(prompts)}: {error}" if len(prompts) > 1 else str(error)) from None
+        return requests
 
     def _request(self, prompt: Prompt, params: SamplingParams, index: int, raw: bool) -> Request:
         ids = self._token_ids(prompt, raw)
@@ -302,17 +308,19 @@ class Engine:
             return [int(token) for token in prompt]  # type: ignore[arg-type]
         if tokenizer is None:
             raise SsdError(f"{self.config.target!r} has no tokenizer; give prompts as lists of token ids.")
-        if isinstance(prompt, str):
-            if not prompt:
-                return []
-            return tokenizer.encode(prompt) if raw else tokenizer.chat([{"role": "user", "content": prompt}])
-        if not all(
-            isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in prompt
-        ):
-            raise SsdError(
-                "the prompt is neither a string, nor a list of token ids, nor a list of messages with 'role' and 'content'."
-            )
-        return tokenizer.chat(prompt)  # type: ignore[arg-type]
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        for message in messages:
+            if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+                raise SsdError("the prompt is neither a string, nor token ids, nor messages with a 'role' and a 'content'.")
+            try:
+                message["content"].encode()
+            except UnicodeEncodeError:
+                raise SsdError(
+                    f"the prompt {message['content']!r} holds half of a surrogate pair; give valid Unicode."
+                ) from None
+        if isinstance(prompt, str) and (raw or not prompt):
+            return tokenizer.encode(prompt)
+        return tokenizer.chat(messages)  # type: ignore[arg-type]
 
     def _run(self, requests: Sequence[Request]) -> Iterator[None]:
         """Run rounds until all are finished; yields whenever a request has grown."""
@@ -420,7 +428,7 @@ class Engine:
 
 
 @overload
-def decode(prompts: Prompt, target: str = ..., *, raw: bool = ..., **options: Any) -> Completion: ...  # type: ignore[overload-overlap]
+def decode(prompts: Prompt, target: str = ..., *, raw: bool = ..., **options: Any) -> Completion: ...
 @overload
 def decode(prompts: Sequence[Prompt], target: str = ..., *, raw: bool = ..., **options: Any) -> list[Completion]: ...
 def decode(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssd import _C as _C
+import ssd.native  # noqa: F401  (registers torch.ops.ssd)
 
 STATS = 8
 """Columns of `row_stats`: max, log-sum, cut value, cut id, top value, top id, scale, log C (csrc/common/distribution.h)."""
@@ -211,14 +211,16 @@ def verify(
     """Exact verification of a chain or tree, and the commit of its outcome. Algorithm: Leviathan et al. 2023; for trees, sampling
     without replacement as in SpecInfer (Miao et al. 2024), with each rejected sibling removed from q and the residual carried on.
 
-    p_logits: [S, T, V] float32, row i behind node i; p_stats: [S, T, STATS]. spec_tokens: [S, T−1] int32, node i at column i−1;
-    spec_len: [S] int32, nodes present. parent: [S, T] int32 with parent[0] = −1, parent[i] < i; None is a chain. T ≤ 64.
+    p_logits: [S, T, V] float32, row i behind node i; p_stats: [S, T, STATS]. spec_tokens: [S, T−1] int32, node i at column i−1, −1 for an
+    empty place; spec_len: [S] int32, nodes present. parent: [S, T] int32 with parent[0] = −1, parent[i] < i; None is a chain. T ≤ 64.
     q_logits: [S, 2, A, N, Vd] float32 and q_stats [S, 2, A, N, STATS], of which [parity, q_address, i] is the distribution that node
     i's children were drawn from; q_address: [S] int32, −1: the proposals were not drawn (δ). Both may be None where no slot
     samples from a drawn proposal. draft_id_of: [V] int32, target id → draft column or −1; None: the same ids.
-    parity: [1] int32. seed: [S] int64. eos: [E] int32; ignore_eos: [S] uint8; max_length: [S] int32 tokens, prompt included.
+    N is at least T − 1. parity: [1] int32. seed: [S] int64. eos: [E] int32; ignore_eos: [S] uint8; max_length: [S] int32 tokens, the
+    prompt included.
     Writes tokens! [S, N] int32, length! [S], last_token! [S], done! [S] uint8 (end of sequence or max_length) and outcome! [S, 2, 2]
-    int32 at [:, parity]: (accepted, next token). Done slots are left alone, with outcome (−1, −1).
+    int32 at [:, parity]: (accepted, next token) as decided, also where the end of the sequence cuts the commit short. Done slots are
+    left alone, with outcome (−1, −1).
     Returns path [S, T] int32: the row whose distribution decided each token committed now, −1 beyond.
     """
     return _ssd.verify.default(

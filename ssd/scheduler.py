@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ssd._C import PageAllocator
 from ssd.config import SamplingParams
 from ssd.decoding.stats import SequenceStats
 from ssd.models.tokenizer import TextStream
+from ssd.native import PageAllocator
 from ssd.state import SequenceState
 
 

@@ -59,6 +59,14 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
       runs.push_back(r);
     }
   }
+  const int32_t* pages = page_table.const_data_ptr<int32_t>();
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i * page_size < prefix[r]; ++i) {
+      const int32_t page = pages[sequence[r] * page_table.size(1) + i];
+      TORCH_CHECK(page >= 0 && page < k_cache.size(0), "page_table[", sequence[r], ", ", i, "] is ", page, ", outside the cache's ",
+                  k_cache.size(0), " pages");
+    }
+  }
   const int64_t items = static_cast<int64_t>(runs.size()) * kv_heads;
   runs.push_back(rows);
 
@@ -72,7 +80,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
             .q = data<T>(q) + first * q.stride(0),
             .k_cache = data<T>(k_cache),
             .v_cache = data<T>(v_cache),
-            .pages = page_table.const_data_ptr<int32_t>() + sequence[first] * page_table.size(1),
+            .pages = pages + sequence[first] * page_table.size(1),
             .prefix_len = prefix + first,
             .suffix_slots = slots != nullptr ? slots + first * width : nullptr,
             .suffix_len = suffix != nullptr ? suffix + first : nullptr,

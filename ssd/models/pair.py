@@ -43,13 +43,17 @@ class Draft:
 def load_target(
     name: str, dtype: torch.dtype, device: torch.device, places: Callable[[int], int], progress: Progress
 ) -> Target:
-    """places: positions to prepare for a model with this context. Raises SsdError, CheckpointError."""
-    checkpoint = load_checkpoint(registry.resolve(name), dtype, progress)
-    model = _transformer(checkpoint, dtype, device, places(checkpoint.config.max_position), _real_ids(checkpoint))
+    """places: positions to prepare for a model with this context. progress: called with the
+    fraction done, 0 to 1. Raises SsdError, CheckpointError."""
+    checkpoint = load_checkpoint(registry.resolve(name), dtype, lambda fraction: progress(fraction / 2))
+    positions = places(checkpoint.config.max_position)
+    model = _transformer(
+        checkpoint, dtype, device, positions, _real_ids(checkpoint), lambda fraction: progress((1 + fraction) / 2)
+    )
     return Target(name, model, checkpoint.tokenizer, checkpoint.config.max_position)
 
 
-def load_draft(name: str, target: Target, positions: int, progress: Progress) -> Draft:
+def load_draft(name: str, target: Target, positions: int) -> Draft:
     """name: "self:N", the target's first N layers; or a path, hub id or known model. Raises SsdError, CheckpointError."""
     layers = target.model.config.num_layers
     if name.startswith("self:"):
@@ -57,7 +61,7 @@ def load_draft(name: str, target: Target, positions: int, progress: Progress) ->
         if match is None or not 1 <= int(match[1]) <= layers:
             raise SsdError(f"draft is {name!r}; of {target.name!r} it can be 'self:1' to 'self:{layers}'.")
         return Draft(target.model.first_layers(int(match[1])))
-    checkpoint = load_checkpoint(registry.resolve(name), target.model.dtype, progress)
+    checkpoint = load_checkpoint(registry.resolve(name), target.model.dtype)
     if target.tokenizer is not None and checkpoint.tokenizer is not None:
         check_compatible(target.tokenizer, checkpoint.tokenizer)
     vocabulary, device = target.model.vocab_size, target.model.device
@@ -80,5 +84,12 @@ def _real_ids(checkpoint: Checkpoint) -> int:
     return min(known, checkpoint.config.vocab_size)
 
 
-def _transformer(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, positions: int, columns: int) -> Transformer:
-    return Transformer.from_tensors(checkpoint.config, checkpoint.tensors, dtype, device, positions, columns)
+def _transformer(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    positions: int,
+    columns: int,
+    progress: Progress = lambda fraction: None,
+) -> Transformer:
+    return Transformer.from_tensors(checkpoint.config, checkpoint.tensors, dtype, device, positions, columns, progress)

@@ -6,6 +6,7 @@ keys it may see. Prefill, decode, verification of a chain or tree, and the draft
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -97,9 +98,10 @@ class Transformer:
         device: torch.device,
         positions: int,
         columns: int | None = None,
+        progress: Callable[[float], None] = lambda fraction: None,
     ) -> Transformer:
         """tensors: by their Hugging Face names; consumed, so that each is freed once it is packed. positions: the longest a sequence
-        gets. columns: rows of the head that are used, for a padded vocabulary (None: all).
+        gets. columns: rows of the head that are used, for a padded vocabulary (None: all). progress: called with the fraction packed.
         """
 
         def take(name: str) -> Tensor:
@@ -125,7 +127,10 @@ class Transformer:
                 down=_Linear.pack(take(f"{mlp}.down_proj.weight"), "add", take_bias(f"{mlp}.down_proj.bias")),
             )
 
-        layers = [layer(i) for i in range(config.num_layers)]
+        layers = []
+        for i in range(config.num_layers):
+            layers.append(layer(i))
+            progress((i + 1) / config.num_layers)
         table = take("model.embed_tokens.weight").contiguous()
         head = take("lm_head.weight") if "lm_head.weight" in tensors else table
         angles = torch.outer(torch.arange(positions, dtype=torch.float64), config.rope_frequencies().double())

@@ -1,0 +1,9 @@
+"""The extension, loaded only once it is known to fit the running torch; loading it registers torch.ops.ssd."""
+
+from ssd._check import check_torch
+
+check_torch()
+
+from ssd._C import PageAllocator, cpu_isa  # noqa: E402
+
+__all__ = ["PageAllocator", "cpu_isa"]
