@@ -1,0 +1,161 @@
+"""Executors, the trace and the draft's thread."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ssd.runtime.executor import Executor, PacedExecutor
+from ssd.runtime.trace import Span, Trace
+from ssd.runtime.worker import Worker
+
+
+class Clock:
+    """Time that passes only when somebody works or sleeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+        self.now = 100.0
+        self.slept: list[float] = []
+        for module in modules:
+            monkeypatch.setattr(f"{module}.time", SimpleNamespace(perf_counter=lambda: self.now, sleep=self.sleep))
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def work(self, seconds: float) -> str:
+        self.now += seconds
+        return "done"
+
+
+# Executors ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role,least", [("target", 0.200), ("draft", 0.024)])
+def test_a_paced_forward_waits_for_what_is_left_of_its_least_time(
+    monkeypatch: pytest.MonkeyPatch, role: str, least: float
+) -> None:
+    clock = Clock(monkeypatch, "ssd.runtime.executor")
+    assert PacedExecutor(Trace(), (200, 24)).forward(role, lambda: clock.work(0.010)) == "done"
+    assert clock.slept == [pytest.approx(least - 0.010)]
+
+
+def test_a_forward_slower_than_its_pace_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, "ssd.runtime.executor")
+    PacedExecutor(Trace(), (200, 24)).forward("draft", lambda: clock.work(0.030))
+    assert clock.slept == []
+
+
+def test_an_eager_forward_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, "ssd.runtime.executor")
+    assert Executor(Trace()).forward("target", lambda: clock.work(0.010)) == "done"
+    assert (clock.slept, clock.now) == ([], pytest.approx(100.010))
+
+
+def test_a_program_runs_only_when_a_flag_is_set() -> None:
+    executor = Executor(Trace())
+    assert executor.when(torch.tensor([False, True]), lambda: "ran") == "ran"
+    assert executor.when(torch.tensor([False, False]), lambda: "ran") is None
+
+
+# Trace --------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_span_lasts_as_long_as_its_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, "ssd.runtime.trace")
+    with Trace().span("target", "verify") as span:
+        clock.work(0.025)
+    assert span.ms == pytest.approx(25)
+
+
+def test_a_span_ends_when_its_phase_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, trace = Clock(monkeypatch, "ssd.runtime.trace"), Trace()
+
+    def fail() -> None:
+        with trace.span("draft", "speculate") as span:
+            spans.append(span)
+            clock.work(0.010)
+            raise RuntimeError
+
+    spans: list[Span] = []
+    with pytest.raises(RuntimeError):
+        fail()
+    assert spans[0].ms == pytest.approx(10)
+
+
+@pytest.mark.parametrize(
+    "other,overlap", [((0.0, 1.0), 0), ((0.5, 1.5), 500), ((1.2, 1.4), 200), ((0.0, 9.0), 1000), ((2.0, 3.0), 0)]
+)
+def test_spans_overlap_by_what_they_share(other: tuple[float, float], overlap: float) -> None:
+    assert Span("target", "a", 1.0, 2.0).overlap_ms(Span("draft", "b", *other)) == pytest.approx(overlap)
+
+
+def test_nothing_is_kept_until_recording_begins(tmp_path: Path) -> None:
+    trace = Trace()
+    with trace.span("target", "prefill"):
+        pass
+    trace.record()
+    with trace.span("target", "verify"):
+        pass
+    trace.write(tmp_path / "trace.json")
+    assert [event["name"] for event in phases(tmp_path / "trace.json")] == ["verify"]
+
+
+def test_a_timeline_has_a_lane_for_each_role_and_times_in_microseconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock, trace = Clock(monkeypatch, "ssd.runtime.trace"), Trace()
+    trace.record()
+    with trace.span("target", "verify", batch=2):
+        clock.work(0.004)
+        with trace.span("draft", "look up") as span:
+            clock.work(0.001)
+            span.details.update(hits=1, misses=1)
+    trace.write(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    lanes = {event["tid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    assert sorted(lanes.values()) == ["draft", "target"]
+    verify, look_up = phases(tmp_path / "trace.json")
+    assert (lanes[verify["tid"]], verify["ts"], verify["dur"]) == ("target", 0, pytest.approx(5000))
+    assert (lanes[look_up["tid"]], look_up["ts"], look_up["dur"]) == ("draft", pytest.approx(4000), pytest.approx(1000))
+    assert (verify["args"], look_up["args"]) == ({"batch": 2}, {"hits": 1, "misses": 1})
+
+
+def phases(path: Path) -> list[dict]:
+    return [event for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == "X"]
+
+
+# Worker -----------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    worker = Worker(threads=3)
+    yield worker
+    worker.close()
+
+
+def test_work_runs_on_one_thread_that_is_not_the_caller_s(worker: Worker) -> None:
+    threads = {worker.submit(threading.get_ident).result() for _ in range(5)}
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+
+
+def test_a_worker_has_its_own_number_of_intra_op_threads(worker: Worker) -> None:
+    before = torch.get_num_threads()
+    assert worker.submit(torch.get_num_threads).result() == 3
+    assert torch.get_num_threads() == before
+
+
+def test_a_worker_s_results_carry_no_gradient(worker: Worker) -> None:
+    assert worker.submit(torch.is_inference_mode_enabled).result()
+
+
+def test_what_is_raised_on_a_worker_is_handed_to_the_caller(worker: Worker) -> None:
+    error = worker.submit(int, "three").exception()
+    assert isinstance(error, ValueError)
+    assert worker.submit(int, "3").result() == 3  # and the thread goes on
