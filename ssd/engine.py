@@ -31,7 +31,7 @@ from ssd.errors import CheckpointError, SsdError
 from ssd.models import registry
 from ssd.models.pair import Draft, Progress, load_draft, load_target
 from ssd.models.tokenizer import TextStream
-from ssd.models.transformer import KVCache
+from ssd.models.transformer import KVCache, Transformer
 from ssd.native import PageAllocator, cpu_isa
 from ssd.runtime.executor import Executor, PacedExecutor
 from ssd.runtime.trace import Trace
@@ -155,6 +155,15 @@ class Engine:
     def mode(self) -> str:
         """The mode in use: "ar", "sd" or "ssd"."""
         return self._loop.mode
+
+    @property
+    def threads(self) -> int:
+        """Intra-op threads of the target."""
+        return self._threads
+
+    @property
+    def target_model(self) -> Transformer:
+        return self._target.model
 
     @overload
     def decode(self, prompts: Prompt, params: Params = None, *, raw: bool = False) -> Completion: ...  # type: ignore[overload-overlap]

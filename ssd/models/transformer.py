@@ -142,6 +142,13 @@ class Transformer:
         config = replace(self.config, num_layers=count)
         return Transformer(config, self._table, self._layers[:count], self._norm, self._head, self._cos_sin)
 
+    def weight_bytes(self) -> int:
+        """What a decode step must read: every packed weight, once."""
+        linears = [self._head]
+        for layer in self._layers:
+            linears += [layer.qkv, layer.attention_out, layer.gate_up, layer.down]
+        return sum(linear.weight.nbytes for linear in linears)
+
     def forward(self, rows: Rows, cache: KVCache) -> Tensor:
         """Run the rows, write their K/V, and return their normalised hidden states, [R, d]."""
         config = self.config
