@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from ssd.errors import SsdError
 
@@ -57,8 +57,10 @@ class SamplingParams:
     logprobs: int = 0
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
+            raise SsdError(f"stop is {self.stop!r}; it must be one or more strings that are not empty.")
+        object.__setattr__(self, "stop", tuple(stop))
         _within("temperature", self.temperature, 0, 100)
         if 0 < self.temperature < 0.01:
             raise SsdError(f"temperature is {self.temperature!r}; use 0 for greedy decoding, or at least 0.01.")
@@ -71,15 +73,6 @@ class SamplingParams:
         _within("logprobs", self.logprobs, 0, 100, whole=True)
         if self.seed is not None:
             _within("seed", self.seed, -(2**63), 2**63 - 1, whole=True)
-        if not all(isinstance(s, str) and s for s in stop):
-            raise SsdError(f"stop is {self.stop!r}; it must be one or more strings that are not empty.")
-
-    @classmethod
-    def from_options(cls, **options: Any) -> SamplingParams:
-        """Raises SsdError for an option that is not a field."""
-        for name in options:
-            _one_of("the option", name, cls.__dataclass_fields__)
-        return cls(**options)
 
 
 @dataclass(frozen=True)
@@ -121,10 +114,10 @@ class SpeculationConfig:
             raise SsdError("tree speculation is not built into the engine yet; leave tree out.")
 
     def _check_explicit_fan_out(self, fan_out: Sequence[int]) -> None:
-        numbers = [n for n in fan_out if isinstance(n, int) and n >= 0]
-        if len(numbers) != len(fan_out) or len(numbers) != self.lookahead + 1 or sum(numbers) != self.budget:
+        fits = isinstance(fan_out, Sequence) and len(fan_out) == self.lookahead + 1
+        if not fits or not all(isinstance(n, int) and n >= 0 for n in fan_out) or sum(fan_out) != self.budget:
             raise SsdError(
-                f"fan_out is {list(fan_out)}; it must be {self.lookahead + 1} numbers (lookahead + 1) that sum to "
+                f"fan_out is {fan_out!r}; it must be 'geometric' or {self.lookahead + 1} numbers (lookahead + 1) that sum to "
                 f"budget={self.budget}, for example {[self.budget] + [0] * self.lookahead}."
             )
 
@@ -155,6 +148,8 @@ class EngineConfig:
             raise SsdError(f"device is {self.device!r}; the engine runs on 'cpu' only, its CUDA rounds are not built yet.")
         if self.draft_device not in (None, "cpu") or self.draft_sms is not None:
             raise SsdError("draft_device and draft_sms place the draft on CUDA, which is not built yet; leave them out.")
+        if not isinstance(self.draft, str | None):
+            raise SsdError(f"draft is {self.draft!r}; it can be a model, 'self:N', 'auto' or None.")
         if self.draft == "ngram":
             raise SsdError("draft='ngram' is not built yet; name a draft model, 'self:N' or None.")
         _within("max_batch", self.max_batch, 1, 4096, whole=True)
@@ -165,7 +160,7 @@ class EngineConfig:
             if getattr(self, name) is not None:
                 _within(name, getattr(self, name), 1, 1024, whole=True)
         if self.pace is not None:
-            if len(tuple(self.pace)) != 2:
+            if not isinstance(self.pace, Sequence) or len(self.pace) != 2:
                 raise SsdError(f"pace is {self.pace!r}; it must be two numbers of milliseconds: (verify, draft).")
             for milliseconds in self.pace:
                 _within("pace", milliseconds, 0, 1e6)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import lru_cache
+from inspect import signature
 from typing import Any, overload
 
 import numpy as np
 import torch
 
+from ssd.completion import Completion, Stream
 from ssd.config import DtypeName, EngineConfig, FanOut, ModeName, SamplingParams, SpeculationConfig
 from ssd.decoding import fanout
 from ssd.decoding.autoregressive import Autoregressive
@@ -25,7 +26,6 @@ from ssd.decoding.round import DraftFailed, Round, Verification
 from ssd.decoding.speculative import Speculative
 from ssd.decoding.speculator import Speculator
 from ssd.decoding.ssd import SpeculativeSpeculative
-from ssd.decoding.stats import Stats
 from ssd.decoding.verifier import Verifier
 from ssd.errors import CheckpointError, SsdError
 from ssd.models import registry
@@ -33,6 +33,7 @@ from ssd.models.pair import Draft, Progress, load_draft, load_target
 from ssd.models.tokenizer import TextStream
 from ssd.models.transformer import KVCache, Transformer
 from ssd.native import PageAllocator, cpu_isa
+from ssd.prompts import Prompt, is_single, token_ids
 from ssd.runtime.executor import Executor, PacedExecutor
 from ssd.runtime.trace import Trace
 from ssd.runtime.worker import Worker
@@ -42,41 +43,7 @@ from ssd.state import DraftState, SequenceState, Speculation
 PAGE_SIZE = 16  # tokens
 MEMORY_FRACTION = 0.5  # of the machine's free memory, for K/V on a CPU
 
-Message = Mapping[str, str]
-Prompt = str | Sequence[Message] | Sequence[int]
 Params = SamplingParams | Sequence[SamplingParams] | None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a prompt became.
-
-    token_ids: generated only, the end-of-sequence token included. finish_reason: "eos", "length" or "stop". logprobs: for each token
-    the log-probabilities asked for, by id, the token's own among them; None if none were. degraded: the draft failed, and this was
-    finished without it.
-    """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str
-    logprobs: list[dict[int, float]] | None
-    degraded: bool
-    stats: Stats
-
-
-class Stream:
-    """Iterates over pieces of text as tokens are committed; `completion` is there at the end."""
-
-    def __init__(self, pieces: Iterator[str | Completion]) -> None:
-        self._pieces = pieces
-        self.completion: Completion | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        for piece in self._pieces:
-            if isinstance(piece, Completion):
-                self.completion = piece
-            else:
-                yield piece
 
 
 class Engine:
@@ -132,6 +99,7 @@ class Engine:
         self._slack = lookahead + budget * (asked_mode == "ssd")
         self._lock = threading.Lock()
         self._failure: str | None = None
+        self._closed = False
         self.trace = Trace()
         self._executor = Executor(self.trace) if pace is None else PacedExecutor(self.trace, pace)
         self._target = load_target(
@@ -178,9 +146,8 @@ class Engine:
         messages, or a list of token ids; a list of those is a batch. params: for all, or one for each.
         Returns a `Completion`, or a list of them in order. Raises SsdError before anything runs.
         """
-        single = _is_single(prompts)
-        batch: list[Prompt] = [prompts] if single else list(prompts)  # type: ignore[list-item, arg-type]
-        requests = self._requests(batch, params, raw)
+        single = is_single(prompts)
+        requests = self._requests([prompts] if is_single(prompts) else list(prompts), params, raw)  # type: ignore[arg-type]
         for _ in self._run(requests):
             pass
         completions = [self._completion(request) for request in requests]
@@ -190,19 +157,21 @@ class Engine:
         """Decode one prompt, yielding pieces of its text as they are certain. Raises SsdError before anything runs."""
         (request,) = self._requests([prompt], params, raw)
 
-        def pieces() -> Iterator[str | Completion]:
+        def pieces() -> Generator[str | Completion]:
             shown = 0
-            for _ in self._run([request]):
-                text = request.certain_text()
-                if len(text) > shown:
-                    yield text[shown:]
-                    shown = len(text)
+            with closing(self._run([request])) as rounds:
+                for _ in rounds:
+                    text = request.certain_text()
+                    if len(text) > shown:
+                        yield text[shown:]
+                        shown = len(text)
             yield self._completion(request)
 
         return Stream(pieces())
 
     def close(self) -> None:
         """Stop the draft's thread. The engine cannot be used afterwards."""
+        self._closed = True
         self._loop.close()
 
     def __enter__(self) -> Engine:
@@ -245,7 +214,7 @@ class Engine:
                     return Speculative(verifier, speculator)
                 return SpeculativeSpeculative(verifier, speculator, Worker(draft_threads))
             except (CheckpointError, MemoryError, RuntimeError) as error:  # a draft that cannot be loaded or allocated
-                self._draft_failed(error)
+                self._warn_of_draft(error)
         return self._autoregressive()
 
     def _build_speculator(self, mode: str, draft_name: str) -> tuple[Speculator, torch.Tensor | None]:
@@ -276,6 +245,9 @@ class Engine:
 
     def _requests(self, prompts: Sequence[Prompt], params: Params, raw: bool) -> list[Request]:
         each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
+        for own in each:
+            if not isinstance(own, SamplingParams):
+                raise SsdError(f"params is {own!r}; it must be SamplingParams, or a list of them.")
         if len(each) != len(prompts):
             raise SsdError(f"there are {len(prompts)} prompts and {len(each)} params; give one for all, or one for each.")
         requests = []
@@ -287,13 +259,7 @@ class Engine:
         return requests
 
     def _request(self, prompt: Prompt, params: SamplingParams, index: int, raw: bool) -> Request:
-        ids = self._token_ids(prompt, raw)
-        vocabulary = self._target.model.vocab_size
-        if not ids:
-            raise SsdError("the prompt is empty; give at least one token.")
-        for token in ids:
-            if not 0 <= token < vocabulary:
-                raise SsdError(f"the prompt has token id {token}; {self.config.target!r} has ids 0 to {vocabulary - 1}.")
+        ids = token_ids(prompt, self._target.tokenizer, self._target.model.vocab_size, raw=raw)
         if params.stop and self._target.tokenizer is None:
             raise SsdError(f"stop strings need text, and {self.config.target!r} has no tokenizer; leave stop out.")
         if len(ids) + params.max_new_tokens > self.max_context:
@@ -311,28 +277,10 @@ class Engine:
             )
         return request
 
-    def _token_ids(self, prompt: Prompt, raw: bool) -> list[int]:
-        tokenizer = self._target.tokenizer
-        if not isinstance(prompt, str) and all(isinstance(token, (int, np.integer)) for token in prompt):
-            return [int(token) for token in prompt]  # type: ignore[arg-type]
-        if tokenizer is None:
-            raise SsdError(f"{self.config.target!r} has no tokenizer; give prompts as lists of token ids.")
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        for message in messages:
-            if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-                raise SsdError("the prompt is neither a string, nor token ids, nor messages with a 'role' and a 'content'.")
-            try:
-                message["content"].encode()
-            except UnicodeEncodeError:
-                raise SsdError(
-                    f"the prompt {message['content']!r} holds half of a surrogate pair; give valid Unicode."
-                ) from None
-        if isinstance(prompt, str) and (raw or not prompt):
-            return tokenizer.encode(prompt)
-        return tokenizer.chat(messages)  # type: ignore[arg-type]
-
-    def _run(self, requests: Sequence[Request]) -> Iterator[None]:
+    def _run(self, requests: Sequence[Request]) -> Generator[None]:
         """Run rounds until all are finished; yields whenever a request has grown."""
+        if self._closed:
+            raise SsdError("this engine is closed; make another one.")
         if not self._lock.acquire(blocking=False):
             raise SsdError(
                 "this engine is already decoding; finish or close that stream first, or batch the prompts in one call."
@@ -369,35 +317,32 @@ class Engine:
         try:
             return self._loop.admit(request.slot)
         except DraftFailed as failure:
-            self._draft_failed(failure.__cause__)
-            self._loop = self._autoregressive()
+            self._go_on_without_draft(failure.__cause__)
             return self._loop.admit(request.slot)
 
     def _round(self, n: int) -> Round:
         try:
             return self._loop.round(n)
         except DraftFailed as failure:
-            self._draft_failed(failure.__cause__)
-            self._loop.close()
-            self._loop = self._autoregressive()
-            return Round(failure.verification) if failure.verification is not None else self._loop.round(n)
+            self._go_on_without_draft(failure.__cause__)
+            return failure.round or self._loop.round(n)
 
-    def _draft_failed(self, error: BaseException | None) -> None:
+    def _go_on_without_draft(self, error: BaseException | None) -> None:
+        self._warn_of_draft(error)
+        self._loop.close()
+        self._loop = self._autoregressive()
+
+    def _warn_of_draft(self, error: BaseException | None) -> None:
         self._failure = f"{type(error).__name__}: {error}"
         warnings.warn(
             f"the draft failed ({self._failure}); decoding goes on without it, token by token", RuntimeWarning, stacklevel=2
         )
 
     def _account(self, request: Request, result: Round, length_before: int) -> None:
-        slot = request.slot
+        slot, speculation = request.slot, result.speculation
         committed = int(self._state.length[slot]) - length_before
-        if isinstance(self._loop, Autoregressive):
-            request.stats.add(result, accepted=0, proposed=0, hit=False, budget=0)
-            return
-        speculator = self._loop.speculator
-        proposed, hit = int(speculator.speculation.length[slot]), bool(speculator.speculation.hit[slot])
-        accepted = min(int(self._state.outcome[slot, int(speculator.speculation.parity), 0]), committed)
-        request.stats.add(result, accepted=accepted, proposed=proposed, hit=hit, budget=speculator.budget)
+        accepted = min(int(self._state.outcome[slot, int(speculation.parity), 0]), committed) if speculation.lookahead else 0
+        request.stats.add(result, accepted=accepted, proposed=int(speculation.length[slot]), hit=bool(speculation.hit[slot]))
 
     def _collect(self, request: Request, verification: Verification, row: int) -> None:
         """Take what was just committed, and retire the request if that ends it."""
@@ -448,6 +393,10 @@ def decode(
     options: `SamplingParams` fields and `Engine` arguments; `seed` is the request's. Returns what `Engine.decode` returns.
     """
     sampling = {k: v for k, v in options.items() if k in SamplingParams.__dataclass_fields__}
+    known = [*SamplingParams.__dataclass_fields__, *list(signature(Engine).parameters)[1:]]
+    for name in options:
+        if name not in known:
+            raise SsdError(f"the option {name!r} is not known; it can be {', '.join(known)}.")
     engine_options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if k not in sampling}
     return _cached_engine(target, tuple(sorted(engine_options.items()))).decode(prompts, SamplingParams(**sampling), raw=raw)
 
@@ -461,14 +410,6 @@ def _seed_of(engine_seed: int, index: int) -> int:
     """The seed of a request that brings none: from the engine's and its place in the call."""
     words = np.random.SeedSequence([engine_seed % 2**64, index]).generate_state(1, np.uint64)
     return int(words[0] >> np.uint64(1))
-
-
-def _is_single(prompts: Prompt | Sequence[Prompt]) -> bool:
-    if isinstance(prompts, str):
-        return True
-    if not len(prompts):
-        raise SsdError("there is no prompt; give a string, a list of messages or a list of token ids, or a list of those.")
-    return isinstance(prompts[0], (int, np.integer, Mapping))
 
 
 def _logprobs(logits: torch.Tensor, tokens: list[int], count: int) -> list[dict[int, float]]:

@@ -24,8 +24,8 @@ from ssd.config import EngineConfig, SamplingParams, SpeculationConfig
 from ssd.errors import SsdError
 
 if TYPE_CHECKING:
+    from ssd.completion import Completion
     from ssd.decoding.stats import Stats
-    from ssd.engine import Completion
 
 PROMPT = "Write a short story about a lighthouse keeper."
 MODES = {

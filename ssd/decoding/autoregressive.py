@@ -18,7 +18,7 @@ class Autoregressive:
         return self.verifier.prefill(slot)
 
     def round(self, n: int) -> Round:
-        return Round(self.verifier.verify(n))
+        return Round(self.verifier.verify(n), self.verifier.speculation)
 
     def close(self) -> None:
         pass

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ssd.runtime.trace import Span
+from ssd.state import Speculation
 
 
 @dataclass
@@ -30,19 +31,24 @@ class LookUp:
 
 @dataclass
 class Round:
-    """One round: its verification, and what the draft did. `draft` is what prepared a speculation, hidden or not."""
+    """One round: its verification, the speculation verified, and what the draft did.
+
+    draft: when it prepared a speculation, hidden or not. branches: prepared a sequence in this round.
+    """
 
     verification: Verification
+    speculation: Speculation
     look_up: LookUp | None = None
     draft: Span | None = None
+    branches: int = 0
 
 
 class DraftFailed(Exception):
-    """The draft raised; no request is lost. `verification` is what the target committed all the same, if it had run."""
+    """The draft raised; no request is lost. `round` is what the target committed all the same, if it had run."""
 
-    def __init__(self, verification: Verification | None = None) -> None:
+    def __init__(self, round: Round | None = None) -> None:
         super().__init__("the draft failed")
-        self.verification = verification
+        self.round = round
 
     @classmethod
     @contextmanager

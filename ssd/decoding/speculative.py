@@ -24,7 +24,7 @@ class Speculative:
     def round(self, n: int) -> Round:
         with DraftFailed.guard():
             look_up = self.speculator.look_up(n)
-        return Round(self.verifier.verify(n), draft=look_up.fallback)
+        return Round(self.verifier.verify(n), self.verifier.speculation, draft=look_up.fallback)
 
     def close(self) -> None:
         pass

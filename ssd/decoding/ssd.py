@@ -35,9 +35,11 @@ class SpeculativeSpeculative:
             verification = self.verifier.verify(n)
         finally:
             failure = branching.exception()  # waits: the draft is never left running
+        result = Round(verification, self.verifier.speculation, look_up, branches=self.speculator.budget)
         if failure is not None:
-            raise DraftFailed(verification) from failure
-        return Round(verification, look_up, draft=branching.result())
+            raise DraftFailed(result) from failure
+        result.draft = branching.result()
+        return result
 
     def close(self) -> None:
         self.worker.close()

@@ -60,8 +60,8 @@ class SequenceStats:
     def started(self) -> None:
         self.first_token = self.last_token = time.perf_counter()
 
-    def add(self, round: Round, *, accepted: int, proposed: int, hit: bool, budget: int) -> None:
-        """One round this sequence was in. budget: branches prepared in it."""
+    def add(self, round: Round, *, accepted: int, proposed: int, hit: bool) -> None:
+        """One round this sequence was in."""
         verify = round.verification.span
         self.last_token = time.perf_counter()
         self.rounds += 1
@@ -72,7 +72,7 @@ class SequenceStats:
             self.draft_ms.append(round.draft.ms)
             self.hidden_ms.append(round.draft.overlap_ms(verify))
         if round.look_up is not None:
-            self.branches += budget
+            self.branches += round.branches
             if round.look_up.fallback is not None:
                 self.fallback_ms.append(round.look_up.fallback.ms)
             if self.last_k is not None:
