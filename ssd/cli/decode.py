@@ -20,8 +20,9 @@ from ssd.config import EngineConfig, SamplingParams, SpeculationConfig
 from ssd.errors import SsdError
 
 if TYPE_CHECKING:
+    from ssd.completion import Completion
     from ssd.decoding.stats import Stats
-    from ssd.engine import Completion, Engine
+    from ssd.engine import Engine
 
 
 def decode(
