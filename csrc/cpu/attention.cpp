@@ -63,8 +63,8 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t i = 0; i * page_size < prefix[r]; ++i) {
       const int32_t page = pages[sequence[r] * page_table.size(1) + i];
-      TORCH_CHECK(page >= 0 && page < k_cache.size(0), "page_table[", sequence[r], ", ", i, "] is ", page, ", outside the cache's ",
-                  k_cache.size(0), " pages");
+      TORCH_CHECK(page >= 0 && page < k_cache.size(0), "page_table[", sequence[r], ", ", i, "] is ", page,
+                  ", outside the cache's ", k_cache.size(0), " pages");
     }
   }
   const int64_t items = static_cast<int64_t>(runs.size()) * kv_heads;
