@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssd._C import PageAllocator
 from ssd.config import SamplingParams
+from ssd.native import PageAllocator
 from ssd.scheduler import Request, Scheduler
 from ssd.state import SequenceState
 

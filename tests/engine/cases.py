@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 
 import tiny
-from ssd import Engine
-from ssd.engine import Completion
+from ssd import Completion, Engine
 
 VOCABULARY = tiny.vocabulary_of_bytes()
 PADDED = 288  # rows of the models' heads: beyond the vocabulary they stand for nothing

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from engine.cases import MakeEngine, Models, accepted_in_all, hits_and_look_ups, random_prompts, tokens_of, was_cut_in_a_round
-from ssd import Engine, SamplingParams
-from ssd.engine import Completion
+from ssd import Completion, Engine, SamplingParams
 
 # One token; around a page (16) and two; around a prefill chunk (256). More of them than any case has slots.
 PROMPTS = random_prompts((1, 17, 2, 256, 15, 257, 33, 16, 1, 300, 31, 255))
@@ -137,7 +136,7 @@ def test_greedy_and_sampled_requests_share_a_batch(engine: MakeEngine) -> None:
     assert found[1::2] == tokens_of(engine("sd", max_batch=1).decode(PROMPTS[1::2], mixed[1::2]))
 
 
-# Ends in the middle of a round --------------------------------------------------------------------------------------------------
+# Ends in the middle of a round ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -22,8 +22,7 @@ import reference
 import tiny
 from engine.cases import MakeEngine, accepted_in_all, hits_and_look_ups, tokens_of
 from ops.statistics import chi_square_p
-from ssd import SamplingParams, ops
-from ssd.engine import Completion
+from ssd import Completion, SamplingParams, ops
 
 V = 6
 FIRST = 3  # tokens whose joint law is held

@@ -1,0 +1,224 @@
+"""A draft that fails loses nothing: every text is complete and what the target alone would have said, and it is said once."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.cases import MakeEngine, Models, random_prompts, tokens_of
+from ssd import Completion, Engine, SamplingParams
+from ssd.decoding.speculative import Speculative
+from ssd.decoding.ssd import SpeculativeSpeculative
+
+PROMPTS = random_prompts((3, 20, 1, 9, 40))  # more than the engine's three slots: some begin when others are under way
+PARAMS = [SamplingParams(max_new_tokens=n) for n in (30, 12, 25, 18, 9)]
+
+
+def break_draft(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, phase: str, call: int, error: type[BaseException] = RuntimeError
+) -> list[int]:
+    """Have the draft model raise in its call-th forward pass within a phase: "prefill", "look_up" or "branch".
+
+    Returns where it notes the thread that raised.
+    """
+    assert isinstance(engine._loop, (Speculative, SpeculativeSpeculative))
+    speculator, where, calls, raised = engine._loop.speculator, threading.local(), [0], []
+
+    def within(method: Callable[[int], Any]) -> Callable[[int], Any]:
+        def run(n: int) -> Any:
+            where.phase = method.__name__
+            try:
+                return method(n)
+            finally:
+                where.phase = None
+
+        return run
+
+    for name in ("prefill", "look_up", "branch"):
+        monkeypatch.setattr(speculator, name, within(getattr(speculator, name)))
+    forward = speculator.model.forward
+
+    def fail(*arguments: Any) -> Any:
+        if where.phase == phase:
+            calls[0] += 1
+            if calls[0] == call:
+                raised.append(threading.get_ident())
+                raise error("out of luck")
+        return forward(*arguments)
+
+    monkeypatch.setattr(speculator.model, "forward", fail)
+    return raised
+
+
+def decode_and_warn(engine: Engine, prompts: list[list[int]], params: Any) -> list[Completion]:
+    """Decode, expecting one RuntimeWarning."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        completions: list[Completion] = engine.decode(prompts, params)
+    assert [warning.category for warning in said] == [RuntimeWarning]
+    assert "draft" in str(said[0].message) and "out of luck" in str(said[0].message)
+    return completions
+
+
+FAILURES = [
+    ("sd", "prefill", 1),
+    ("sd", "prefill", 4),
+    ("sd", "look_up", 1),
+    ("sd", "look_up", 15),
+    ("ssd", "prefill", 1),
+    ("ssd", "prefill", 4),
+    ("ssd", "look_up", 1),
+    ("ssd", "look_up", 6),
+    ("ssd", "branch", 1),
+    ("ssd", "branch", 2),
+    ("ssd", "branch", 23),
+]
+
+
+@pytest.mark.parametrize("mode,phase,call", FAILURES)
+def test_a_draft_that_raises_in_the_middle_loses_nothing(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, phase: str, call: int
+) -> None:
+    expected = engine("ar").decode(PROMPTS, PARAMS)
+    broken = engine(mode, max_batch=3)
+    raised = break_draft(broken, monkeypatch, phase, call)
+    found = decode_and_warn(broken, PROMPTS, PARAMS)
+    assert len(raised) == 1
+    assert (raised[0] == threading.get_ident()) == (phase != "branch")  # branches are the worker's
+    assert tokens_of(found) == tokens_of(expected)
+    assert [c.text for c in found] == [c.text for c in expected]
+    assert [c.finish_reason for c in found] == [c.finish_reason for c in expected]
+    assert found[0].degraded and found[4].degraded  # the longest, which runs all along, and the last
+
+
+@pytest.mark.parametrize("mode,phase,call", FAILURES)
+def test_an_engine_without_its_draft_still_serves(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, phase: str, call: int
+) -> None:
+    broken = engine(mode, max_batch=3)
+    break_draft(broken, monkeypatch, phase, call)
+    decode_and_warn(broken, PROMPTS, PARAMS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it has been said
+        found = broken.decode(PROMPTS, PARAMS)
+    assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
+    assert all(c.degraded and c.stats.mode == "ar" for c in found)
+    assert broken._pages.available == broken._pages.capacity
+
+
+@pytest.mark.parametrize("mode,phase", [("sd", "look_up"), ("ssd", "branch"), ("ssd", "prefill")])
+def test_a_request_that_had_ended_before_is_not_degraded(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, phase: str
+) -> None:
+    broken = engine(mode, max_batch=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (before,) = broken.decode(PROMPTS[:1], PARAMS[:1])
+    break_draft(broken, monkeypatch, phase, 1)
+    (after,) = decode_and_warn(broken, PROMPTS[:1], PARAMS[:1])
+    assert (before.degraded, after.degraded) == (False, True)
+    assert before.token_ids == after.token_ids
+
+
+@pytest.mark.parametrize("mode,phase,call", [("sd", "look_up", 8), ("ssd", "look_up", 6), ("ssd", "branch", 12)])
+def test_sampled_requests_are_finished_too(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, phase: str, call: int
+) -> None:
+    """With other draws than the whole mode's behind the failure, but the same before it."""
+    params = SamplingParams(temperature=1.0, max_new_tokens=30, ignore_eos=True, seed=3)
+    whole = engine(mode, max_batch=3).decode(PROMPTS, params)
+    broken = engine(mode, max_batch=3)
+    break_draft(broken, monkeypatch, phase, call)
+    found = decode_and_warn(broken, PROMPTS, params)
+    assert [len(c.token_ids) for c in found] == [30] * len(PROMPTS)
+    assert all(c.token_ids[:2] == w.token_ids[:2] for c, w in zip(found[:3], whole[:3], strict=True))
+
+
+def test_running_out_of_memory_is_a_failure_like_any_other(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = engine("ssd")
+    break_draft(broken, monkeypatch, "branch", 3, error=MemoryError)
+    assert tokens_of(decode_and_warn(broken, PROMPTS, PARAMS)) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
+
+
+def test_a_target_that_raises_is_not_taken_for_the_draft(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to go on with; but the draft is at rest, and no page is lost."""
+    broken = engine("ssd")
+
+    def fail(*arguments: Any) -> Any:
+        raise RuntimeError("no target")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broken._loop.verifier, "verify", fail)
+        with pytest.raises(RuntimeError, match="no target"):
+            broken.decode(PROMPTS, PARAMS)
+    assert broken._pages.available == broken._pages.capacity
+    found = broken.decode(PROMPTS, PARAMS)
+    assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
+    assert not any(c.degraded for c in found)
+
+
+def test_a_failed_draft_leaves_no_thread_behind(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    for phase in ("prefill", "branch"):
+        broken = engine("ssd", max_batch=3)
+        worker = broken._loop.worker  # type: ignore[union-attr]
+        broken.decode([1], SamplingParams(max_new_tokens=4))
+        break_draft(broken, monkeypatch, phase, 2)
+        decode_and_warn(broken, PROMPTS, PARAMS)
+        with pytest.raises(RuntimeError, match="shutdown"):
+            worker.submit(print)
+
+
+# A draft that cannot be loaded -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(models: Models, tmp_path: Path) -> Path:
+    """A copy of the draft whose weights can be spoilt."""
+    for file in Path(models.draft).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def truncate(draft: Path) -> None:
+    weights = draft / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-64])
+
+
+def lose_the_weights(draft: Path) -> None:
+    (draft / "model.safetensors").unlink()
+
+
+def reshape(draft: Path) -> None:
+    config = draft / "config.json"
+    config.write_text(config.read_text().replace('"hidden_size": 64', '"hidden_size": 48'))
+
+
+@pytest.mark.parametrize("mode", ["sd", "ssd"])
+@pytest.mark.parametrize("damage", [truncate, lose_the_weights, reshape])
+def test_a_draft_that_cannot_be_loaded_is_done_without(
+    engine: MakeEngine, damaged: Path, mode: str, damage: Callable[[Path], None]
+) -> None:
+    damage(damaged)
+    with pytest.warns(RuntimeWarning, match=str(damaged)) as said:
+        without = engine(mode, str(damaged))
+    assert len(said) == 1
+    found = without.decode(PROMPTS, PARAMS)
+    assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
+    assert all(c.degraded and c.stats.mode == "ar" for c in found)
+
+
+def test_a_draft_that_cannot_be_allocated_is_done_without(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr("ssd.engine.DraftState.allocate", refuse)
+    with pytest.warns(RuntimeWarning, match="not enough memory"):
+        without = engine("ssd")
+    found = without.decode(PROMPTS, PARAMS)
+    assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
+    assert all(c.degraded for c in found)

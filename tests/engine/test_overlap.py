@@ -1,0 +1,128 @@
+"""SSD's draft works while the target verifies: on a thread of its own, truly at the same time, and never beyond a round's end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from engine.cases import MakeEngine, random_prompt, tokens_of
+from ssd import Engine, SamplingParams
+from ssd.decoding.ssd import SpeculativeSpeculative
+
+PROMPT, PARAMS = random_prompt(5), SamplingParams(max_new_tokens=24)
+
+
+def before(monkeypatch: pytest.MonkeyPatch, owner: object, method: str, act: Callable[[], Any]) -> None:
+    """Have `act` run at the start of every call of a method."""
+    original = getattr(owner, method)
+
+    def wrapped(*arguments: Any) -> Any:
+        act()
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, method, wrapped)
+
+
+def parts(engine: Engine) -> SpeculativeSpeculative:
+    loop = engine._loop
+    assert isinstance(loop, SpeculativeSpeculative)
+    return loop
+
+
+@pytest.mark.parametrize("threads,draft_threads", [(1, 1), (2, 2)])
+def test_verifying_and_branching_are_under_way_at_once(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, threads: int, draft_threads: int
+) -> None:
+    """Each waits for the other to have begun: were they run one after the other, the first would wait in vain."""
+    ssd = engine("ssd", threads=threads, draft_threads=draft_threads)
+    meeting = threading.Barrier(2)
+    for owner, method in ((parts(ssd).verifier, "verify"), (parts(ssd).speculator, "branch")):
+        before(monkeypatch, owner, method, lambda: meeting.wait(timeout=30))
+    completion = ssd.decode(PROMPT, PARAMS)
+    assert not completion.degraded
+    assert len(completion.token_ids) == 24
+
+
+def test_branches_are_drafted_on_one_thread_that_is_not_the_caller_s(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ssd, threads = engine("ssd"), set()
+    before(monkeypatch, parts(ssd).speculator, "branch", lambda: threads.add(threading.get_ident()))
+    ssd.decode(PROMPT, PARAMS)
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+
+
+def test_the_draft_is_at_rest_between_rounds(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up reads what the branches wrote, whatever the order in which verification and draft end."""
+    ssd, running = engine("ssd"), threading.Event()
+    speculator, found = parts(ssd).speculator, []
+    branch, verified = speculator.branch, threading.Event()
+
+    def outlast_the_verification(n: int) -> Any:
+        running.set()
+        assert verified.wait(timeout=30)
+        verified.clear()
+        span = branch(n)
+        running.clear()
+        return span
+
+    verify = parts(ssd).verifier.verify
+
+    def verify_first(n: int) -> Any:
+        result = verify(n)
+        verified.set()
+        return result
+
+    monkeypatch.setattr(speculator, "branch", outlast_the_verification)
+    monkeypatch.setattr(parts(ssd).verifier, "verify", verify_first)
+    before(monkeypatch, speculator, "look_up", lambda: found.append(running.is_set()))
+    completion = ssd.decode(PROMPT, PARAMS)
+    assert len(found) > 3 and not any(found)
+    assert tokens_of([completion]) == tokens_of([engine("ar").decode(PROMPT, PARAMS)])
+
+
+def test_the_draft_may_end_before_the_verification(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it publishes then changes nothing under the verification."""
+    ssd, drafted = engine("ssd"), threading.Event()
+    speculator, branch = parts(ssd).speculator, parts(ssd).speculator.branch
+
+    def tell(n: int) -> Any:
+        span = branch(n)
+        drafted.set()
+        return span
+
+    def wait() -> None:
+        assert drafted.wait(timeout=30)
+        drafted.clear()
+
+    monkeypatch.setattr(speculator, "branch", tell)
+    before(monkeypatch, parts(ssd).verifier, "verify", wait)
+    sampled = SamplingParams(temperature=1.0, max_new_tokens=24, seed=5)
+    found = [ssd.decode(PROMPT, PARAMS), ssd.decode(PROMPT, sampled)]
+    assert not any(completion.degraded for completion in found)
+    assert found[0].token_ids == engine("ar").decode(PROMPT, PARAMS).token_ids
+    assert found[1].token_ids == engine("sd").decode(PROMPT, sampled).token_ids
+
+
+def test_each_role_has_its_own_number_of_threads(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    ssd, seen = engine("ssd", threads=2, draft_threads=3), {"target": set(), "draft": set()}
+    before(monkeypatch, parts(ssd).verifier, "verify", lambda: seen["target"].add(torch.get_num_threads()))
+    before(monkeypatch, parts(ssd).speculator, "branch", lambda: seen["draft"].add(torch.get_num_threads()))
+    ssd.decode(PROMPT, SamplingParams(max_new_tokens=4))
+    assert seen == {"target": {2}, "draft": {3}}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_engine_leaves_the_caller_s_threads_alone(engine: MakeEngine, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3 - threads)
+    try:
+        engine("ssd", threads=threads).decode(PROMPT, SamplingParams(max_new_tokens=4))
+        assert torch.get_num_threads() == 3 - threads
+    finally:
+        torch.set_num_threads(before)
