@@ -1,0 +1,167 @@
+"""Pages and memory over 300 random requests: none leaked, none written or read by who does not own it, none more in the end.
+
+Before every admission and every round, all K/V pages that nobody owns are filled with a pattern, in both models' caches; after
+it the pattern must be whole. The pattern is a NaN, so that a key read from such a page would show in the tokens too. Half of
+the pages are held back, so that requests also wait for pages.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.cases import Models, hits_and_look_ups, random_prompt, tokens_of
+from ssd import Completion, Engine, SamplingParams
+from ssd.decoding.ssd import SpeculativeSpeculative
+
+REQUESTS, WARM_UP = 300, 100
+PATTERN = 0x7FC0BEEF  # a NaN with a name
+STATM = Path("/proc/self/statm")
+OPTIONS: dict[str, Any] = {"dtype": "float32", "threads": 1, "max_context": 128}
+
+
+def resident_bytes() -> int:
+    gc.collect()
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def random_requests() -> tuple[list[list[int]], list[SamplingParams]]:
+    dice = random.Random(7)
+    prompts, params = [], []
+    for i in range(REQUESTS):
+        prompts.append(random_prompt(dice.choice((1, 2, 15, 16, 17, dice.randint(3, 70))), seed=i))
+        temperature = dice.choice((0.0, 0.0, 0.7, 1.0, 1.5))
+        stops = tuple(dice.sample("abcdefghijklmnopqrstuvwxyz", dice.choice((0, 0, 2))))
+        params.append(
+            SamplingParams(
+                temperature=temperature,
+                top_p=dice.choice((1.0, 0.9)),
+                top_k=dice.choice((0, 20)),
+                max_new_tokens=dice.choice((dice.randint(1, 3), dice.randint(4, 58), dice.randint(30, 58))),
+                stop=stops,
+                seed=i,
+            )
+        )
+    return prompts, params
+
+
+@dataclass
+class Canary:
+    """Watches the pages that nobody owns while the engine's loop works."""
+
+    engine: Engine
+    overwritten: list[str] = field(default_factory=list)
+    checks: int = 0
+    waits: int = 0  # rounds beside which a slot was free and a request waited
+
+    def __post_init__(self) -> None:
+        loop = self.engine._loop
+        assert isinstance(loop, SpeculativeSpeculative)
+        self.caches = {"target": loop.verifier.cache, "draft": loop.speculator.cache}
+        loop.admit = self.around(loop.admit)  # type: ignore[method-assign]
+        loop.round = self.around(loop.round)  # type: ignore[method-assign]
+
+    def around(self, work: Callable[[int], Any]) -> Callable[[int], Any]:
+        def watched(argument: int) -> Any:
+            scheduler = self.engine._scheduler
+            owned = {int(page) for request in scheduler.running.values() for page in request.pages}  # type: ignore[union-attr]
+            free = torch.tensor(sorted(set(range(1, self.engine._pages.capacity + 1)) - owned))
+            self.waits += bool(scheduler._waiting and scheduler._free_slots)
+            views = {name: cache.kv.view(torch.int32) for name, cache in self.caches.items()}
+            for view in views.values():
+                view[:, :, free] = PATTERN
+            result = work(argument)
+            self.checks += 1
+            for name, view in views.items():
+                spoilt = (view[:, :, free] != PATTERN).flatten(3).any(3).flatten(0, 1).any(0)
+                if spoilt.any():
+                    self.overwritten.append(f"{name}, pages {free[spoilt].tolist()}")
+            return result
+
+        return watched
+
+
+@dataclass
+class Run:
+    completions: list[Completion]
+    canary: Canary
+    held_pages: int
+    resident: tuple[int, int]  # after WARM_UP requests and at the end
+
+
+@pytest.fixture(scope="module")
+def run(models: Models) -> Run:
+    prompts, params = random_requests()
+    with Engine(models.target, models.draft, "ssd", max_batch=8, **OPTIONS) as engine:
+        held = engine._pages.allocate(engine._pages.capacity // 2)
+        canary = Canary(engine)
+        completions = engine.decode(prompts[:WARM_UP], params[:WARM_UP])
+        warm = resident_bytes() if STATM.exists() else 0
+        completions += engine.decode(prompts[WARM_UP:], params[WARM_UP:])
+        cold = resident_bytes() if STATM.exists() else 0
+        return Run(completions, canary, len(held), (warm, cold))
+
+
+def test_no_page_is_leaked(run: Run) -> None:
+    pages = run.canary.engine._pages
+    assert pages.available == pages.capacity - run.held_pages
+
+
+def test_no_page_is_written_by_who_does_not_own_it(run: Run) -> None:
+    assert run.canary.overwritten == []
+    assert run.canary.checks > 1.5 * REQUESTS
+
+
+def test_requests_waited_for_pages(run: Run) -> None:
+    """Or the run would not have been a tight one."""
+    assert run.canary.waits > 20
+
+
+def test_no_sequence_is_changed_by_its_neighbours(run: Run, models: Models) -> None:
+    """Each is decoded as it is alone: the greedy ones by the target, the sampled ones by plain speculative decoding."""
+    prompts, params = random_requests()
+    for mode, draft, sampled in (("ar", None, False), ("sd", models.draft, True)):
+        chosen = [i for i in range(REQUESTS) if (params[i].temperature > 0) == sampled]
+        with Engine(models.target, draft, mode, max_batch=1, **OPTIONS) as alone:
+            expected = alone.decode([prompts[i] for i in chosen], [params[i] for i in chosen])
+        found = [run.completions[i] for i in chosen]
+        assert tokens_of(found) == tokens_of(expected)
+        assert [c.text for c in found] == [c.text for c in expected]
+
+
+def test_the_run_had_everything_in_it(run: Run) -> None:
+    assert {c.finish_reason for c in run.completions} == {"eos", "length", "stop"}
+    assert {c.stats.mode for c in run.completions} == {"ssd"}
+    assert not any(c.degraded for c in run.completions)
+    hits, look_ups = hits_and_look_ups(run.completions)
+    assert 100 < hits < look_ups - 100
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="resident memory is read from /proc")
+def test_resident_memory_stays(run: Run) -> None:
+    warm, end = run.resident
+    assert abs(end - warm) <= 0.01 * warm
+
+
+@pytest.mark.parametrize("owner", ["target", "draft"])
+def test_the_canary_sees_a_write_to_a_page_that_nobody_owns(models: Models, owner: str) -> None:
+    with Engine(models.target, models.draft, "ssd", max_batch=2, **OPTIONS) as engine:
+        cache = engine._cache if owner == "target" else engine._loop.speculator.cache  # type: ignore[union-attr]
+        round = engine._loop.round
+
+        def stray(n: int) -> Any:
+            cache.kv[1, 0, engine._pages.capacity, 3] = 0.0
+            return round(n)
+
+        engine._loop.round = stray  # type: ignore[method-assign]
+        canary = Canary(engine)
+        engine.decode([5, 6], SamplingParams(max_new_tokens=10))
+    assert {seen.split(",")[0] for seen in canary.overwritten} == {owner}
