@@ -35,13 +35,14 @@ from ssd.models.transformer import KVCache, Transformer
 from ssd.native import PageAllocator, cpu_isa
 from ssd.prompts import Prompt, is_single, token_ids
 from ssd.runtime.executor import Executor, PacedExecutor
+from ssd.runtime.memory import available_memory
 from ssd.runtime.trace import Trace
 from ssd.runtime.worker import Worker
 from ssd.scheduler import Request, Scheduler
 from ssd.state import DraftState, SequenceState, Speculation
 
 PAGE_SIZE = 16  # tokens
-MEMORY_FRACTION = 0.5  # of the machine's free memory, for K/V on a CPU
+MEMORY_FRACTION = 0.5  # of the machine's available memory, for K/V on a CPU
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 
@@ -192,8 +193,9 @@ class Engine:
         bytes_a_page = (
             2 * config.num_layers * PAGE_SIZE * config.num_kv_heads * config.head_dim * self._target.model.dtype.itemsize
         )
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        affordable = int(free * MEMORY_FRACTION / 2) // bytes_a_page  # half for the target, half for a draft as large
+        affordable = (
+            int(available_memory() * MEMORY_FRACTION / 2) // bytes_a_page
+        )  # half for the target, half for a draft as large
         self._num_pages = 1 + min(slots * pages_a_sequence, affordable)
         self._state = SequenceState.allocate(
             slots, self.max_context + lookahead + 1, pages_a_sequence, config.eos_token_ids, self._device

@@ -19,6 +19,7 @@ from ssd import __version__
 from ssd.cli import options as o
 from ssd.cli.console import NOTHING, print_json
 from ssd.errors import SsdError, one_line
+from ssd.runtime.memory import available_memory
 
 PACKAGES = ("transformers", "tokenizers", "safetensors", "gguf", "numpy", "huggingface_hub", "nvtx")
 CPU_FEATURES = (
@@ -104,7 +105,7 @@ def _machine(extension: bool) -> dict[str, Any]:
         "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch_threads": torch.get_num_threads() if torch is not None else None,
         "memory_gib": round((_sysconf("SC_PHYS_PAGES") or 0) * page / 2**30, 1) or None,
-        "memory_free_gib": round((_sysconf("SC_AVPHYS_PAGES") or 0) * page / 2**30, 1) or None,
+        "memory_available_gib": round(available_memory() / 2**30, 1),
     }
 
 
@@ -186,7 +187,10 @@ def _print(report: dict[str, Any]) -> None:
     add("CPU features", " ".join(machine["features"]) or None)
     add("instruction set", f"{machine['instruction_set']}, for the CPU ops" if machine["instruction_set"] else None)
     add("cores", f"{machine['cores_usable']} usable of {machine['cores']}; torch would use {machine['torch_threads']} threads")
-    add("memory", f"{machine['memory_free_gib']} GiB free of {machine['memory_gib']}" if machine["memory_gib"] else None)
+    add(
+        "memory",
+        f"{machine['memory_available_gib']} GiB available of {machine['memory_gib']}" if machine["memory_gib"] else None,
+    )
     add("CUDA", ", ".join(cuda["devices"]) or f"not seen: {cuda['why_not']}")
     if cuda["driver"]:
         add("CUDA driver", cuda["driver"])

@@ -305,7 +305,7 @@ def test_a_request_that_memory_cannot_hold_is_refused(
 ) -> None:
     """The machine has this many pages of memory (4096 bytes) free: for none, or for a few, of the engine's own."""
     with monkeypatch.context() as patch:
-        patch.setattr("ssd.engine.os.sysconf", {"SC_AVPHYS_PAGES": free_pages, "SC_PAGE_SIZE": 4096}.__getitem__)
+        patch.setattr("ssd.engine.available_memory", lambda: free_pages * 4096)
         small = engine(mode)
     with refusal("pages", "memory", "max_new_tokens"):
         small.decode([5] * 300, SamplingParams(max_new_tokens=200))
