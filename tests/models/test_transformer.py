@@ -74,7 +74,7 @@ def random_ids(vocab_size: int, length: int) -> list[int]:
     return torch.randint(vocab_size, (length,), generator=torch.Generator().manual_seed(length)).tolist()
 
 
-# Tiny random models -----------------------------------------------------------------------------------------------------------------
+# Tiny random models -----------------------------------------------------------------------------------------------------------
 
 LLAMA3 = {"rope_parameters": tiny.LLAMA3_ROPE | {"rope_theta": 10000.0}}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -194,7 +194,7 @@ def test_logits_do_not_depend_on_how_a_prompt_is_cut(tmp_path: Path) -> None:
         assert torch.equal(teacher_forced(ours, ids, chunk), whole), chunk
 
 
-# A real model -------------------------------------------------------------------------------------------------------------------------
+# A real model -----------------------------------------------------------------------------------------------------------------
 
 TEXTS = [
     "The lighthouse keeper counted the ships that passed before dawn, and wrote each name down in a book that nobody else ever read.",

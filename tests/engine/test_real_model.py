@@ -1,0 +1,232 @@
+"""SmolLM2 decodes the same tokens in every mode, with its own first layers as the draft.
+
+A few prompts by default. With --acceptance, whole grids over the prompts in the folder that $SSD_PROMPTS names (humaneval.jsonl
+and gsm8k.jsonl): every case prints its figures. On two cores that takes hours; -k picks cases.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.cases import hits_and_look_ups, tokens_of
+from ssd import Completion, Engine, SamplingParams
+from ssd.errors import SsdError
+from ssd.models import pair, registry
+
+MODEL = "smollm2-135m"
+PROCESSINGS: dict[str, dict[str, Any]] = {"temperature 1": {"temperature": 1.0}, "top_p": {"temperature": 0.7, "top_p": 0.9}}
+
+PROMPTS = [
+    "Write a Python function that returns the second largest number in a list.",
+    "A shop sells pens at 3 for 2 euros. How much do 12 pens cost? Explain each step.",
+    "What is the difference between a lake and a river?",
+    "def is_palindrome(text: str) -> bool:\n    # complete this function",
+]
+
+
+@pytest.fixture(autouse=True)
+def model_is_here() -> None:
+    try:
+        registry.resolve(MODEL)
+    except SsdError as absent:
+        pytest.skip(str(absent))
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[Any, pair.Target]:
+    return {}
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch, loaded: dict[Any, pair.Target]) -> Callable[..., Any]:
+    """Builds an engine for a with statement; the target's weights are loaded once for each dtype."""
+
+    def load_once(name: str, dtype: Any, device: Any, places: Callable[[int], int], progress: pair.Progress) -> pair.Target:
+        key = (name, dtype, places(0))
+        if key not in loaded:
+            loaded[key] = pair.load_target(name, dtype, device, places, progress)
+        return loaded[key]
+
+    monkeypatch.setattr("ssd.engine.load_target", load_once)
+
+    @contextmanager
+    def build(mode: str, draft: str | None, **options: Any) -> Iterator[Engine]:
+        with Engine(MODEL, draft, mode, max_context=1024, **options) as engine:
+            yield engine
+
+    return build
+
+
+def decode(
+    engine: Callable[..., Any], mode: str, draft: str | None, prompts: list[str], params: SamplingParams, **options: Any
+) -> list[Completion]:
+    with engine(mode, draft, **options) as built:
+        completions: list[Completion] = built.decode(prompts, params)
+    assert {completion.stats.mode for completion in completions} == {mode}
+    assert not any(completion.degraded for completion in completions)
+    return completions
+
+
+# A few prompts ----------------------------------------------------------------------------------------------------------------
+
+GREEDY = SamplingParams(max_new_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def autoregressive() -> dict[str, list[list[int]]]:
+    """The tokens of PROMPTS, by dtype; filled as they are asked for."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    "mode,draft,batch,dtype",
+    [
+        ("sd", "self:25", 8, "bfloat16"),
+        ("ssd", "self:25", 3, "bfloat16"),
+        ("ssd", "self:30", 8, "bfloat16"),
+        ("ssd", "self:25", 8, "float32"),
+    ],
+)
+def test_greedy_decoding_gives_the_same_tokens_in_every_mode(
+    engine: Callable[..., Any], autoregressive: dict[str, list[list[int]]], mode: str, draft: str, batch: int, dtype: str
+) -> None:
+    if dtype not in autoregressive:
+        autoregressive[dtype] = tokens_of(decode(engine, "ar", None, PROMPTS, GREEDY, dtype=dtype, max_batch=2, threads=1))
+    found = decode(engine, mode, draft, PROMPTS, GREEDY, dtype=dtype, max_batch=batch, threads=1)
+    assert tokens_of(found) == autoregressive[dtype]
+    tokens = sum(len(completion.token_ids) for completion in found)
+    assert sum(completion.stats.rounds for completion in found) <= 0.8 * tokens
+    if mode == "ssd":
+        hits, look_ups = hits_and_look_ups(found)
+        assert hits > 0 and (look_ups > hits or draft == "self:30")
+
+
+@pytest.mark.parametrize("processing", PROCESSINGS)
+def test_sampled_ssd_equals_sampled_speculative_decoding(engine: Callable[..., Any], processing: str) -> None:
+    params = SamplingParams(**PROCESSINGS[processing], max_new_tokens=16)
+    expected = decode(engine, "sd", "self:25", PROMPTS, params, max_batch=2, threads=1)
+    found = decode(engine, "ssd", "self:25", PROMPTS, params, max_batch=8, threads=1)
+    assert tokens_of(found) == tokens_of(expected)
+    assert hits_and_look_ups(found)[0] > 0
+
+
+# The whole grids --------------------------------------------------------------------------------------------------------------
+
+TOKENS = 128
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[str]:
+    """The first 32 of each file, in turn."""
+    folder = os.environ.get("SSD_PROMPTS")
+    if folder is None:
+        pytest.fail("set SSD_PROMPTS to a folder with humaneval.jsonl and gsm8k.jsonl")
+    columns = []
+    for file, field in (("humaneval.jsonl", "prompt"), ("gsm8k.jsonl", "question")):
+        lines = (Path(folder) / file).read_text(encoding="utf-8").splitlines()[:32]
+        columns.append([json.loads(line)[field] for line in lines])
+    return [prompt for both in zip(*columns, strict=True) for prompt in both]
+
+
+@dataclass
+class Measured:
+    tokens: list[list[int]]
+    rounds: int
+    hits: int
+    look_ups: int
+    hits_behind_accepted: int  # with k ≥ 1
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.tokens))
+
+
+@pytest.fixture
+def measure(
+    engine: Callable[..., Any], capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> Callable[..., Measured]:
+    """Decodes and prints the figures."""
+
+    def run(
+        mode: str, draft: str | None, prompts: list[str], params: SamplingParams, expected: Measured | None, **options: Any
+    ) -> Measured:
+        began = time.perf_counter()
+        completions = decode(engine, mode, draft, prompts, params, **options)
+        seconds = time.perf_counter() - began
+        hits, look_ups = hits_and_look_ups(completions)
+        rounds = sum(completion.stats.rounds for completion in completions)
+        found = Measured(tokens_of(completions), rounds, hits, look_ups, hits_and_look_ups(completions, least_k=1)[0])
+        figures = f"{found.count} tokens, {rounds} rounds ({rounds / found.count:.3f} a token)"
+        if mode == "ssd":
+            figures += f", {hits} hits of {look_ups} look-ups, {found.hits_behind_accepted} with k ≥ 1"
+        if expected is not None:
+            figures += f", {differing(found, expected)} tokens differ"
+        with capsys.disabled():
+            print(f"\n{request.node.name}: {mode} {draft or ''}: {figures}, {seconds:.0f} s")
+        return found
+
+    return run
+
+
+def differing(found: Measured, expected: Measured) -> int:
+    pairs = zip(found.tokens, expected.tokens, strict=True)
+    return sum(a != b for one, other in pairs for a, b in zip(one, other, strict=False)) + abs(found.count - expected.count)
+
+
+@pytest.fixture(scope="module")
+def references() -> dict[str, Measured]:
+    """What the cases are compared with, by dtype or processing; filled as they are asked for."""
+    return {}
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("batch,threads", [(8, 2), (8, 1), (1, 2), (1, 1)])
+@pytest.mark.parametrize("mode,draft", [("ar", None), *product(("sd", "ssd"), ("self:25", "self:30"))])
+def test_greedy_grid(
+    measure: Callable[..., Measured], references: dict[str, Measured], prompts: list[str], dtype: str, batch: int, threads: int,
+    mode: str, draft: str | None,
+) -> None:  # fmt: skip
+    """0 tokens differ from autoregressive decoding of one sequence at a time on one thread; and there was something to gain."""
+    params = SamplingParams(max_new_tokens=TOKENS, ignore_eos=True)
+    if dtype not in references:
+        references[dtype] = measure("ar", None, prompts, params, None, dtype=dtype, max_batch=1, threads=1)
+    found = measure(mode, draft, prompts, params, references[dtype], dtype=dtype, max_batch=batch, threads=threads)
+    assert found.count == TOKENS * len(prompts)
+    assert differing(found, references[dtype]) == 0
+    if mode != "ar":
+        assert found.rounds <= 0.8 * found.count
+    if mode == "ssd":
+        assert found.hits >= 500
+        assert found.hits_behind_accepted >= 200
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("processing", PROCESSINGS)
+@pytest.mark.parametrize("mode,batch", [("ssd", 8), ("ssd", 1), ("sd", 8)])
+def test_sampled_grid(
+    measure: Callable[..., Measured],
+    references: dict[str, Measured],
+    prompts: list[str],
+    processing: str,
+    mode: str,
+    batch: int,
+) -> None:
+    """0 tokens differ from plain speculative decoding of one sequence at a time."""
+    params, half = SamplingParams(**PROCESSINGS[processing], max_new_tokens=TOKENS, ignore_eos=True), prompts[:32]
+    if processing not in references:
+        references[processing] = measure("sd", "self:25", half, params, None, max_batch=1, threads=2)
+    found = measure(mode, "self:25", half, params, references[processing], max_batch=batch, threads=2)
+    assert differing(found, references[processing]) == 0
+    if mode == "ssd":
+        assert 0 < found.hits < found.look_ups
