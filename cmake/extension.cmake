@@ -27,7 +27,7 @@ endfunction()
 
 set(simd_objects)
 if(simd_sources)
-  set(avx2 -mavx2 -mfma -mf16c)
+  set(avx2 -mavx2 -mfma)
   ssd_simd(portable)
   list(APPEND simd_objects $<TARGET_OBJECTS:ssd_cpu_portable>)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")

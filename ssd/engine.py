@@ -87,19 +87,39 @@ class Engine:
         progress: Progress | None = None,
     ) -> None:
         self.config = EngineConfig(
-            str(target), draft, mode, dtype, device, max_batch, max_context, gpu_memory_utilization, draft_device, draft_sms, threads,
-            draft_threads, pace, seed,
-        )  # fmt: skip
-        self.speculation_config = SpeculationConfig(lookahead, budget, fan_out, fallback, saguaro_c, saguaro_f, tree)
+            target=str(target),
+            draft=draft,
+            mode=mode,
+            dtype=dtype,
+            device=device,
+            max_batch=max_batch,
+            max_context=max_context,
+            gpu_memory_utilization=gpu_memory_utilization,
+            draft_device=draft_device,
+            draft_sms=draft_sms,
+            threads=threads,
+            draft_threads=draft_threads,
+            pace=pace,
+            seed=seed,
+        )
+        self.speculation_config = SpeculationConfig(
+            lookahead=lookahead,
+            budget=budget,
+            fan_out=fan_out,
+            fallback=fallback,
+            saguaro_c=saguaro_c,
+            saguaro_f=saguaro_f,
+            tree=tree,
+        )
         draft_name = registry.default_draft(self.config.target) if draft == "auto" else draft
         asked_mode = self.config.resolve_mode(draft_name is not None)
         progress = progress or (lambda fraction: None)
 
         self._device = torch.device("cpu")
         dtype_name = ("bfloat16" if cpu_isa() == "avx512bf16" else "float32") if dtype == "auto" else dtype
-        self._slack = lookahead + budget * (asked_mode == "ssd")
         self._lock = threading.Lock()
         self._failure: str | None = None
+        self._draft_threads = draft_threads or 1
         self._closed = False
         self.trace = Trace()
         self._executor = Executor(self.trace) if pace is None else PacedExecutor(self.trace, pace)
@@ -115,7 +135,7 @@ class Engine:
             raise SsdError(
                 f"max_context is {max_context}; {self.config.target!r} was trained for {self._target.context} tokens, use at most that."
             )
-        self._allocate()
+        self._allocate(asked_mode)
         self._loop = self._build_loop(asked_mode, draft_name)
 
     # Public ------------------------------------------------------------------------------------------------------------------
@@ -127,8 +147,9 @@ class Engine:
 
     @property
     def threads(self) -> int:
-        """Intra-op threads of the target."""
-        return self._threads
+        """Intra-op threads of the target: all cores, but those that SSD's draft has for itself."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.config.threads or (max(1, cores - self._draft_threads) if self.mode == "ssd" else cores)
 
     @property
     def target_model(self) -> Transformer:
@@ -184,18 +205,20 @@ class Engine:
     # Building ----------------------------------------------------------------------------------------------------------------
 
     def _positions(self, context: int) -> int:
-        """Rotary positions: a finished slot's stale rows reach a little beyond the context."""
+        """Rotary positions: padding rows and branches behind the last tokens reach a little beyond the context."""
         return context + 2 * (self.speculation_config.lookahead + 1)
 
-    def _allocate(self) -> None:
+    def _allocate(self, mode: str) -> None:
         config, slots, lookahead = self._target.model.config, self.config.max_batch, self.speculation_config.lookahead
         pages_a_sequence = -(-(self.max_context + lookahead) // PAGE_SIZE)
         bytes_a_page = (
             2 * config.num_layers * PAGE_SIZE * config.num_kv_heads * config.head_dim * self._target.model.dtype.itemsize
         )
-        affordable = (
-            int(available_memory() * MEMORY_FRACTION / 2) // bytes_a_page
-        )  # half for the target, half for a draft as large
+        memory = int(available_memory() * MEMORY_FRACTION)
+        # Once a request samples, the draft's distributions take their share; if that is over half, the draft fails, not the target.
+        distributions = 8 * slots * (self.speculation_config.budget + 1) * lookahead * self._target.model.vocab_size
+        memory -= min(distributions, memory // 2) if mode != "ar" else 0
+        affordable = memory // 2 // bytes_a_page  # half for the target, half for a draft as large
         self._num_pages = 1 + min(slots * pages_a_sequence, affordable)
         self._state = SequenceState.allocate(
             slots, self.max_context + lookahead + 1, pages_a_sequence, config.eos_token_ids, self._device
@@ -205,16 +228,13 @@ class Engine:
         self._scheduler = Scheduler(self._state, self._pages, PAGE_SIZE, lookahead)
 
     def _build_loop(self, mode: str, draft_name: str | None) -> Autoregressive | Speculative | SpeculativeSpeculative:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        draft_threads = self.config.draft_threads or 1
-        self._threads = self.config.threads or (max(1, cores - draft_threads) if mode == "ssd" else cores)
         if mode != "ar" and draft_name is not None:
             try:
                 speculator, draft_id_of = self._build_speculator(mode, draft_name)
                 verifier = self._verifier(speculator.speculation, draft_id_of)
                 if mode == "sd":
                     return Speculative(verifier, speculator)
-                return SpeculativeSpeculative(verifier, speculator, Worker(draft_threads))
+                return SpeculativeSpeculative(verifier, speculator, Worker(self._draft_threads))
             except (CheckpointError, MemoryError, RuntimeError) as error:  # a draft that cannot be loaded or allocated
                 self._warn_of_draft(error)
         return self._autoregressive()
@@ -291,20 +311,21 @@ class Engine:
             for request in requests:
                 self._scheduler.add(request)
             while self._scheduler.busy:
+                if self._closed:
+                    raise SsdError("this engine was closed before the stream was finished; make another one.")
                 with self._on_target_threads():
                     self._step()
                 yield
         finally:
-            for request in requests:
-                self._scheduler.release(request)
-            self._lock.release()
+            try:
+                for request in requests:
+                    self._scheduler.release(request)
+            finally:
+                self._lock.release()
 
     def _step(self) -> None:
         """Admit what fits, then run one round of all that runs."""
         while (request := self._scheduler.admit()) is not None:
-            if request.params.temperature > 0 and not isinstance(self._loop, Autoregressive):
-                speculator = self._loop.speculator
-                speculator.speculation.hold_distributions(speculator.budget, speculator.model.vocab_size)
             self._collect(request, self._admit(request), 0)
             request.stats.started()
         if self._scheduler.running:
@@ -375,7 +396,7 @@ class Engine:
     @contextmanager
     def _on_target_threads(self) -> Iterator[None]:
         before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self.threads)
         try:
             with torch.inference_mode():
                 yield

@@ -213,10 +213,10 @@ def verify(
 
     p_logits: [S, T, V] float32, row i behind node i; p_stats: [S, T, STATS]. spec_tokens: [S, T−1] int32, node i at column i−1, −1 for an
     empty place; spec_len: [S] int32, nodes present. parent: [S, T] int32 with parent[0] = −1, parent[i] < i; None is a chain. T ≤ 64.
-    q_logits: [S, 2, A, N, Vd] float32 and q_stats [S, 2, A, N, STATS], of which [parity, q_address, i] is the distribution that node
+    q_logits: [S, 2, A, Q, Vd] float32 and q_stats [S, 2, A, Q, STATS], of which [parity, q_address, i] is the distribution that node
     i's children were drawn from; q_address: [S] int32, −1: the proposals were not drawn (δ). Both may be None where no slot
     samples from a drawn proposal. draft_id_of: [V] int32, target id → draft column or −1; None: the same ids.
-    N is at least T − 1. parity: [1] int32. seed: [S] int64. eos: [E] int32; ignore_eos: [S] uint8; max_length: [S] int32 tokens, the
+    Q is at least T − 1. parity: [1] int32. seed: [S] int64. eos: [E] int32; ignore_eos: [S] uint8; max_length: [S] int32 tokens, the
     prompt included.
     Writes tokens! [S, N] int32, length! [S], last_token! [S], done! [S] uint8 (end of sequence or max_length) and outcome! [S, 2, 2]
     int32 at [:, parity]: (accepted, next token) as decided, also where the end of the sequence cuts the commit short. Done slots are

@@ -108,10 +108,10 @@ class Scheduler:
         request = self._waiting.popleft()
         request.slot = heapq.heappop(self._free_slots)
         request.pages = self._pages.allocate(self.pages_for(request))
+        self.running[request.slot] = request
         self._state.admit(
             request.slot, request.prompt, request.params, request.seed, request.max_length, torch.from_numpy(request.pages)
         )
-        self.running[request.slot] = request
         return request
 
     def release(self, request: Request) -> None:

@@ -101,6 +101,8 @@ class SequenceState(SlotTables):
     def retire(self, slot: int) -> None:
         self.done[slot] = 1
         self.page_table[slot] = 0
+        self.length[slot] = 0  # its rows see one key from now on
+        self.last_token[slot] = 0
 
     def row_stats(self, logits: Tensor) -> Tensor:
         """The processed distribution of [n, rows, V] logits, every row of a slot by its own request: [n, rows, STATS]."""
@@ -128,7 +130,11 @@ class SequenceState(SlotTables):
 
 @dataclass
 class Speculation(SlotTables):
-    """What the draft hands to the target: up to K tokens a slot, and the distributions they were drawn from."""
+    """What the draft hands to the target: up to K tokens a slot, and the distributions they were drawn from.
+
+    Distributions and outcomes have two halves. In a round, the look-up flips `parity`; the fallback draws into half `parity`, which
+    the verification reads, and writes its outcome to; the branches, drawn for the round after, go to half 1 − parity.
+    """
 
     tokens: Tensor  # [S, K] int32
     length: Tensor  # [S] int32, the tokens that count
@@ -159,8 +165,8 @@ class Speculation(SlotTables):
         """Allocate q, once: greedy decoding never reads it."""
         if self.q_logits is None:
             shape = (self.tokens.shape[0], 2, budget + 1, self.lookahead)
-            self.q_logits = torch.empty(*shape, vocab_size, device=self.tokens.device)
-            self.q_stats = torch.empty(*shape, ops.STATS, device=self.tokens.device)
+            self.q_logits = torch.empty(*shape, vocab_size, dtype=torch.float32, device=self.tokens.device)
+            self.q_stats = torch.empty(*shape, ops.STATS, dtype=torch.float32, device=self.tokens.device)
 
 
 @dataclass

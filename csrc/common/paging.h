@@ -10,7 +10,7 @@
 
 namespace ssd {
 
-constexpr int kNullPage = 0;  // rows of finished slots write here; nothing is ever read from it on purpose
+constexpr int kNullPage = 0;  // finished slots' rows write here and read it; what they compute is ignored
 
 SSD_HOST_DEVICE int64_t kv_slot(const int32_t* page_table_row, int32_t position, int32_t page_size) {
   return static_cast<int64_t>(page_table_row[position / page_size]) * page_size + position % page_size;

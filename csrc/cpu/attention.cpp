@@ -11,10 +11,6 @@
 namespace ssd {
 namespace {
 
-constexpr int64_t kMaxRows = 16;  // rows that share one walk over a sequence's keys
-constexpr int64_t kMaxGroup = 32;
-constexpr int64_t kMaxHeadDim = 256;
-
 void run(const AttentionTile<float>& tile) { kernels().attention_float(tile); }
 void run(const AttentionTile<bf16>& tile) { kernels().attention_bf16(tile); }
 
@@ -55,7 +51,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
       TORCH_CHECK(slots[r * width + i] >= 0 && slots[r * width + i] < places, "suffix_slots[", r, ", ", i, "] is ",
                   slots[r * width + i], ", outside the cache's ", places, " places");
     TORCH_CHECK(prefix[r] + (suffix != nullptr ? suffix[r] : 0) > 0, "prefix_len[", r, "]: the row sees no key");
-    if (runs.empty() || sequence[r] != sequence[runs.back()] || r - runs.back() == kMaxRows) {
+    if (runs.empty() || sequence[r] != sequence[runs.back()] || r - runs.back() == kMaxAttentionRows) {
       runs.push_back(r);
     }
   }
@@ -73,9 +69,12 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
   Tensor out = at::empty({rows, query_heads, dim}, q.options());
   with_run_dtype(q, [&]<typename T>(T) {
     parallel_for(items, 1, [&](int64_t begin, int64_t end) {
+      static thread_local std::vector<float> scratch;
       for (int64_t item = begin; item < end; ++item) {
         const size_t run_index = static_cast<size_t>(item / kv_heads);
         const int64_t first = runs[run_index];
+        const int64_t count = runs[run_index + 1] - first;
+        scratch.resize(static_cast<size_t>(attention_scratch(count, query_heads / kv_heads, dim)));
         run(AttentionTile<T>{
             .q = data<T>(q) + first * q.stride(0),
             .k_cache = data<T>(k_cache),
@@ -85,7 +84,8 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
             .suffix_slots = slots != nullptr ? slots + first * width : nullptr,
             .suffix_len = suffix != nullptr ? suffix + first : nullptr,
             .out = mutable_data<T>(out) + first * query_heads * dim,
-            .rows = runs[run_index + 1] - first,
+            .scratch = scratch.data(),
+            .rows = count,
             .q_stride = q.stride(0),
             .query_heads = static_cast<int32_t>(query_heads),
             .kv_heads = static_cast<int32_t>(kv_heads),

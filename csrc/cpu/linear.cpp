@@ -1,7 +1,8 @@
 // pack_weight and linear. The inner loop and its floor are in simd/linear.cpp; here are the layout and the work split.
 //
 // Packed layout, per block of sixteen outputs: bf16 [in / 2, 16, 2], float [in, 16]; sizes padded with zeros. For silu_mul the
-// gate's blocks come first, then the up projection's, and a work item is one block of each.
+// blocks of the gate and of the up projection alternate, and a work item is one of each: one stream over memory here too.
+// Weights are packed in the order they are used in, so what is read next lies behind the weight at hand.
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -33,12 +34,13 @@ Epilogue parse_epilogue(std::string_view name) {
 template <typename T>
 constexpr int64_t kInputsTogether = sizeof(T) == sizeof(float) ? 1 : 2;
 
+// Blocks go to every `stride`th place of `packed`.
 template <typename T>
-void pack(const T* weight, int64_t outputs, int64_t in, int64_t padded_in, T* packed) {
+void pack(const T* weight, int64_t outputs, int64_t in, int64_t padded_in, int64_t stride, T* packed) {
   constexpr int64_t kTogether = kInputsTogether<T>;
   parallel_for(blocks_of(outputs), 8, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin * kBlock; o < std::min(end * kBlock, outputs); ++o) {
-      T* block = packed + o / kBlock * kBlock * padded_in;
+      T* block = packed + o / kBlock * stride * kBlock * padded_in;
       for (int64_t k = 0; k < in; ++k)
         block[(k / kTogether * kBlock + o % kBlock) * kTogether + k % kTogether] = weight[o * in + k];
     }
@@ -78,8 +80,8 @@ Tensor pack_weight(const Tensor& weight, std::string_view epilogue_name) {
   Tensor packed = huge_pages({groups * padded_outputs, padded_in}, weight.options());
   with_run_dtype(weight, [&]<typename T>(T) {
     for (int64_t g = 0; g < groups; ++g)
-      pack(data<T>(weight) + g * outputs * in, outputs, in, padded_in,
-           mutable_data<T>(packed) + g * padded_outputs * padded_in);
+      pack(data<T>(weight) + g * outputs * in, outputs, in, padded_in, groups,
+           mutable_data<T>(packed) + g * kBlock * padded_in);
   });
   return packed;
 }
@@ -117,14 +119,14 @@ Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::
     const T* biases = data_or_null<T>(bias);
     const T* residuals = data_or_null<T>(residual);
     const int64_t block_size = kBlock * shape.padded_in;
-    const int64_t up = gated ? blocks : 0, up_bias = gated ? shape.outputs : 0;  // the gate's come first
-    parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
+    const int64_t up_bias = gated ? shape.outputs : 0;  // the gate's come first
+    const auto work = [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t first = block * kBlock;
         run(LinearTile<T>{
             .x = data<T>(x_tiles),
-            .weight = packed + (up + block) * block_size,
-            .gate = gated ? packed + block * block_size : nullptr,
+            .weight = packed + (gated ? 2 * block + 1 : block) * block_size,
+            .gate = gated ? packed + 2 * block * block_size : nullptr,
             .bias = biases != nullptr ? biases + up_bias + first : nullptr,
             .gate_bias = gated && biases != nullptr ? biases + first : nullptr,
             .residual = residuals != nullptr ? residuals + first : nullptr,
@@ -136,7 +138,8 @@ Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::
             .float_y = epilogue == Epilogue::kFloat32,
         });
       }
-    });
+    };
+    parallel_for(blocks, 1, work, packed + weight.numel());
   });
   return y;
 }

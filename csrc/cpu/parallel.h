@@ -6,7 +6,7 @@
 // waits for every thread instead, and on a busy machine that made a decode up to fifty times slower. Helpers spin briefly for
 // the next op, then sleep.
 //
-// Who computes an item never changes its result: every op of ours computes an item by itself, in an order of its own.
+// A range's function must not call parallel_for itself. Who computes an item never changes its result: every op of ours computes an item by itself, in an order of its own.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +30,9 @@ class RangeFunction {
 
 // Calls f(begin, end) over disjoint ranges that cover [0, items), each of at least `grain` items but the last. The first
 // exception is rethrown when all ranges are done.
-void parallel_for(int64_t items, int64_t grain, RangeFunction f);
+//
+// next: what the caller will most likely read after this (null: no idea). Helpers that have nothing to do fetch it into their
+// caches, so that the memory bus is not idle while the caller is between two ops. It need not be mapped.
+void parallel_for(int64_t items, int64_t grain, RangeFunction f, const void* next = nullptr);
 
 }  // namespace ssd

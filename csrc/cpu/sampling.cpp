@@ -26,7 +26,8 @@ bool before(const Entry& a, const Entry& b) { return a.value > b.value || (a.val
 class Ranking {
  public:
   Ranking(const float* logits, int64_t size) : entries_(static_cast<size_t>(size)) {
-    for (int64_t i = 0; i < size; ++i) entries_[static_cast<size_t>(i)] = {logits[i], static_cast<int32_t>(i)};
+    for (int64_t i = 0; i < size; ++i)
+      entries_[static_cast<size_t>(i)] = {std::isnan(logits[i]) ? -kInfinity : logits[i], static_cast<int32_t>(i)};
   }
 
   const Entry& operator[](int64_t rank) {

@@ -45,20 +45,21 @@ class Residual {
   Residual(const Walk& walk, int64_t node) : walk_(walk), node_(node) {}
 
   float target(int32_t token) {
-    if (dense()) return p_[static_cast<size_t>(token)];
+    if (!p_.empty()) return p_[static_cast<size_t>(token)];
     return one(walk_.p_logits + node_ * walk_.vocabulary, walk_.p_stats + node_ * kStats, token);
   }
 
   float draft(int32_t token) {
     if (walk_.q_logits == nullptr) return 1.0f;  // not drawn: a point mass on each proposal in turn
-    if (dense()) return q_[static_cast<size_t>(token)];
+    if (!q_.empty()) return q_[static_cast<size_t>(token)];
     const int32_t column = column_of(token);
     return column < 0 ? 0.0f : one(q_row(), walk_.q_stats + node_ * kStats, column);
   }
 
   // p <- norm(max(0, p - q)), kept as it was where rounding left nothing; q <- q without the token, renormalised.
   void reject(int32_t token) {
-    if (!dense()) materialise();
+    if (p_.empty()) materialise_p();
+    if (q_.empty() && walk_.q_logits != nullptr) materialise_q();
     std::vector<float> rest = p_;
     if (walk_.q_logits == nullptr) {
       rest[static_cast<size_t>(token)] = 0.0f;
@@ -72,7 +73,7 @@ class Residual {
 
   // Draws from what is left of p.
   int32_t draw(int32_t position) {
-    if (!dense()) materialise();
+    if (p_.empty()) materialise_p();  // nothing was proposed here: a leaf has no row of q
     std::vector<float> times(p_.size());
     kernels().race_times(p_.data(), walk_.vocabulary, walk_.seed, position, static_cast<uint32_t>(Purpose::kResample),
                          times.data());
@@ -80,7 +81,6 @@ class Residual {
   }
 
  private:
-  bool dense() const { return !p_.empty(); }
   const float* q_row() const { return walk_.q_logits + node_ * walk_.draft_vocabulary; }
   int32_t column_of(int32_t token) const {
     const int32_t column = walk_.draft_id_of != nullptr ? walk_.draft_id_of[token] : token;
@@ -101,11 +101,13 @@ class Residual {
     return true;
   }
 
-  void materialise() {
+  void materialise_p() {
     p_.resize(static_cast<size_t>(walk_.vocabulary));
     kernels().probabilities(walk_.p_logits + node_ * walk_.vocabulary, walk_.p_stats + node_ * kStats, 0, walk_.vocabulary,
                             p_.data());
-    if (walk_.q_logits == nullptr) return;
+  }
+
+  void materialise_q() {
     std::vector<float> drawn(static_cast<size_t>(walk_.draft_vocabulary));
     kernels().probabilities(q_row(), walk_.q_stats + node_ * kStats, 0, walk_.draft_vocabulary, drawn.data());
     q_.resize(p_.size());

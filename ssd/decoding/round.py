@@ -22,24 +22,17 @@ class Verification:
 
 
 @dataclass
-class LookUp:
-    """Which slots were handed a prepared branch, and when the others were drafted."""
-
-    hits: Tensor  # [n] uint8
-    fallback: Span | None
-
-
-@dataclass
 class Round:
     """One round: its verification, the speculation verified, and what the draft did.
 
-    draft: when it prepared a speculation, hidden or not. branches: prepared a sequence in this round.
+    draft: when it prepared a speculation, hidden ("ssd") or not ("sd"). fallback: when it drafted for the outcomes that were missed,
+    in "ssd". branches: prepared for each sequence.
     """
 
     verification: Verification
     speculation: Speculation
-    look_up: LookUp | None = None
     draft: Span | None = None
+    fallback: Span | None = None
     branches: int = 0
 
 
@@ -52,8 +45,8 @@ class DraftFailed(Exception):
 
     @classmethod
     @contextmanager
-    def guard(cls) -> Iterator[None]:
+    def guard(cls, round: Round | None = None) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            raise cls from error
+            raise cls(round) from error

@@ -23,8 +23,8 @@ class Speculative:
 
     def round(self, n: int) -> Round:
         with DraftFailed.guard():
-            look_up = self.speculator.look_up(n)
-        return Round(self.verifier.verify(n), self.verifier.speculation, draft=look_up.fallback)
+            drafting = self.speculator.look_up(n)
+        return Round(self.verifier.verify(n), self.verifier.speculation, draft=drafting)
 
     def close(self) -> None:
         pass

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ssd import ops
-from ssd.decoding.round import LookUp
 from ssd.decoding.verifier import prompt_rows
 from ssd.models.transformer import KVCache, Rows, Transformer
 from ssd.runtime.executor import Executor
@@ -53,19 +52,33 @@ class Speculator:
 
     def prefill(self, slot: int) -> None:
         """Store a prompt's K/V in the trunk. Called before the target's own prefill moves the sequence on."""
+        if float(self.state.temperature[slot]) > 0:
+            self.speculation.hold_distributions(self.budget, self.model.vocab_size)
         with self._executor.trace.span("draft", "prefill", slot=slot):
             for rows in prompt_rows(self.state.only(slot), self.cache.page_size):
                 self._executor.forward("draft", lambda: self.model.forward(rows, self.cache))  # noqa: B023
 
-    def look_up(self, n: int) -> LookUp:
-        """Hand out the next speculation of the first n slots."""
+    def look_up(self, n: int) -> Span | None:
+        """Hand out the next speculation of the first n slots. Returns when the misses were drafted, if there were any."""
         state, speculation, draft = self.state.first(n), self.speculation.first(n), self.draft.first(n)
         with self._executor.trace.span("draft", "look up", batch=n) as span:
             ops.cache_lookup(
-                state.outcome, draft.guess, draft.guess_k, draft.branch_tokens, state.length, state.last_token, state.max_length,
-                state.done, speculation.parity, draft.length, draft.last_token, speculation.tokens, speculation.length,
-                speculation.hit, speculation.q_address,
-            )  # fmt: skip
+                outcome=state.outcome,
+                guess=draft.guess,
+                guess_k=draft.guess_k,
+                branch_tokens=draft.branch_tokens,
+                length=state.length,
+                last_token=state.last_token,
+                max_length=state.max_length,
+                done=state.done,
+                parity=speculation.parity,
+                draft_length=draft.length,
+                draft_last_token=draft.last_token,
+                spec_tokens=speculation.tokens,
+                spec_len=speculation.length,
+                hit=speculation.hit,
+                q_address=speculation.q_address,
+            )
             missed = (speculation.hit == 0) & (state.done == 0)
             if self._executor.trace.recording:
                 span.details.update(hits=int(speculation.hit.sum()), misses=int(missed.sum()))
@@ -75,7 +88,7 @@ class Speculator:
                 self._draft_misses(state, speculation, draft)
             return span
 
-        return LookUp(speculation.hit, self._executor.when(missed, fallback))
+        return self._executor.when(missed, fallback)
 
     def branch(self, n: int) -> Span:
         """Prepare the cache of the round under way: K + 1 forward passes, to be hidden behind the target's one."""

@@ -6,9 +6,12 @@ draft    | extend trunk | fork | K branch steps ... |    look up     | extend | 
 
 from __future__ import annotations
 
+from concurrent.futures import Future, wait
+
 from ssd.decoding.round import DraftFailed, Round, Verification
 from ssd.decoding.speculator import Speculator
 from ssd.decoding.verifier import Verifier
+from ssd.runtime.trace import Span
 from ssd.runtime.worker import Worker
 
 
@@ -21,25 +24,29 @@ class SpeculativeSpeculative:
         self.verifier = verifier
         self.speculator = speculator
         self.worker = worker
+        self._branching: Future[Span] | None = None
 
     def admit(self, slot: int) -> Verification:
+        self._settle()
         with DraftFailed.guard():
             self.speculator.prefill(slot)
         return self.verifier.prefill(slot)
 
     def round(self, n: int) -> Round:
+        self._settle()
         with DraftFailed.guard():
-            look_up = self.speculator.look_up(n)
-        branching = self.worker.submit(self.speculator.branch, n)
-        try:
-            verification = self.verifier.verify(n)
-        finally:
-            failure = branching.exception()  # waits: the draft is never left running
-        result = Round(verification, self.verifier.speculation, look_up, branches=self.speculator.budget)
-        if failure is not None:
-            raise DraftFailed(result) from failure
-        result.draft = branching.result()
+            fallback = self.speculator.look_up(n)
+            self._branching = self.worker.submit(self.speculator.branch, n)
+        verification = self.verifier.verify(n)
+        result = Round(verification, self.verifier.speculation, fallback=fallback, branches=self.speculator.budget)
+        with DraftFailed.guard(result):
+            result.draft = self._branching.result()
         return result
+
+    def _settle(self) -> None:
+        """Wait for a branch that an error or an interrupt left running: it must not meet the next round's tables."""
+        if self._branching is not None:
+            wait([self._branching])
 
     def close(self) -> None:
         self.worker.close()

@@ -71,10 +71,10 @@ class SequenceStats:
         if round.draft is not None:
             self.draft_ms.append(round.draft.ms)
             self.hidden_ms.append(round.draft.overlap_ms(verify))
-        if round.look_up is not None:
+        if round.branches:
             self.branches += round.branches
-            if round.look_up.fallback is not None:
-                self.fallback_ms.append(round.look_up.fallback.ms)
+            if round.fallback is not None:
+                self.fallback_ms.append(round.fallback.ms)
             if self.last_k is not None:
                 hits = self.per_k.setdefault(self.last_k, [0, 0])
                 hits[0] += hit

@@ -63,10 +63,26 @@ class Verifier:
     def _decide(self, state: SequenceState, speculation: Speculation, logits: Tensor, span: Span) -> Verification:
         p_logits = logits.view(len(state.done), -1, self.model.vocab_size)  # [n, T, V]
         path = ops.verify(
-            p_logits, state.row_stats(p_logits), speculation.q_logits, speculation.q_stats, speculation.q_address, self._draft_id_of,
-            speculation.tokens, speculation.length, None, speculation.parity, state.seed, state.eos, state.ignore_eos,
-            state.max_length, state.tokens, state.length, state.last_token, state.done, state.outcome,
-        )  # fmt: skip
+            p_logits=p_logits,
+            p_stats=state.row_stats(p_logits),
+            q_logits=speculation.q_logits,
+            q_stats=speculation.q_stats,
+            q_address=speculation.q_address,
+            draft_id_of=self._draft_id_of,
+            spec_tokens=speculation.tokens,
+            spec_len=speculation.length,
+            parent=None,
+            parity=speculation.parity,
+            seed=state.seed,
+            eos=state.eos,
+            ignore_eos=state.ignore_eos,
+            max_length=state.max_length,
+            tokens=state.tokens,
+            length=state.length,
+            last_token=state.last_token,
+            done=state.done,
+            outcome=state.outcome,
+        )
         return Verification(p_logits, path, span)
 
 

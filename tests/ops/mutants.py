@@ -54,7 +54,7 @@ KERNELS = """
 #include "simd/vocabulary.cpp"
 #include "parallel.h"
 namespace ssd {
-void parallel_for(int64_t items, int64_t, RangeFunction f) { f(0, items); }
+void parallel_for(int64_t items, int64_t, RangeFunction f, const void*) { f(0, items); }
 const Kernels& kernels() {
   static const Kernels table = [] {
     Kernels some{};

@@ -14,10 +14,6 @@
 namespace ssd::SSD_ISA {
 namespace {
 
-constexpr int kMaxGroup = 32;  // query heads that share a K/V head
-constexpr int kMaxHeadDim = 256;
-constexpr int kMaxRows = 16;  // rows of one call; the caller cuts
-
 // One query head's softmax so far: out holds sum(exp(s - maximum) * v), not yet divided by sum.
 struct Running {
   float maximum, sum;
@@ -34,10 +30,10 @@ void attend(const AttentionTile<T>& t, int runtime_vectors) {
   const T* keys = t.k_cache + static_cast<int64_t>(t.kv_head) * t.head_dim;
   const T* values = t.v_cache + static_cast<int64_t>(t.kv_head) * t.head_dim;
 
-  alignas(64) static thread_local float query[kMaxRows * kMaxGroup * kMaxHeadDim];
-  alignas(64) static thread_local float out[kMaxRows * kMaxGroup * kMaxHeadDim];
-  alignas(64) static thread_local float scores[kMaxGroup][kCoarseTile];
-  Running running[kMaxRows * kMaxGroup];
+  float* query = t.scratch;                               // [rows, group, head_dim]
+  float* out = query + t.rows * group * t.head_dim;       // [rows, group, head_dim]
+  float* all_scores = out + t.rows * group * t.head_dim;  // [group, kCoarseTile]
+  Running running[kMaxAttentionRows * kMaxGroup];
   int64_t shared_slots[kCoarseTile], own_slots[kCoarseTile];
 
   int32_t longest_prefix = 0, longest = 0;
@@ -79,12 +75,12 @@ void attend(const AttentionTile<T>& t, int runtime_vectors) {
           const float* q = query + (r * group + h) * t.head_dim;
           Vec dot = key[0] * load(q);
           for (int d = 1; d < vectors; ++d) dot = fma(key[d], load(q + d * kBlock), dot);
-          scores[h][i] = reduce_add(dot);
+          all_scores[h * kCoarseTile + i] = reduce_add(dot);
         }
       }
 
       for (int h = 0; h < group; ++h) {
-        float* s = scores[h];
+        float* s = all_scores + h * kCoarseTile;
         const int32_t padded = (count + kBlock - 1) / kBlock * kBlock;
         for (int32_t i = count; i < padded; ++i) s[i] = -std::numeric_limits<float>::infinity();
         Vec largest = load(s);

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "../../common/paging.h"
+
 namespace ssd {
 
 struct bf16 {
@@ -33,6 +35,15 @@ struct LinearTile {
   bool float_y;
 };
 
+constexpr int kMaxGroup = 32;          // query heads that share a K/V head
+constexpr int kMaxHeadDim = 256;       // a multiple of kBlock
+constexpr int kMaxAttentionRows = 16;  // rows that share one walk over a sequence's keys
+
+// Floats of scratch an AttentionTile needs: queries, running outputs, and a tile's scores.
+constexpr int64_t attention_scratch(int64_t rows, int64_t group, int64_t head_dim) {
+  return group * (2 * rows * head_dim + kCoarseTile);
+}
+
 template <typename T>
 struct AttentionTile {
   const T* q;                   // [rows, query_heads, head_dim], rows q_stride apart
@@ -43,6 +54,7 @@ struct AttentionTile {
   const int32_t* suffix_slots;  // [rows, suffix_width], or null
   const int32_t* suffix_len;    // [rows], or null
   T* out;                       // [rows, query_heads, head_dim]
+  float* scratch;               // [attention_scratch(rows, query_heads / kv_heads, head_dim)]
   int64_t rows;                 // all of one sequence
   int64_t q_stride;
   int32_t query_heads, kv_heads, head_dim, page_size, suffix_width;

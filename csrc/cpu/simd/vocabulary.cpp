@@ -55,18 +55,10 @@ int largest(const float* logits, int64_t size, int n, int32_t excluded, Entry* o
 }
 
 void probabilities(const float* logits, const float* stats, int32_t first, int64_t n, float* out) {
-  const float max = stats[kMax], scale = stats[kScale], log_sum = stats[kLogSum], log_c = stats[kLogC];
-  const float cut_value = stats[kCutValue], cut_id = stats[kCutId], top_value = stats[kTopValue], top_id = stats[kTopId];
-  const bool greedy = is_greedy(stats);
+  float own[kStats];  // a copy that `out` cannot alias
+  std::memcpy(own, stats, sizeof own);
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const float z = logits[i];
-    const float id = static_cast<float>(first + static_cast<int32_t>(i));
-    const bool kept = (z > cut_value) | ((z == cut_value) & (id <= cut_id));
-    const bool top = (z > top_value) | ((z == top_value) & (id <= top_id));
-    const float drawn = exp_lane((z - max) * scale + (top ? log_c : 0.0f) - log_sum);
-    out[i] = kept ? (greedy ? 1.0f : drawn) : 0.0f;
-  }
+  for (int64_t i = 0; i < n; ++i) out[i] = probability(logits[i], first + static_cast<int32_t>(i), own, exp_lane);
 }
 
 void race_times(const float* weights, int64_t n, int64_t seed, int32_t position, uint32_t purpose, float* times) {
