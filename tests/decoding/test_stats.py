@@ -5,26 +5,31 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssd.decoding.round import LookUp, Round, Verification
+from ssd.decoding.round import Round, Verification
 from ssd.decoding.stats import SequenceStats
 from ssd.runtime.trace import Span
+from ssd.state import Speculation
 
 NOTHING = torch.zeros(0)
+NO_SPECULATION = Speculation.allocate(1, 0, torch.device("cpu"))
 
 
-def speculative_round(verify: tuple[float, float], draft: tuple[float, float] | None = None) -> Round:
-    """One of plain speculative decoding: the draft's span is the fallback's."""
+def speculative_round(verify: tuple[float, float], draft: tuple[float, float]) -> Round:
+    """One of plain speculative decoding."""
     return Round(
         Verification(NOTHING, NOTHING, Span("target", "verify", *verify)),
-        draft=Span("draft", "fallback", *draft) if draft else None,
+        NO_SPECULATION,
+        draft=Span("draft", "fallback", *draft),
     )
 
 
 def ssd_round(verify: tuple[float, float], draft: tuple[float, float], fallback: tuple[float, float] | None = None) -> Round:
     return Round(
         Verification(NOTHING, NOTHING, Span("target", "verify", *verify)),
-        LookUp(NOTHING, Span("draft", "fallback", *fallback) if fallback else None),
-        Span("draft", "speculate", *draft),
+        NO_SPECULATION,
+        draft=Span("draft", "speculate", *draft),
+        fallback=Span("draft", "fallback", *fallback) if fallback else None,
+        branches=8,
     )
 
 
@@ -40,7 +45,7 @@ def test_a_sequence_that_ended_with_its_first_token_has_no_rounds_and_no_rates()
 def test_acceptance_is_of_the_tokens_that_were_proposed() -> None:
     stats = SequenceStats()
     for accepted, proposed in ((4, 4), (1, 4), (0, 4), (1, 2)):
-        stats.add(speculative_round((0, 1)), accepted=accepted, proposed=proposed, hit=False, budget=0)
+        stats.add(speculative_round((1, 2), (0, 1)), accepted=accepted, proposed=proposed, hit=False)
     summary = stats.summary("sd", tokens=11)
     assert (summary.rounds, summary.accepted_per_round) == (4, 1.5)
     assert summary.acceptance_rate == pytest.approx(6 / 14)
@@ -51,7 +56,7 @@ def test_a_look_up_counts_under_the_outcome_it_looked_for() -> None:
     """That is the round before's accepted count; the first look-up, behind a prompt, counts nowhere."""
     stats = SequenceStats()
     for accepted, hit in ((2, False), (4, True), (2, False), (0, True)):
-        stats.add(ssd_round((0, 1), (0, 1)), accepted=accepted, proposed=4, hit=hit, budget=8)
+        stats.add(ssd_round((0, 1), (0, 1)), accepted=accepted, proposed=4, hit=hit)
     summary = stats.summary("ssd", tokens=13)
     assert summary.hits_per_k == {2: (2, 2), 4: (0, 1)}
     assert summary.hit_rate == pytest.approx(2 / 3)
@@ -60,14 +65,14 @@ def test_a_look_up_counts_under_the_outcome_it_looked_for() -> None:
 def test_branches_that_no_hit_handed_out_are_unused() -> None:
     stats = SequenceStats()
     for hit in (False, True, True):
-        stats.add(ssd_round((0, 1), (0, 1)), accepted=1, proposed=4, hit=hit, budget=8)
+        stats.add(ssd_round((0, 1), (0, 1)), accepted=1, proposed=4, hit=hit)
     assert stats.summary("ssd", tokens=7).branches_unused == 3 * 8 - 2
 
 
 def test_times_are_medians_in_milliseconds() -> None:
     stats = SequenceStats()
     for verify, draft in ((0.020, 0.008), (0.030, 0.004), (0.500, 0.006)):
-        stats.add(speculative_round((1, 1 + verify), (0, draft)), accepted=0, proposed=4, hit=False, budget=0)
+        stats.add(speculative_round((1, 1 + verify), (0, draft)), accepted=0, proposed=4, hit=False)
     summary = stats.summary("sd", tokens=4)
     assert summary.t_verify_ms == pytest.approx(30)
     assert summary.t_draft_ms == pytest.approx(6)
@@ -76,7 +81,7 @@ def test_times_are_medians_in_milliseconds() -> None:
 def test_a_fallback_counts_only_where_there_was_one() -> None:
     stats = SequenceStats()
     for fallback in (None, (0.0, 0.010), None, (0.0, 0.030)):
-        stats.add(ssd_round((1, 2), (1, 2), fallback), accepted=0, proposed=4, hit=fallback is None, budget=8)
+        stats.add(ssd_round((1, 2), (1, 2), fallback), accepted=0, proposed=4, hit=fallback is None)
     assert stats.summary("ssd", tokens=5).t_fallback_ms == pytest.approx(20)
 
 
@@ -92,13 +97,13 @@ def test_a_fallback_counts_only_where_there_was_one() -> None:
 )
 def test_hidden_draft_time_is_what_the_verification_covered(draft: tuple[float, float], hidden_ms: float) -> None:
     stats = SequenceStats()
-    stats.add(ssd_round((1.0, 1.1), draft, fallback=(1.0, 1.1)), accepted=0, proposed=4, hit=False, budget=8)
+    stats.add(ssd_round((1.0, 1.1), draft, fallback=(1.0, 1.1)), accepted=0, proposed=4, hit=False)
     assert stats.summary("ssd", tokens=2).hidden_draft_ms == pytest.approx(hidden_ms)
 
 
 def test_only_ssd_hides_its_draft() -> None:
     stats = SequenceStats()
-    stats.add(speculative_round((1, 2), (0, 1)), accepted=0, proposed=4, hit=False, budget=0)
+    stats.add(speculative_round((1, 2), (0, 1)), accepted=0, proposed=4, hit=False)
     assert stats.summary("sd", tokens=2).hidden_draft_ms is None
 
 

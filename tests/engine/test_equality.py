@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+import tiny
 from engine.cases import MakeEngine, Models, accepted_in_all, hits_and_look_ups, random_prompts, tokens_of, was_cut_in_a_round
 from ssd import Completion, Engine, SamplingParams
 
@@ -134,6 +136,37 @@ def test_greedy_and_sampled_requests_share_a_batch(engine: MakeEngine) -> None:
     found = tokens_of(engine("ssd").decode(PROMPTS, mixed))
     assert found[::2] == tokens_of(engine("ar").decode(PROMPTS[::2], mixed[::2]))
     assert found[1::2] == tokens_of(engine("sd", max_batch=1).decode(PROMPTS[1::2], mixed[1::2]))
+
+
+@pytest.mark.parametrize(
+    "draft,lookahead,budget",
+    [
+        ("same", 3, 16),  # more guesses than tokens
+        ("same", 39, 4),  # a lookahead as long as the context
+        ("larger", 2, 9),  # a draft that can propose ids the target has not
+        ("smaller", 4, 8),  # a draft that has fewer ids
+    ],
+)
+def test_vocabularies_and_contexts_smaller_than_the_speculation(
+    engine: MakeEngine, tmp_path: Path, draft: str, lookahead: int, budget: int
+) -> None:
+    sizes = {"max_position_embeddings": 40, "num_hidden_layers": 1}
+    tiny.write_model(tmp_path / "target", seed=3, vocab_size=6, **sizes)
+    tiny.write_draft_of(tmp_path / "target", tmp_path / "same", noise=0.3)
+    tiny.write_model(tmp_path / "larger", seed=3, vocab_size=11, **sizes)
+    tiny.write_model(tmp_path / "smaller", seed=3, vocab_size=4, **sizes)
+    prompts = [[i % 6 for i in range(n)] for n in (1, 39, 20, 5, 33)]
+    params = [SamplingParams(max_new_tokens=40 - len(p), temperature=t) for p in prompts for t in (0.0, 1.0)]
+    found = {}
+    for mode, slots in (("ar", 1), ("sd", 1), ("ssd", 3)):
+        one = engine(
+            mode, str(tmp_path / draft), target=tmp_path / "target", lookahead=lookahead, budget=budget, max_batch=slots
+        )
+        completions = one.decode([prompt for prompt in prompts for _ in range(2)], params)
+        assert not any(completion.degraded for completion in completions)
+        found[mode] = tokens_of(completions)
+    assert found["ssd"] == found["sd"]
+    assert found["ssd"][::2] == found["ar"][::2]
 
 
 # Ends in the middle of a round ------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ in full, hit or missed. Mutants show that the check finds the mistakes it is the
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,11 +141,11 @@ def test_the_law_rejects(
     monkeypatch: pytest.MonkeyPatch,
     mutant: Callable[[dict[str, Any]], None],
 ) -> None:
-    def verify(*values: Any) -> Tensor:
-        arguments = dict(zip(ops.verify.__annotations__, values, strict=False))
+    def verify(*values: Any, **named: Any) -> Tensor:
+        arguments = signature(ops.verify).bind(*values, **named).arguments
         if arguments["spec_tokens"].shape[1] > 0:  # not a prefill
             mutant(arguments)
-        return ops.verify(*arguments.values())
+        return ops.verify(**arguments)
 
     monkeypatch.setattr("ssd.decoding.verifier.ops", SimpleNamespace(verify=verify))
     completions = decode(engine, language, "ssd", "draft", PROCESSINGS["temperature 1"], DRAWS // 4)
