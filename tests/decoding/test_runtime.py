@@ -1,4 +1,4 @@
-"""Executors, the trace and the draft's thread."""
+"""Executors, the trace, the draft's thread, and the memory there is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ssd.runtime.executor import Executor, PacedExecutor
+from ssd.runtime.memory import available_memory
 from ssd.runtime.trace import Span, Trace
 from ssd.runtime.worker import Worker
 
@@ -159,3 +160,32 @@ def test_what_is_raised_on_a_worker_is_handed_to_the_caller(worker: Worker) -> N
     error = worker.submit(int, "three").exception()
     assert isinstance(error, ValueError)
     assert worker.submit(int, "3").result() == 3  # and the thread goes on
+
+
+# Memory -----------------------------------------------------------------------------------------------------------------------
+
+MEMINFO = "MemTotal:       32768 kB\nMemFree:          512 kB\nMemAvailable:   16384 kB\n"
+
+
+@pytest.mark.parametrize(
+    "limit,used,expected",
+    [
+        ("", "", 16384 * 1024),  # no container
+        ("max\n", "1024\n", 16384 * 1024),  # one without a limit
+        ("10000000\n", "4000000\n", 6_000_000),
+        ("10000000\n", "12000000\n", 0),
+        ("10000000000\n", "1000000\n", 16384 * 1024),
+    ],
+)
+def test_available_memory_is_what_machine_and_container_can_give(
+    monkeypatch: pytest.MonkeyPatch, limit: str, used: str, expected: int
+) -> None:
+    files = {"meminfo": MEMINFO, "memory.max": limit, "memory.current": used}
+    monkeypatch.setattr("ssd.runtime.memory._read", lambda path: files.get(path.name, ""))
+    assert available_memory() == expected
+
+
+def test_without_linux_s_account_memory_is_what_the_system_says_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssd.runtime.memory._read", lambda path: "")
+    monkeypatch.setattr("ssd.runtime.memory.os.sysconf", {"SC_AVPHYS_PAGES": 7, "SC_PAGE_SIZE": 4096}.__getitem__)
+    assert available_memory() == 7 * 4096

@@ -222,3 +222,20 @@ def test_a_draft_that_cannot_be_allocated_is_done_without(engine: MakeEngine, mo
     found = without.decode(PROMPTS, PARAMS)
     assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
     assert all(c.degraded for c in found)
+
+
+def test_a_draft_whose_distributions_cannot_be_allocated_is_done_without(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are needed once a request samples; greedy ones before that have their draft."""
+    without = engine("ssd")
+
+    def refuse(*arguments: Any) -> Any:
+        raise RuntimeError("out of luck: not enough memory")
+
+    monkeypatch.setattr(without._loop.speculator.speculation, "hold_distributions", refuse)  # type: ignore[union-attr]
+    assert not without.decode(PROMPTS[0], PARAMS[0]).degraded
+    params = SamplingParams(temperature=1.0, max_new_tokens=20, ignore_eos=True, seed=1)
+    found = decode_and_warn(without, PROMPTS, params)
+    assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, params))
+    assert all(completion.degraded for completion in found)

@@ -434,6 +434,41 @@ def test_a_stream_that_is_never_read_takes_nothing(engine: MakeEngine) -> None:
     assert unread.completion is None
 
 
+def test_a_stream_whose_engine_is_closed_says_so(engine: MakeEngine) -> None:
+    one = engine("ssd")
+    stream = one.stream(PROMPTS[0], SamplingParams(max_new_tokens=50, ignore_eos=True))
+    next(iter(stream))
+    one.close()
+    with pytest.raises(SsdError, match="closed"):
+        list(stream)
+
+
+@pytest.mark.parametrize("part,method", [("verifier", "prefill"), ("verifier", "verify"), ("speculator", "look_up")])
+@pytest.mark.parametrize("mode", ["sd", "ssd"])
+def test_an_interrupt_leaves_the_engine_as_it_was(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, part: str, method: str
+) -> None:
+    """Wherever it strikes, the draft's thread perhaps under way: pages and slots come back, and nothing stale is met later."""
+    one, params, calls = engine(mode, max_batch=3), SamplingParams(max_new_tokens=20), [0]
+    expected = tokens_of(one.decode(PROMPTS, params))
+    work = getattr(getattr(one._loop, part), method)
+
+    def interrupted(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise KeyboardInterrupt
+        return work(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(one._loop, part), method, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            one.decode(PROMPTS, params)
+    assert one._pages.available == one._pages.capacity
+    found = one.decode(PROMPTS, params)
+    assert tokens_of(found) == expected
+    assert not any(completion.degraded for completion in found)
+
+
 def test_an_engine_can_be_used_from_another_thread(engine: MakeEngine) -> None:
     one, params, found = engine("ssd"), SamplingParams(max_new_tokens=12), []
     expected = one.decode(PROMPTS[0], params).token_ids
