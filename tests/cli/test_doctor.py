@@ -12,8 +12,8 @@ import torch
 
 import ssd
 from cli.cases import Run
-from ssd._C import cpu_isa
 from ssd.models import registry
+from ssd.native import cpu_isa
 
 
 def report(run: Run, status: int = 0) -> Any:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ssd import _C
+from ssd.native import cpu_isa
 
 ISAS = ("portable", "avx2", "avx512bf16")  # each machine has those up to some point
-CHOSEN = _C.cpu_isa()
+CHOSEN = cpu_isa()
 ROOT = Path(__file__).parents[2]
 
 
@@ -23,7 +23,7 @@ def python(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_instruction_set_in_use_is_the_one_asked_for() -> None:
-    assert _C.cpu_isa() == (os.environ.get("SSD_CPU_ISA") or ISAS[ISAS.index(CHOSEN)])
+    assert cpu_isa() == (os.environ.get("SSD_CPU_ISA") or ISAS[ISAS.index(CHOSEN)])
 
 
 @pytest.mark.parametrize("isa", ISAS[: ISAS.index(CHOSEN)])
@@ -39,6 +39,6 @@ def test_the_ops_hold_under_a_lower_instruction_set(isa: str) -> None:
 
 
 def test_an_instruction_set_that_is_not_there_is_refused_with_a_sentence() -> None:
-    run = python("abacus", "-c", "from ssd import _C; _C.cpu_isa()")
+    run = python("abacus", "-c", "from ssd.native import cpu_isa; cpu_isa()")
     assert run.returncode != 0
     assert "SSD_CPU_ISA=abacus is not available here" in run.stderr
