@@ -169,7 +169,8 @@ class Engine:
         Returns a `Completion`, or a list of them in order. Raises SsdError before anything runs.
         """
         single = is_single(prompts)
-        requests = self._requests([prompts] if is_single(prompts) else list(prompts), params, raw)  # type: ignore[arg-type]
+        batch: list[Prompt] = [prompts] if single else list(prompts)  # type: ignore[list-item, arg-type]
+        requests = self._requests(batch, params, raw)
         for _ in self._run(requests):
             pass
         completions = [self._completion(request) for request in requests]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeGuard
-
 import numpy as np
 
 from ssd.errors import SsdError
@@ -17,7 +15,7 @@ Prompt = str | Sequence[Message] | Sequence[int]
 _WHAT_IT_CAN_BE = "a string, a list of messages with 'role' and 'content', or a list of token ids"
 
 
-def is_single(prompts: Prompt | Sequence[Prompt]) -> TypeGuard[Prompt]:
+def is_single(prompts: Prompt | Sequence[Prompt]) -> bool:
     """Whether this is one prompt, and not a batch of them. Raises SsdError for an empty batch and for what is neither."""
     if isinstance(prompts, str):
         return True

@@ -110,9 +110,8 @@ class Speculator:
             ids = guess.flatten()
             for d in range(self.lookahead):
                 with self._executor.trace.span("draft", f"branch {d}"):
-                    scratch = (
-                        draft.scratch[:, :, : d + 1].reshape(-1, d + 1).contiguous()
-                    )  # [n·B, d + 1] the branch's own tokens
+                    # [n·B, d + 1] places of the branch's own tokens
+                    scratch = draft.scratch[:, :, : d + 1].reshape(-1, d + 1).contiguous()
                     rows = Rows(
                         ids=ids,
                         positions=trunk + d,
