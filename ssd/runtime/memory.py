@@ -6,17 +6,28 @@ import os
 import re
 from pathlib import Path
 
+_MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
-    """Bytes that can be taken without swapping: Linux's MemAvailable (what is free and what the page cache would give back), or what
-    a container's limit leaves if that is less."""
-    meminfo = _read(Path("/proc/meminfo"))
-    match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo)
-    available = int(match[1]) * 1024 if match else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit, used = _read(_CGROUP / "memory.max").strip(), _read(_CGROUP / "memory.current").strip()
-    return min(available, max(0, int(limit) - int(used))) if limit.isdigit() and used.isdigit() else available
+    """Bytes that can be taken without swapping: Linux's MemAvailable, or what a container's limit leaves if that is less.
+
+    Both count what the page cache would give back: a checkpoint that was just read does not look like memory in use.
+    """
+    kib = _number(_MEMINFO, r"MemAvailable:\s+(\d+) kB")
+    available = kib * 1024 if kib is not None else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _number(_CGROUP / "memory.max", r"^(\d+)$")
+    used = _number(_CGROUP / "memory.current", r"^(\d+)$")
+    if limit is None or used is None:
+        return available
+    cache = _number(_CGROUP / "memory.stat", r"(?m)^inactive_file (\d+)$") or 0
+    return min(available, max(0, limit - used + cache))
+
+
+def _number(path: Path, pattern: str) -> int | None:
+    match = re.search(pattern, _read(path).strip())
+    return int(match[1]) if match else None
 
 
 def _read(path: Path) -> str:
