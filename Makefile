@@ -42,6 +42,7 @@ check: $(VENV)/dev
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy --strict ssd/
+	$(RUN) profiling/tables.py --check
 	clang-format --dry-run -Werror $(CXX_FILES)
 
 format: $(VENV)/dev
