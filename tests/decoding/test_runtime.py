@@ -168,19 +168,25 @@ MEMINFO = "MemTotal:       32768 kB\nMemFree:          512 kB\nMemAvailable:   1
 
 
 @pytest.mark.parametrize(
-    "limit,used,expected",
+    "limit,used,cache,expected",
     [
-        ("", "", 16384 * 1024),  # no container
-        ("max\n", "1024\n", 16384 * 1024),  # one without a limit
-        ("10000000\n", "4000000\n", 6_000_000),
-        ("10000000\n", "12000000\n", 0),
-        ("10000000000\n", "1000000\n", 16384 * 1024),
+        ("", "", "", 16384 * 1024),  # no container
+        ("max\n", "1024\n", "", 16384 * 1024),  # one without a limit
+        ("10000000\n", "4000000\n", "", 6_000_000),
+        (
+            "10000000\n",
+            "4000000\n",
+            "anon 5\ninactive_file 3000000\nactive_file 7\n",
+            9_000_000,
+        ),  # it gives its page cache back
+        ("10000000\n", "12000000\n", "", 0),
+        ("10000000000\n", "1000000\n", "", 16384 * 1024),
     ],
 )
 def test_available_memory_is_what_machine_and_container_can_give(
-    monkeypatch: pytest.MonkeyPatch, limit: str, used: str, expected: int
+    monkeypatch: pytest.MonkeyPatch, limit: str, used: str, cache: str, expected: int
 ) -> None:
-    files = {"meminfo": MEMINFO, "memory.max": limit, "memory.current": used}
+    files = {"meminfo": MEMINFO, "memory.max": limit, "memory.current": used, "memory.stat": cache}
     monkeypatch.setattr("ssd.runtime.memory._read", lambda path: files.get(path.name, ""))
     assert available_memory() == expected
 

@@ -2,7 +2,8 @@
 
 20,000 requests a configuration; a chi-square test at 0.001 divided by the number of configurations. The law is computed from
 transformers' float64 logits. Requests go on for two more tokens, so that the speculation behind the first outcome is verified
-in full, hit or missed. Mutants show that the check finds the mistakes it is there to find.
+in full, hit or missed. Combinations that are left out follow from test_equality.py: sampled SSD = SD, token for token. Mutants
+show that the check finds the mistakes it is there to find.
 """
 
 from __future__ import annotations
@@ -33,10 +34,8 @@ LOOKAHEAD, BUDGET = 2, 4
 PROCESSINGS = {"temperature 1": {"temperature": 1.0}, "processed": {"temperature": 0.7, "top_p": 0.9}}
 DRAWS = 20_000
 CONFIGURATIONS = [
-    ("ar", None, "temperature 1"),
     ("ar", None, "processed"),
     ("sd", "trimmed", "temperature 1"),
-    ("sd", "draft", "processed"),
     ("ssd", "draft", "temperature 1"),
     ("ssd", "trimmed", "processed"),
 ]
@@ -148,5 +147,5 @@ def test_the_law_rejects(
         return ops.verify(**arguments)
 
     monkeypatch.setattr("ssd.decoding.verifier.ops", SimpleNamespace(verify=verify))
-    completions = decode(engine, language, "ssd", "draft", PROCESSINGS["temperature 1"], DRAWS // 4)
+    completions = decode(engine, language, "ssd", "draft", PROCESSINGS["temperature 1"], 3_000)
     assert p_value(completions, law(next_logits, PROCESSINGS["temperature 1"])) < LEVEL
