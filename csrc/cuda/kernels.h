@@ -1,12 +1,118 @@
 // What csrc/cuda offers: a parameter struct and a launcher for each kernel, on raw pointers and a stream. No torch header on
-// this side of the wall; csrc/cuda_ops.cpp checks tensors and fills these in. All arrays are contiguous, on the device.
+// this side of the wall; csrc/cuda_ops.cpp checks tensors and fills these in.
+//
+// All arrays are on the device and contiguous unless a field says otherwise. Letters are those of ssd/ops.py. Launchers neither
+// allocate nor synchronise, and their grids depend on shapes alone: lengths are read on the device. Where blocks of one launch
+// share a result they leave parts in `workspace`, of the size that the function beside the launcher says, and count their
+// arrivals in `arrivals`: the last to arrive finishes, in fixed order. Arrivals are zero before a launch and again behind it.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace ssd::cuda {
+
+enum class Dtype { kBFloat16, kFloat16 };                       // of activations, weights and K/V: two bytes
+enum class Epilogue : int { kNone, kAdd, kSiluMul, kFloat32 };  // of `linear`, as ssd/ops.py describes them
+
+// The forward pass --------------------------------------------------------------------------------------------------------------
+
+struct EmbedParams {
+  const int32_t* ids;  // [rows]; outside [0, vocabulary): row 0
+  const void* table;   // [vocabulary, width]
+  void* out;           // [rows, width]
+  int32_t rows;
+  int32_t vocabulary;
+  int32_t width;
+};
+cudaError_t embed(const EmbedParams& params, cudaStream_t stream);
+
+struct RmsNormParams {
+  const void* x;       // [rows, width]
+  void* residual;      // [rows, width], x is added to it first and the sum is normalised; null: x itself is
+  const void* weight;  // [width]
+  void* out;           // [rows, width]
+  int32_t rows;
+  int32_t width;
+  float eps;
+  Dtype dtype;
+};
+cudaError_t rms_norm(const RmsNormParams& params, cudaStream_t stream);
+
+// A packed weight is [packed_outputs(out), packed_inputs(in)] elements in the order of linear.cu, padded with zeros.
+int64_t packed_outputs(int64_t outputs);
+int64_t packed_inputs(int64_t inputs);
+
+struct PackWeightParams {
+  const void* weight;  // [outputs, inputs]; for kSiluMul the gate's rows over the up projection's
+  void* packed;        // [packed_outputs(outputs), packed_inputs(inputs)], 16-byte aligned
+  int32_t outputs;
+  int32_t inputs;
+  Epilogue epilogue;
+};
+cudaError_t pack_weight(const PackWeightParams& params, cudaStream_t stream);
+
+struct LinearParams {
+  const void* x;         // [rows, inputs], 16-byte aligned
+  const void* weight;    // packed with the same epilogue
+  const void* bias;      // [outputs] or null
+  const void* residual;  // [rows, outputs], with kAdd
+  void* y;               // [rows, outputs], [rows, outputs / 2] for kSiluMul; float for kFloat32
+  int32_t rows;
+  int32_t inputs;  // a multiple of 8
+  int32_t outputs;
+  Epilogue epilogue;
+  Dtype dtype;
+};
+cudaError_t linear(const LinearParams& params, cudaStream_t stream);
+
+struct RopeStoreKvParams {
+  void* q;                   // [rows, query_heads, head_dim], rows q_stride elements apart; rotated in place
+  const void* k;             // [rows, kv_heads, head_dim], rows k_stride elements apart
+  const void* v;             // [rows, kv_heads, head_dim], rows v_stride elements apart
+  const float* cos_sin;      // [table_rows, head_dim], cosines, then sines
+  const int32_t* positions;  // [rows]
+  const int32_t* kv_slots;   // [rows]
+  const void* q_norm;        // [head_dim] or null
+  const void* k_norm;        // [head_dim] or null
+  void* k_cache;             // [places, kv_heads, head_dim]
+  void* v_cache;             // [places, kv_heads, head_dim]
+  int64_t q_stride, k_stride, v_stride;
+  int32_t rows;
+  int32_t query_heads, kv_heads;
+  int32_t head_dim;  // even
+  float eps;
+  Dtype dtype;
+};
+cudaError_t rope_store_kv(const RopeStoreKvParams& params, cudaStream_t stream);
+
+struct PagedAttentionParams {
+  const void* q;                // [rows, query_heads, head_dim], rows q_stride elements apart, 16-byte aligned
+  const void* k_cache;          // [pages, page_size, kv_heads, head_dim], 16-byte aligned
+  const void* v_cache;          // [pages, page_size, kv_heads, head_dim], 16-byte aligned
+  const int32_t* page_table;    // [sequences, table_width]
+  const int32_t* row_seq;       // [rows]; rows of one sequence are adjacent
+  const int32_t* prefix_len;    // [rows]
+  const int32_t* suffix_slots;  // [rows, suffix_width] or null
+  const int32_t* suffix_len;    // [rows] or null
+  void* out;                    // [rows, query_heads, head_dim]
+  void* workspace;              // paged_attention_workspace(..) bytes, 16-byte aligned
+  int32_t* arrivals;            // [rows * kv_heads]
+  int64_t q_stride;
+  int32_t rows;
+  int32_t sequences;
+  int32_t query_heads, kv_heads;
+  int32_t head_dim;  // 64, 80, 96, 128 or 256
+  int32_t page_size;
+  int32_t table_width;
+  int32_t suffix_width;
+  float scale;
+  Dtype dtype;
+};
+size_t paged_attention_workspace(const PagedAttentionParams& params);
+cudaError_t paged_attention(const PagedAttentionParams& params, cudaStream_t stream);
 
 struct MoveKvParams {
   void* kv;  // [planes, places, row_bytes], planes = layers * 2 (K and V), places = pages * page_size; 16-byte aligned
@@ -18,5 +124,129 @@ struct MoveKvParams {
   int32_t moves;
 };
 cudaError_t move_kv(const MoveKvParams& params, cudaStream_t stream);
+
+// What tokens are drawn from, and drawing ---------------------------------------------------------------------------------------
+
+struct RowStatsParams {
+  const float* logits;       // [rows, vocabulary]
+  const float* temperature;  // [rows]
+  const int32_t* top_k;      // [rows]
+  const float* top_p;        // [rows]
+  const float* min_p;        // [rows]
+  float* stats;              // [rows, kStats]
+  void* workspace;           // row_stats_workspace(..) bytes, 16-byte aligned
+  int32_t* arrivals;         // [rows]
+  int32_t rows;
+  int32_t vocabulary;
+  int32_t saguaro_f;
+  float saguaro_c;
+};
+size_t row_stats_workspace(const RowStatsParams& params);
+cudaError_t row_stats(const RowStatsParams& params, cudaStream_t stream);
+
+struct SampleParams {
+  const float* logits;      // [rows, vocabulary]
+  const float* stats;       // [rows, kStats]
+  const int64_t* seed;      // [rows]
+  const int32_t* position;  // [rows]
+  const int32_t* id_of;     // [vocabulary] or null
+  int32_t* tokens;          // [rows, m]
+  void* workspace;          // sample_workspace(..) bytes, 16-byte aligned
+  int32_t* arrivals;        // [rows]
+  int32_t rows;
+  int32_t vocabulary;
+  int32_t m;
+};
+size_t sample_workspace(const SampleParams& params);
+cudaError_t sample(const SampleParams& params, cudaStream_t stream);
+
+// The speculation cache and its verification ------------------------------------------------------------------------------------
+
+struct ForkParams {
+  const float* logits;         // [slots, lookahead + 1, vocabulary]
+  const int32_t* spec_tokens;  // [slots, lookahead]
+  const int32_t* spec_len;     // [slots]
+  const int32_t* table;        // [2, lookahead + 1, lookahead + 1]
+  const uint8_t* hit;          // [slots]
+  const int32_t* id_of;        // [vocabulary] or null
+  int32_t* guess;              // [slots, budget]
+  int32_t* guess_k;            // [slots, budget]
+  void* workspace;             // fork_workspace(..) bytes, 16-byte aligned
+  int32_t* arrivals;           // [slots * (lookahead + 1)]
+  int32_t slots;
+  int32_t lookahead;
+  int32_t vocabulary;
+  int32_t budget;
+};
+size_t fork_workspace(const ForkParams& params);
+cudaError_t fork(const ForkParams& params, cudaStream_t stream);
+
+struct VerifyParams {
+  const float* p_logits;       // [slots, nodes, vocabulary]
+  const float* p_stats;        // [slots, nodes, kStats]
+  const float* q_logits;       // [slots, 2, addresses, q_rows, draft_vocabulary] or null
+  const float* q_stats;        // [slots, 2, addresses, q_rows, kStats] or null
+  const int32_t* q_address;    // [slots]; -1: not drawn
+  const int32_t* draft_id_of;  // [vocabulary] or null
+  const int32_t* spec_tokens;  // [slots, nodes - 1]
+  const int32_t* spec_len;     // [slots]
+  const int32_t* parent;       // [slots, nodes] or null: a chain
+  const int32_t* parity;       // [1]
+  const int64_t* seed;         // [slots]
+  const int32_t* eos;          // [eos_count]
+  const uint8_t* ignore_eos;   // [slots]
+  const int32_t* max_length;   // [slots]
+  int32_t* tokens;             // [slots, places]
+  int32_t* length;             // [slots]
+  int32_t* last_token;         // [slots]
+  uint8_t* done;               // [slots]
+  int32_t* outcome;            // [slots, 2, 2]
+  int32_t* path;               // [slots, nodes], written whole
+  void* workspace;             // verify_workspace(..) bytes, 16-byte aligned
+  int32_t* arrivals;           // [slots]
+  int32_t slots;
+  int32_t nodes;  // at most 64
+  int32_t vocabulary;
+  int32_t draft_vocabulary;
+  int32_t addresses;
+  int32_t q_rows;
+  int32_t eos_count;
+  int32_t places;
+};
+size_t verify_workspace(const VerifyParams& params);
+cudaError_t verify(const VerifyParams& params, cudaStream_t stream);
+
+struct CacheLookupParams {
+  const int32_t* outcome;        // [slots, 2, 2]
+  const int32_t* guess;          // [slots, budget]
+  const int32_t* guess_k;        // [slots, budget]
+  const int32_t* branch_tokens;  // [slots, budget, lookahead]
+  const int32_t* length;         // [slots]
+  const int32_t* last_token;     // [slots]
+  const int32_t* max_length;     // [slots]
+  const uint8_t* done;           // [slots]
+  int32_t* parity;               // [1], flipped
+  int32_t* draft_length;         // [slots]
+  int32_t* draft_last_token;     // [slots]
+  int32_t* spec_tokens;          // [slots, lookahead]
+  int32_t* spec_len;             // [slots]
+  uint8_t* hit;                  // [slots]
+  int32_t* q_address;            // [slots]
+  int32_t slots;
+  int32_t budget;
+  int32_t lookahead;
+};
+cudaError_t cache_lookup(const CacheLookupParams& params, cudaStream_t stream);
+
+struct NgramProposeParams {
+  const int32_t* tokens;  // [slots, places]
+  const int32_t* length;  // [slots]; the last committed token is at tokens[length]
+  int32_t* spec_tokens;   // [slots, lookahead], written whole, 0 beyond spec_len
+  int32_t* spec_len;      // [slots]
+  int32_t slots;
+  int32_t places;
+  int32_t lookahead;
+};
+cudaError_t ngram_propose(const NgramProposeParams& params, cudaStream_t stream);
 
 }  // namespace ssd::cuda

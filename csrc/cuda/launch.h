@@ -1,26 +1,79 @@
-// The one way a kernel is started: a kernel takes one parameter struct by value, and its launcher calls launch() with it.
+// The one way a kernel is started: a kernel takes one parameter struct by value, and its launcher calls launch<kernel>(..).
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
+
+#include "ptx.h"
 
 namespace ssd::cuda {
 
+#if defined(__CUDACC__)
+
 constexpr size_t kDefaultSharedBytes = 48 * 1024;  // a block may have more only if its kernel is allowed to
 
-// An empty grid is nothing to do, not an error. Returns what the CUDA runtime says; errors of the kernel itself come later.
-template <typename Params>
-cudaError_t launch(void (*kernel)(Params), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, Params params) {
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
-  const void* function = reinterpret_cast<const void*>(kernel);
-  if (shared_bytes > kDefaultSharedBytes) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+// What a launch of one kernel needs to know of it, found out once a device.
+struct KernelTraits {
+  std::atomic<uint64_t> known_on{0};     // bit d: device d
+  std::atomic<uint64_t> overlaps_on{0};  // bit d: there it waits for the kernel before it by itself (ptx.h)
+};
+
+inline cudaError_t learn_traits(const void* kernel, size_t shared_bytes, KernelTraits& traits, bool& overlaps) {
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  const uint64_t bit = uint64_t{1} << (device % 64);
+  if ((traits.known_on.load(std::memory_order_acquire) & bit) == 0) {
+    if (shared_bytes > kDefaultSharedBytes) {
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+      if (error != cudaSuccess) return error;
+    }
+    // Code that was compiled for an older architecture, and translated to this one, does not wait.
+    cudaFuncAttributes attributes;
+    error = cudaFuncGetAttributes(&attributes, kernel);
     if (error != cudaSuccess) return error;
+    if (attributes.ptxVersion >= 90) traits.overlaps_on.fetch_or(bit);
+    traits.known_on.fetch_or(bit, std::memory_order_release);
   }
-  void* arguments[] = {&params};
-  return cudaLaunchKernel(function, grid, block, arguments, shared_bytes, stream);
+  overlaps = (traits.overlaps_on.load(std::memory_order_relaxed) & bit) != 0;
+  return cudaSuccess;
 }
+
+// An empty grid is nothing to do, not an error. shared_bytes is the same in every launch of a kernel. Returns what the CUDA
+// runtime says; errors of the kernel itself come later. On Hopper a kernel starts while the one before it in the stream still
+// runs, so every kernel calls wait_for_previous_kernel() before it reads or writes what others may write or read.
+template <auto kernel, typename Params>
+cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, Params params) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
+  static KernelTraits traits;
+  bool overlaps = false;
+  const void* function = reinterpret_cast<const void*>(kernel);
+  if (const cudaError_t error = learn_traits(function, shared_bytes, traits, overlaps); error != cudaSuccess) return error;
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = overlaps ? 1 : 0;
+  void* arguments[] = {&params};
+  return cudaLaunchKernelExC(&config, function, arguments);
+}
+
+#else  // the emulator
+
+template <auto kernel, typename Params>
+cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t, Params params) {
+  emulator::run(grid, block, shared_bytes, [params] { kernel(params); });
+  return cudaSuccess;
+}
+
+#endif
 
 }  // namespace ssd::cuda

@@ -11,6 +11,8 @@ namespace {
 constexpr int kThreads = 256;
 
 __global__ void __launch_bounds__(kThreads) move_kv_kernel(MoveKvParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const int64_t columns = p.row_bytes / static_cast<int64_t>(sizeof(uint4));
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (thread >= p.planes * columns) return;
@@ -27,7 +29,7 @@ __global__ void __launch_bounds__(kThreads) move_kv_kernel(MoveKvParams p) {
 cudaError_t move_kv(const MoveKvParams& params, cudaStream_t stream) {
   const int64_t threads = params.planes * (params.row_bytes / static_cast<int64_t>(sizeof(uint4)));
   const auto blocks = static_cast<unsigned>((threads + kThreads - 1) / kThreads);
-  return launch(move_kv_kernel, dim3(blocks), dim3(kThreads), 0, stream, params);
+  return launch<move_kv_kernel>(dim3(blocks), dim3(kThreads), 0, stream, params);
 }
 
 }  // namespace ssd::cuda
