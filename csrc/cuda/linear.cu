@@ -1,0 +1,284 @@
+// y = x Wᵀ for few rows of x: what a decode step spends its time on. Floor: the bytes of W / memory bandwidth.
+//
+// W streams through once as the A operand of mma (16 outputs x 16 inputs), rows of x are its columns, eight at a time. pack_weight
+// lays W out so that what a lane needs of a 16 x 32 piece is twice 16 contiguous bytes, and a warp's load one contiguous KiB. Every
+// lane copies its own operands to shared memory, many pieces ahead, and reads them back itself: the pipeline is as deep as shared
+// memory allows and needs no barrier. The weights of the first pieces are asked for before the previous kernel has ended: they
+// are nobody's output.
+//
+// Row invariance: the inputs are cut into kSegments by the weight's width alone; a segment is summed in order by one warp, and the
+// segments' sums are added in order. How many outputs a block takes, and how many warps share its segments, changes no bit.
+#include "elements.cuh"
+#include "launch.h"
+
+namespace ssd::cuda {
+namespace {
+
+constexpr int kTile = 16;    // outputs of an mma
+constexpr int kPiece = 32;   // inputs of two mmas: a lane's share of a row of x is then 16 bytes
+constexpr int kColumns = 8;  // rows of x in an mma
+constexpr int kSegments = 8;
+constexpr int kCopyBytes = 16;  // of a cp.async
+
+// Where element `at` of a packed weight comes from. Inside a mma a lane with t = lane % 4 holds columns 2t, 2t + 1 and the same
+// plus 8; here they stand for inputs 8t .. 8t + 7 of the piece, half of them for its first mma, half for its second.
+struct Source {
+  int row;  // within the tile
+  int tile;
+  int input;
+};
+__device__ __forceinline__ Source source_of(int64_t at, int pieces) {
+  const int element = static_cast<int>(at % 8), lane = static_cast<int>(at / 8 % kWarp),
+            mma_of_piece = static_cast<int>(at / 256 % 2);
+  const int64_t piece = at / 512;
+  const int word = element / 2;
+  return {.row = lane / 4 + word % 2 * 8,
+          .tile = static_cast<int>(piece / pieces),
+          .input = static_cast<int>(piece % pieces) * kPiece + lane % 4 * 8 + mma_of_piece * 4 + word / 2 * 2 + element % 2};
+}
+
+constexpr int kPackThreads = 256;
+
+__global__ void __launch_bounds__(kPackThreads) pack_weight_kernel(PackWeightParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const int pieces = divide_up(p.inputs, kPiece);
+  const int64_t elements = static_cast<int64_t>(divide_up(p.outputs, kTile)) * pieces * kTile * kPiece;
+  for (int64_t at = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x; at < elements;
+       at += static_cast<int64_t>(gridDim.x) * kPackThreads) {
+    const Source from = source_of(at, pieces);
+    int output = from.tile * kTile + from.row;
+    bool exists = output < p.outputs;
+    if (p.epilogue == Epilogue::kSiluMul) {  // gate and up of one output lie in one lane: rows r and r + 8 of a tile
+      const int half = p.outputs / 2, of_half = from.tile * (kTile / 2) + from.row % 8;
+      output = from.row < 8 ? of_half : half + of_half;
+      exists = of_half < half;
+    }
+    const bool inside = exists && from.input < p.inputs;
+    static_cast<uint16_t*>(p.packed)[at] =
+        inside ? static_cast<const uint16_t*>(p.weight)[static_cast<int64_t>(output) * p.inputs + from.input] : uint16_t{0};
+  }
+}
+
+// What a block takes on: `tiles` of outputs, `columns` mma columns of rows, with `warps` warps and `stages` pieces in the pipeline.
+template <typename Element, int tile_count, int column_count, int warp_count, int stage_count>
+struct Config {
+  using T = Element;
+  static constexpr int tiles = tile_count, columns = column_count, warps = warp_count, stages = stage_count;
+  static constexpr int threads = warps * kWarp;
+  static constexpr int copies = tiles * 2 + columns;                                 // a lane's, for a piece
+  static constexpr int shared_bytes = warps * stages * copies * kWarp * kCopyBytes;  // [warp][stage][copy][lane]
+  static constexpr int sums = tiles * columns * kWarp;                               // float4s
+  static_assert(shared_bytes >= warps * sums * static_cast<int>(sizeof(float4)));
+  static_assert(sums % threads == 0 || sums < threads);
+};
+
+// One lane's way through the pieces of a segment.
+template <typename C>
+class Stream {
+ public:
+  using T = typename C::T;
+
+  __device__ __forceinline__ Stream(const LinearParams& p, uint4* shared)
+      : p_(p),
+        lane_(static_cast<int>(threadIdx.x) % kWarp),
+        pieces_(divide_up(p.inputs, kPiece)),
+        first_tile_(static_cast<int>(blockIdx.y) * C::tiles),
+        first_row_(static_cast<int>(blockIdx.x) * C::columns * kColumns),
+        shared_(shared + static_cast<int>(threadIdx.x) / kWarp * C::stages * C::copies * kWarp + lane_) {}
+
+  __device__ __forceinline__ void copy_weight(int piece, int stage) const {
+    const int all_tiles = divide_up(p_.outputs, kTile);
+#pragma unroll
+    for (int tile = 0; tile < C::tiles; ++tile) {
+      const int64_t at = (static_cast<int64_t>(first_tile_ + tile) * pieces_ + piece) * 2 * kWarp + lane_;
+      const uint4* from = static_cast<const uint4*>(p_.weight) + at;
+      cp_async(place(stage, 2 * tile), from, first_tile_ + tile < all_tiles);
+      cp_async(place(stage, 2 * tile + 1), from + kWarp, first_tile_ + tile < all_tiles);
+    }
+  }
+
+  __device__ __forceinline__ void copy_rows(int piece, int stage) const {
+    const int input = piece * kPiece + lane_ % 4 * 8;
+#pragma unroll
+    for (int column = 0; column < C::columns; ++column) {
+      const int row = first_row_ + column * kColumns + lane_ / 4;
+      cp_async_cached(place(stage, 2 * C::tiles + column),
+                      static_cast<const T*>(p_.x) + static_cast<int64_t>(row) * p_.inputs + input,
+                      row < p_.rows && input < p_.inputs);
+    }
+  }
+
+  __device__ __forceinline__ void multiply(int stage, float (&sum)[C::tiles][C::columns][4]) const {
+    uint4 x[C::columns];
+#pragma unroll
+    for (int column = 0; column < C::columns; ++column) x[column] = *place(stage, 2 * C::tiles + column);
+#pragma unroll
+    for (int tile = 0; tile < C::tiles; ++tile) {
+      const uint4 first = *place(stage, 2 * tile), second = *place(stage, 2 * tile + 1);
+#pragma unroll
+      for (int column = 0; column < C::columns; ++column) {
+        mma<T>(sum[tile][column], {first.x, first.y, first.z, first.w}, {x[column].x, x[column].y});
+        mma<T>(sum[tile][column], {second.x, second.y, second.z, second.w}, {x[column].z, x[column].w});
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ uint4* place(int stage, int copy) const { return shared_ + (stage * C::copies + copy) * kWarp; }
+
+  const LinearParams& p_;
+  int lane_, pieces_, first_tile_, first_row_;
+  uint4* shared_;
+};
+
+__device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
+
+// One output of one row, with what the epilogue adds to it.
+template <typename T>
+__device__ __forceinline__ void finish(const LinearParams& p, int row, int output, float sum) {
+  if (row >= p.rows || output >= p.outputs) return;
+  if (p.bias != nullptr) sum += to_float(static_cast<const T*>(p.bias)[output]);
+  const int64_t at = static_cast<int64_t>(row) * p.outputs + output;
+  if (p.epilogue == Epilogue::kFloat32) {
+    static_cast<float*>(p.y)[at] = sum;
+    return;
+  }
+  if (p.epilogue == Epilogue::kAdd) sum += to_float(static_cast<const T*>(p.residual)[at]);
+  round_to(sum, static_cast<T*>(p.y) + at);
+}
+
+template <typename T>
+__device__ __forceinline__ void finish_gated(const LinearParams& p, int row, int output, float gate, float up) {
+  const int half = p.outputs / 2;
+  if (row >= p.rows || output >= half) return;
+  if (p.bias != nullptr) {
+    gate += to_float(static_cast<const T*>(p.bias)[output]);
+    up += to_float(static_cast<const T*>(p.bias)[half + output]);
+  }
+  round_to(silu(gate) * up, static_cast<T*>(p.y) + static_cast<int64_t>(row) * half + output);
+}
+
+template <typename C>
+__global__ void __launch_bounds__(C::threads) linear_kernel(LinearParams p) {
+  using T = typename C::T;
+  constexpr int kSums = divide_up(C::sums, C::threads);
+  uint4* shared = shared_memory<uint4>();
+  float4* parts = shared_memory<float4>();  // [warp][tile][column][lane], when the pipeline is empty
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, pieces = divide_up(p.inputs, kPiece);
+  const Stream<C> stream(p, shared);
+  float4 total[kSums];
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) total[i] = {0.0f, 0.0f, 0.0f, 0.0f};
+
+  let_next_kernel_start();
+#pragma unroll 1
+  for (int pass = 0; pass < kSegments / C::warps; ++pass) {
+    const int segment = pass * C::warps + warp;
+    const int begin = segment * pieces / kSegments, end = (segment + 1) * pieces / kSegments;
+#pragma unroll
+    for (int stage = 0; stage < C::stages - 1; ++stage)
+      if (begin + stage < end) stream.copy_weight(begin + stage, stage);
+    if (pass == 0) wait_for_previous_kernel();
+#pragma unroll
+    for (int stage = 0; stage < C::stages - 1; ++stage) {
+      if (begin + stage < end) stream.copy_rows(begin + stage, stage);
+      cp_async_commit();
+    }
+
+    float sum[C::tiles][C::columns][4] = {};
+    int stage = 0;
+#pragma unroll 1
+    for (int piece = begin; piece < end; ++piece) {
+      cp_async_wait<C::stages - 2>();
+      stream.multiply(stage, sum);
+      const int ahead = piece + C::stages - 1, free_stage = stage == 0 ? C::stages - 1 : stage - 1;
+      if (ahead < end) {
+        stream.copy_weight(ahead, free_stage);
+        stream.copy_rows(ahead, free_stage);
+      }
+      cp_async_commit();
+      stage = stage == C::stages - 1 ? 0 : stage + 1;
+    }
+    cp_async_wait<0>();
+
+    __syncthreads();  // every warp is through with its part of shared memory
+#pragma unroll
+    for (int tile = 0; tile < C::tiles; ++tile)
+#pragma unroll
+      for (int column = 0; column < C::columns; ++column) {
+        const float (&s)[4] = sum[tile][column];
+        parts[warp * C::sums + (tile * C::columns + column) * kWarp + thread % kWarp] = {s[0], s[1], s[2], s[3]};
+      }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) {
+      const int at = i * C::threads + thread;
+      if (at >= C::sums) break;
+#pragma unroll
+      for (int w = 0; w < C::warps; ++w) {
+        const float4 part = parts[w * C::sums + at];
+        total[i] = {total[i].x + part.x, total[i].y + part.y, total[i].z + part.z, total[i].w + part.w};
+      }
+    }
+    __syncthreads();
+  }
+
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) {
+    const int at = i * C::threads + thread;
+    if (at >= C::sums) break;
+    const int lane = at % kWarp, column = at / kWarp % C::columns;
+    const int tile = static_cast<int>(blockIdx.y) * C::tiles + at / kWarp / C::columns;
+    const int row = (static_cast<int>(blockIdx.x) * C::columns + column) * kColumns + lane % 4 * 2;
+    if (p.epilogue == Epilogue::kSiluMul) {
+      const int output = tile * (kTile / 2) + lane / 4;
+      finish_gated<T>(p, row, output, total[i].x, total[i].z);
+      finish_gated<T>(p, row + 1, output, total[i].y, total[i].w);
+    } else {
+      const int output = tile * kTile + lane / 4;
+      finish<T>(p, row, output, total[i].x);
+      finish<T>(p, row + 1, output, total[i].y);
+      finish<T>(p, row, output + 8, total[i].z);
+      finish<T>(p, row + 1, output + 8, total[i].w);
+    }
+  }
+}
+
+template <typename C>
+cudaError_t start(const LinearParams& p, cudaStream_t stream) {
+  // Row groups are innermost: those that share weights run side by side, and all but one find them in the L2 cache.
+  const auto row_groups = static_cast<unsigned>(divide_up(p.rows, C::columns * kColumns));
+  const auto tile_groups = static_cast<unsigned>(divide_up(divide_up(p.outputs, kTile), C::tiles));
+  return launch<linear_kernel<C>>(dim3(row_groups, tile_groups), dim3(C::threads), C::shared_bytes, stream, p);
+}
+
+// The one place that chooses tiles. The more rows, the more outputs must share a read of them; a small weight is better spread
+// over many multiprocessors.
+template <typename T>
+cudaError_t choose_tiles(const LinearParams& p, cudaStream_t stream) {
+  constexpr int kMultiprocessors = 132;
+  if (p.rows <= 8) return start<Config<T, 1, 1, 8, 6>>(p, stream);
+  if (p.rows <= 16) return start<Config<T, 2, 2, 4, 8>>(p, stream);
+  if (p.rows <= 32) return start<Config<T, 2, 4, 4, 6>>(p, stream);
+  if (p.outputs < 4 * kTile * 2 * kMultiprocessors) return start<Config<T, 2, 8, 4, 4>>(p, stream);
+  return start<Config<T, 4, 8, 4, 3>>(p, stream);
+}
+
+}  // namespace
+
+int64_t packed_outputs(int64_t outputs) { return (outputs + kTile - 1) / kTile * kTile; }
+int64_t packed_inputs(int64_t inputs) { return (inputs + kPiece - 1) / kPiece * kPiece; }
+
+cudaError_t pack_weight(const PackWeightParams& params, cudaStream_t stream) {
+  const int64_t elements = packed_outputs(params.outputs) * packed_inputs(params.inputs);
+  constexpr int64_t kMostBlocks = 1 << 16;
+  const int64_t blocks = elements / kPackThreads < kMostBlocks ? elements / kPackThreads : kMostBlocks;
+  return launch<pack_weight_kernel>(dim3(static_cast<unsigned>(blocks)), dim3(kPackThreads), 0, stream, params);
+}
+
+cudaError_t linear(const LinearParams& params, cudaStream_t stream) {
+  return with_element_type(params.dtype, [&]<typename T>(T) { return choose_tiles<T>(params, stream); });
+}
+
+}  // namespace ssd::cuda

@@ -1,0 +1,81 @@
+// Rotates q in place, and writes rotated k, and v, to their places in the paged cache; with q_norm and k_norm each head is
+// normalised first. A warp a head: the two halves that are rotated against each other lie in one lane. Floor: a launch.
+#include "elements.cuh"
+#include "launch.h"
+#include "reduce.cuh"
+
+namespace ssd::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kMostPairs = 4;  // of a lane: head_dim / 2 / 32, head sizes to 256
+
+template <typename T>
+__device__ __forceinline__ void place_head(const T* in, const T* norm, const float* cos_sin, const RopeStoreKvParams& p,
+                                           T* out) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, half = p.head_dim / 2;
+  float a[kMostPairs], b[kMostPairs], squares = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kMostPairs; ++i) {
+    const int at = i * kWarp + lane;
+    a[i] = at < half ? to_float(in[at]) : 0.0f;
+    b[i] = at < half ? to_float(in[half + at]) : 0.0f;
+    squares += a[i] * a[i] + b[i] * b[i];
+  }
+  if (norm != nullptr) {
+    const float scale = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(p.head_dim) + p.eps);
+#pragma unroll
+    for (int i = 0; i < kMostPairs; ++i) {
+      const int at = i * kWarp + lane;
+      if (at >= half) continue;
+      a[i] = to_float(rounded<T>(a[i] * scale * to_float(norm[at])));
+      b[i] = to_float(rounded<T>(b[i] * scale * to_float(norm[half + at])));
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kMostPairs; ++i) {
+    const int at = i * kWarp + lane;
+    if (at >= half) continue;
+    const float cosine = cos_sin[at], sine = cos_sin[half + at];
+    round_to(a[i] * cosine - b[i] * sine, out + at);
+    round_to(b[i] * cosine + a[i] * sine, out + half + at);
+  }
+}
+
+// blockIdx.x: the row; the warps of blockIdx.y's go through q's heads, then k's, then v's.
+template <typename T>
+__global__ void __launch_bounds__(kWarps* kWarp) rope_store_kv_kernel(RopeStoreKvParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const int64_t row = blockIdx.x;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  int head = static_cast<int>(blockIdx.y) * kWarps + static_cast<int>(threadIdx.x) / kWarp;
+  const int64_t place = static_cast<int64_t>(p.kv_slots[row]) * p.kv_heads;
+  if (head < p.query_heads + p.kv_heads) {
+    const bool of_q = head < p.query_heads;
+    const int of_k = head - p.query_heads;
+    T* q = static_cast<T*>(p.q) + row * p.q_stride + head * p.head_dim;
+    const T* in = of_q ? q : static_cast<const T*>(p.k) + row * p.k_stride + of_k * p.head_dim;
+    T* out = of_q ? q : static_cast<T*>(p.k_cache) + (place + of_k) * p.head_dim;
+    const void* norm = of_q ? p.q_norm : p.k_norm;
+    place_head(in, static_cast<const T*>(norm), p.cos_sin + static_cast<int64_t>(p.positions[row]) * p.head_dim, p, out);
+    return;
+  }
+  head -= p.query_heads + p.kv_heads;
+  if (head >= p.kv_heads) return;
+  const T* v = static_cast<const T*>(p.v) + row * p.v_stride + head * p.head_dim;
+  T* out = static_cast<T*>(p.v_cache) + (place + head) * p.head_dim;
+  for (int i = lane; i < p.head_dim; i += kWarp) out[i] = v[i];
+}
+
+}  // namespace
+
+cudaError_t rope_store_kv(const RopeStoreKvParams& params, cudaStream_t stream) {
+  return with_element_type(params.dtype, [&]<typename T>(T) {
+    const int warps = params.query_heads + 2 * params.kv_heads;
+    const dim3 grid(static_cast<unsigned>(params.rows), static_cast<unsigned>(divide_up(warps, kWarps)));
+    return launch<rope_store_kv_kernel<T>>(grid, dim3(kWarps * kWarp), 0, stream, params);
+  });
+}
+
+}  // namespace ssd::cuda
