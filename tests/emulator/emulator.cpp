@@ -209,6 +209,7 @@ class SharedMemory {
 };
 
 void run_blocks(const std::vector<unsigned>& blocks, const SharedMemory& shared) {
+  if (sigsetjmp(launch.fault, 1) != 0) fail(launch.error);
   for (const unsigned b : blocks) {
     blockIdx = {b % gridDim.x, b / gridDim.x % gridDim.y, b / gridDim.x / gridDim.y};
     shared.poison();
@@ -258,7 +259,6 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
   const SharedMemory shared(shared_bytes);
   launch.shared = shared.data();
   const FaultHandler handler;
-  if (sigsetjmp(launch.fault, 1) != 0) fail(launch.error);
   run_blocks(blocks, shared);
 }
 
