@@ -36,10 +36,10 @@ inline void check(const OptionalTensor& t, const char* name, at::ScalarType dtyp
   if (t.has_value()) check(*t, name, dtype, shape, inner);
 }
 
-inline void check_run_dtype(const Tensor& t, const char* name, std::initializer_list<at::ScalarType> allowed) {
+inline void check_run_dtype(const Tensor& t, const char* name, at::ArrayRef<at::ScalarType> allowed) {
   for (const at::ScalarType dtype : allowed)
     if (t.scalar_type() == dtype) return;
-  TORCH_CHECK(false, name, " must have one of the dtypes ", at::ArrayRef<at::ScalarType>(allowed), ", not ", t.scalar_type());
+  TORCH_CHECK(false, name, " must have one of the dtypes ", allowed, ", not ", t.scalar_type());
 }
 
 template <typename T>

@@ -17,34 +17,23 @@ void run(const AttentionTile<bf16>& tile) { kernels().attention_bf16(tile); }
 Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& page_table,
                        const Tensor& row_seq, const Tensor& prefix_len, double scale, const OptionalTensor& suffix_slots,
                        const OptionalTensor& suffix_len) {
-  check_cpu_dtype(q, "q");
-  check(q, "q", q.scalar_type(), {-1, -1, -1}, 2);
-  const int64_t rows = q.size(0), query_heads = q.size(1), dim = q.size(2);
-  check(k_cache, "k_cache", q.scalar_type(), {-1, -1, -1, dim});
-  const int64_t page_size = k_cache.size(1), kv_heads = k_cache.size(2), places = k_cache.size(0) * page_size;
-  check(v_cache, "v_cache", q.scalar_type(), {k_cache.size(0), page_size, kv_heads, dim});
-  check(page_table, "page_table", at::kInt, {-1, -1});
-  check(row_seq, "row_seq", at::kInt, {rows});
-  check(prefix_len, "prefix_len", at::kInt, {rows});
-  check(suffix_slots, "suffix_slots", at::kInt, {rows, -1});
-  check(suffix_len, "suffix_len", at::kInt, {rows});
-  TORCH_CHECK(suffix_slots.has_value() == suffix_len.has_value(), "suffix_slots and suffix_len go together");
+  const AttentionSizes sizes = check_paged_attention(q, k_cache, v_cache, page_table, row_seq, prefix_len, suffix_slots,
+                                                     suffix_len, kCpuDtypes, kMaxGroup);
+  const int64_t rows = sizes.rows, query_heads = sizes.query_heads, kv_heads = sizes.kv_heads, dim = sizes.head_dim;
+  const int64_t page_size = sizes.page_size, places = sizes.pages * page_size, width = sizes.suffix_width;
   TORCH_CHECK(dim % kBlock == 0 && dim <= kMaxHeadDim, "q must have a head size that is a multiple of ", kBlock, " up to ",
               kMaxHeadDim, ", not ", dim);
-  TORCH_CHECK(kv_heads > 0 && query_heads % kv_heads == 0 && query_heads / kv_heads <= kMaxGroup,
-              "q must have a multiple of k_cache's ", kv_heads, " heads, at most ", kMaxGroup, " times, not ", query_heads);
 
   const int32_t* sequence = row_seq.const_data_ptr<int32_t>();
   const int32_t* prefix = prefix_len.const_data_ptr<int32_t>();
   const int32_t* suffix = pointer_or_null<int32_t>(suffix_len);
   const int32_t* slots = pointer_or_null<int32_t>(suffix_slots);
-  const int64_t width = suffix_slots.has_value() ? suffix_slots->size(1) : 0;
   std::vector<int64_t> runs;  // first row of each; ends with `rows`
   for (int64_t r = 0; r < rows; ++r) {
-    TORCH_CHECK(sequence[r] >= 0 && sequence[r] < page_table.size(0), "row_seq[", r, "] is ", sequence[r],
-                ", outside page_table's ", page_table.size(0), " rows");
-    TORCH_CHECK(prefix[r] >= 0 && prefix[r] <= page_table.size(1) * page_size, "prefix_len[", r, "] is ", prefix[r],
-                ", more than page_table's ", page_table.size(1), " pages of ", page_size, " hold");
+    TORCH_CHECK(sequence[r] >= 0 && sequence[r] < sizes.sequences, "row_seq[", r, "] is ", sequence[r],
+                ", outside page_table's ", sizes.sequences, " rows");
+    TORCH_CHECK(prefix[r] >= 0 && prefix[r] <= sizes.table_width * page_size, "prefix_len[", r, "] is ", prefix[r],
+                ", more than page_table's ", sizes.table_width, " pages of ", page_size, " hold");
     TORCH_CHECK(suffix == nullptr || (suffix[r] >= 0 && suffix[r] <= width), "suffix_len[", r, "] is ",
                 suffix == nullptr ? 0 : suffix[r], ", outside 0..", width);
     for (int64_t i = 0; suffix != nullptr && i < suffix[r]; ++i)
@@ -58,9 +47,9 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
   const int32_t* pages = page_table.const_data_ptr<int32_t>();
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t i = 0; i * page_size < prefix[r]; ++i) {
-      const int32_t page = pages[sequence[r] * page_table.size(1) + i];
-      TORCH_CHECK(page >= 0 && page < k_cache.size(0), "page_table[", sequence[r], ", ", i, "] is ", page,
-                  ", outside the cache's ", k_cache.size(0), " pages");
+      const int32_t page = pages[sequence[r] * sizes.table_width + i];
+      TORCH_CHECK(page >= 0 && page < sizes.pages, "page_table[", sequence[r], ", ", i, "] is ", page, ", outside the cache's ",
+                  sizes.pages, " pages");
     }
   }
   const int64_t items = static_cast<int64_t>(runs.size()) * kv_heads;
@@ -79,7 +68,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
             .q = data<T>(q) + first * q.stride(0),
             .k_cache = data<T>(k_cache),
             .v_cache = data<T>(v_cache),
-            .pages = pages + sequence[first] * page_table.size(1),
+            .pages = pages + sequence[first] * sizes.table_width,
             .prefix_len = prefix + first,
             .suffix_slots = slots != nullptr ? slots + first * width : nullptr,
             .suffix_len = suffix != nullptr ? suffix + first : nullptr,

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "../checks.h"
+#include "../arguments.h"
 
 namespace ssd {
 namespace {
@@ -11,24 +11,9 @@ void cache_lookup(const Tensor& outcome, const Tensor& guess, const Tensor& gues
                   const Tensor& length, const Tensor& last_token, const Tensor& max_length, const Tensor& done,
                   const Tensor& parity, const Tensor& draft_length, const Tensor& draft_last_token, const Tensor& spec_tokens,
                   const Tensor& spec_len, const Tensor& hit, const Tensor& q_address) {
-  check(outcome, "outcome", at::kInt, {-1, 2, 2});
-  const int64_t slots = outcome.size(0);
-  check(guess, "guess", at::kInt, {slots, -1});
-  const int64_t budget = guess.size(1);
-  check(guess_k, "guess_k", at::kInt, {slots, budget});
-  check(branch_tokens, "branch_tokens", at::kInt, {slots, budget, -1});
-  const int64_t lookahead = branch_tokens.size(2);
-  check(length, "length", at::kInt, {slots});
-  check(last_token, "last_token", at::kInt, {slots});
-  check(max_length, "max_length", at::kInt, {slots});
-  check(done, "done", at::kByte, {slots});
-  check(parity, "parity", at::kInt, {1});
-  check(draft_length, "draft_length", at::kInt, {slots});
-  check(draft_last_token, "draft_last_token", at::kInt, {slots});
-  check(spec_tokens, "spec_tokens", at::kInt, {slots, lookahead});
-  check(spec_len, "spec_len", at::kInt, {slots});
-  check(hit, "hit", at::kByte, {slots});
-  check(q_address, "q_address", at::kInt, {slots});
+  const auto [slots, budget, lookahead] =
+      check_cache_lookup(outcome, guess, guess_k, branch_tokens, length, last_token, max_length, done, parity, draft_length,
+                         draft_last_token, spec_tokens, spec_len, hit, q_address);
   int32_t* half = parity.mutable_data_ptr<int32_t>();
   TORCH_CHECK(*half == 0 || *half == 1, "parity must be 0 or 1, not ", *half);
 

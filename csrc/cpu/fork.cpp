@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "../checks.h"
+#include "../arguments.h"
 #include "parallel.h"
 #include "simd/kernels.h"
 
@@ -14,15 +14,8 @@ namespace {
 
 std::tuple<Tensor, Tensor> fork(const Tensor& logits, const Tensor& spec_tokens, const Tensor& spec_len, const Tensor& table,
                                 const Tensor& hit, int64_t budget, const OptionalTensor& id_of) {
-  check(logits, "logits", at::kFloat, {-1, -1, -1});
-  const int64_t slots = logits.size(0), width = logits.size(1), size = logits.size(2), lookahead = width - 1;
-  TORCH_CHECK(width >= 1, "logits must have K + 1 rows a slot, not none");
-  check(spec_tokens, "spec_tokens", at::kInt, {slots, lookahead});
-  check(spec_len, "spec_len", at::kInt, {slots});
-  check(table, "table", at::kInt, {2, width, width});
-  check(hit, "hit", at::kByte, {slots});
-  check(id_of, "id_of", at::kInt, {size});
-  TORCH_CHECK(budget >= 0, "budget must not be negative, not ", budget);
+  const ForkSizes sizes = check_fork(logits, spec_tokens, spec_len, table, hit, budget, id_of);
+  const int64_t slots = sizes.slots, lookahead = sizes.lookahead, width = lookahead + 1, size = sizes.vocabulary;
   Tensor guess = at::empty({slots, budget}, spec_len.options());
   Tensor guess_k = at::empty({slots, budget}, spec_len.options());
   const int32_t* ids = pointer_or_null<int32_t>(id_of);

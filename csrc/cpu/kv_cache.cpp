@@ -33,28 +33,15 @@ void rotate(const T* in, const float* cos, const float* sin, int64_t half, T* ou
 void rope_store_kv(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos_sin, const Tensor& positions,
                    const Tensor& kv_slots, const Tensor& k_cache, const Tensor& v_cache, const OptionalTensor& q_norm,
                    const OptionalTensor& k_norm, double eps) {
-  check_cpu_dtype(q, "q");
-  const at::ScalarType dtype = q.scalar_type();
-  check(q, "q", dtype, {-1, -1, -1}, 2);
-  const int64_t rows = q.size(0), dim = q.size(2), query_heads = q.size(1);
-  TORCH_CHECK(dim > 0 && dim % 2 == 0, "q must have an even head size, not ", dim);
-  check(k, "k", dtype, {rows, -1, dim}, 2);
-  const int64_t kv_heads = k.size(1);
-  check(v, "v", dtype, {rows, kv_heads, dim}, 2);
-  check(cos_sin, "cos_sin", at::kFloat, {-1, dim});
-  check(positions, "positions", at::kInt, {rows});
-  check(kv_slots, "kv_slots", at::kInt, {rows});
-  check(k_cache, "k_cache", dtype, {-1, -1, kv_heads, dim});
-  check(v_cache, "v_cache", dtype, {k_cache.size(0), k_cache.size(1), kv_heads, dim});
-  check(q_norm, "q_norm", dtype, {dim});
-  check(k_norm, "k_norm", dtype, {dim});
-  TORCH_CHECK(q_norm.has_value() == k_norm.has_value(), "q_norm and k_norm go together");
-  const int64_t places = k_cache.size(0) * k_cache.size(1), half = dim / 2;
+  const RopeSizes sizes =
+      check_rope_store_kv(q, k, v, cos_sin, positions, kv_slots, k_cache, v_cache, q_norm, k_norm, kCpuDtypes);
+  const int64_t rows = sizes.rows, query_heads = sizes.query_heads, kv_heads = sizes.kv_heads, dim = sizes.head_dim;
+  const int64_t places = sizes.places, half = dim / 2;
   const int32_t* position = positions.const_data_ptr<int32_t>();
   const int32_t* slot = kv_slots.const_data_ptr<int32_t>();
   for (int64_t r = 0; r < rows; ++r) {
-    TORCH_CHECK(position[r] >= 0 && position[r] < cos_sin.size(0), "positions[", r, "] is ", position[r],
-                ", outside the rotary table's ", cos_sin.size(0), " rows");
+    TORCH_CHECK(position[r] >= 0 && position[r] < sizes.table_rows, "positions[", r, "] is ", position[r],
+                ", outside the rotary table's ", sizes.table_rows, " rows");
     TORCH_CHECK(slot[r] >= 0 && slot[r] < places, "kv_slots[", r, "] is ", slot[r], ", outside the cache's ", places,
                 " places");
   }
@@ -83,22 +70,19 @@ void rope_store_kv(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
 }
 
 void move_kv(const Tensor& kv, const Tensor& src, const Tensor& dst) {
-  check_cpu_dtype(kv, "kv");
-  check(kv, "kv", kv.scalar_type(), {-1, 2, -1, -1, -1, -1});
-  check(src, "src", at::kInt, {-1});
-  check(dst, "dst", at::kInt, {src.size(0)});
-  const int64_t places = kv.size(2) * kv.size(3);
-  const size_t bytes = static_cast<size_t>(kv.size(4) * kv.size(5)) * kv.element_size();
+  const MoveSizes sizes = check_move_kv(kv, src, dst, kCpuDtypes);
+  const int64_t places = sizes.places;
+  const auto bytes = static_cast<size_t>(sizes.place_bytes);
   const int32_t* from = src.const_data_ptr<int32_t>();
   const int32_t* to = dst.const_data_ptr<int32_t>();
-  for (int64_t i = 0; i < src.size(0); ++i) {
+  for (int64_t i = 0; i < sizes.moves; ++i) {
     TORCH_CHECK(from[i] < places, "src[", i, "] is ", from[i], ", outside the cache's ", places, " places");
     TORCH_CHECK(to[i] < places, "dst[", i, "] is ", to[i], ", outside the cache's ", places, " places");
   }
   auto* base = static_cast<char*>(kv.mutable_data_ptr());
-  for (int64_t plane = 0; plane < 2 * kv.size(0); ++plane) {
+  for (int64_t plane = 0; plane < sizes.planes; ++plane) {
     char* cache = base + static_cast<size_t>(plane * places) * bytes;
-    for (int64_t i = 0; i < src.size(0); ++i)
+    for (int64_t i = 0; i < sizes.moves; ++i)
       if (from[i] >= 0 && to[i] >= 0)
         std::memmove(cache + static_cast<size_t>(to[i]) * bytes, cache + static_cast<size_t>(from[i]) * bytes, bytes);
   }

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <string_view>
 
 #include "huge_pages.h"
 #include "parallel.h"
@@ -18,16 +17,14 @@
 namespace ssd {
 namespace {
 
-enum class Epilogue { kNone, kAdd, kSiluMul, kFloat32 };
-
 int64_t blocks_of(int64_t outputs) { return (outputs + kBlock - 1) / kBlock; }
 
-Epilogue parse_epilogue(std::string_view name) {
-  if (name == "none") return Epilogue::kNone;
-  if (name == "add") return Epilogue::kAdd;
-  if (name == "silu_mul") return Epilogue::kSiluMul;
-  TORCH_CHECK(name == "float32", "epilogue must be none, add, silu_mul or float32, not ", name);
-  return Epilogue::kFloat32;
+// Weights that are packed side by side: the gate's and the up projection's for silu_mul.
+int64_t groups_of(Epilogue epilogue) { return epilogue == Epilogue::kSiluMul ? 2 : 1; }
+
+PackedShape packed_shape(const WeightSizes& sizes) {
+  const int64_t groups = groups_of(sizes.epilogue);
+  return {.outputs = groups * blocks_of(sizes.outputs / groups) * kBlock, .inputs = (sizes.inputs + 1) / 2 * 2};
 }
 
 // Consecutive inputs that lie side by side in a packed weight or a tile of x.
@@ -71,17 +68,14 @@ Tensor tile_rows(const Tensor& x, int64_t padded_in) {
 }
 
 Tensor pack_weight(const Tensor& weight, std::string_view epilogue_name) {
-  check_cpu_dtype(weight, "weight");
-  check(weight, "weight", weight.scalar_type(), {-1, -1});
-  const int64_t groups = parse_epilogue(epilogue_name) == Epilogue::kSiluMul ? 2 : 1;
-  TORCH_CHECK(weight.size(0) % groups == 0, "weight must hold as many gate rows as up rows, not ", weight.size(0), " in all");
-  const int64_t outputs = weight.size(0) / groups, in = weight.size(1), padded_in = (in + 1) / 2 * 2;
-  const int64_t padded_outputs = blocks_of(outputs) * kBlock;
-  Tensor packed = huge_pages({groups * padded_outputs, padded_in}, weight.options());
+  const WeightSizes sizes = check_pack_weight(weight, epilogue_name, kCpuDtypes);
+  const PackedShape shape = packed_shape(sizes);
+  const int64_t groups = groups_of(sizes.epilogue), outputs = sizes.outputs / groups, in = sizes.inputs;
+  Tensor packed = huge_pages({shape.outputs, shape.inputs}, weight.options());
   with_run_dtype(weight, [&]<typename T>(T) {
     for (int64_t g = 0; g < groups; ++g)
-      pack(data<T>(weight) + g * outputs * in, outputs, in, padded_in, groups,
-           mutable_data<T>(packed) + g * kBlock * padded_in);
+      pack(data<T>(weight) + g * outputs * in, outputs, in, shape.inputs, groups,
+           mutable_data<T>(packed) + g * kBlock * shape.inputs);
   });
   return packed;
 }
@@ -89,37 +83,20 @@ Tensor pack_weight(const Tensor& weight, std::string_view epilogue_name) {
 void run(const LinearTile<bf16>& tile) { kernels().linear_bf16(tile); }
 void run(const LinearTile<float>& tile) { kernels().linear_float(tile); }
 
-struct Shape {
-  int64_t rows, in, padded_in, outputs;  // outputs: columns of y
-};
-
 Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::string_view epilogue_name,
               const OptionalTensor& bias, const OptionalTensor& residual) {
-  const Epilogue epilogue = parse_epilogue(epilogue_name);
-  const bool gated = epilogue == Epilogue::kSiluMul;
-  check_cpu_dtype(x, "x");
-  check(x, "x", x.scalar_type(), {-1, -1});
-  const Shape shape{x.size(0), x.size(1), (x.size(1) + 1) / 2 * 2, gated ? out_features / 2 : out_features};
-  const int64_t blocks = blocks_of(shape.outputs);
-  TORCH_CHECK(out_features > 0 && (!gated || out_features % 2 == 0), "out_features must be positive", gated ? " and even" : "",
-              ", not ", out_features);
-  TORCH_CHECK(weight.dim() == 2 && weight.size(0) == blocks * kBlock * (gated ? 2 : 1) && weight.size(1) == shape.padded_in,
-              "weight must come from pack_weight with out_features = ", out_features, ", in = ", shape.in,
-              " and the same epilogue; its shape is ", weight.sizes());
-  check(weight, "weight", x.scalar_type(), {-1, -1});
-  check(bias, "bias", x.scalar_type(), {out_features});
-  check(residual, "residual", x.scalar_type(), {shape.rows, shape.outputs});
-  TORCH_CHECK(residual.has_value() == (epilogue == Epilogue::kAdd), "residual goes with the epilogue add, and only with it");
+  const LinearSizes sizes = check_linear(x, weight, out_features, epilogue_name, bias, residual, kCpuDtypes, packed_shape);
+  const bool gated = sizes.epilogue == Epilogue::kSiluMul, float_y = sizes.epilogue == Epilogue::kFloat32;
+  const int64_t rows = sizes.rows, columns = sizes.columns, padded_in = weight.size(1), blocks = blocks_of(columns);
 
-  Tensor y =
-      at::empty({shape.rows, shape.outputs}, x.options().dtype(epilogue == Epilogue::kFloat32 ? at::kFloat : x.scalar_type()));
-  const Tensor x_tiles = shape.rows == 1 && shape.padded_in == shape.in ? x : tile_rows(x, shape.padded_in);
+  Tensor y = at::empty({rows, columns}, x.options().dtype(float_y ? at::kFloat : x.scalar_type()));
+  const Tensor x_tiles = rows == 1 && padded_in == sizes.inputs ? x : tile_rows(x, padded_in);
   with_run_dtype(x, [&]<typename T>(T) {
     const T* packed = data<T>(weight);
     const T* biases = data_or_null<T>(bias);
     const T* residuals = data_or_null<T>(residual);
-    const int64_t block_size = kBlock * shape.padded_in;
-    const int64_t up_bias = gated ? shape.outputs : 0;  // the gate's come first
+    const int64_t block_size = kBlock * padded_in;
+    const int64_t up_bias = gated ? columns : 0;  // the gate's come first
     const auto work = [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t first = block * kBlock;
@@ -131,11 +108,11 @@ Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::
             .gate_bias = gated && biases != nullptr ? biases + first : nullptr,
             .residual = residuals != nullptr ? residuals + first : nullptr,
             .y = static_cast<char*>(y.mutable_data_ptr()) + static_cast<size_t>(first) * y.element_size(),
-            .rows = shape.rows,
-            .in = shape.padded_in,
-            .y_stride = shape.outputs,
-            .outputs = static_cast<int>(std::min<int64_t>(kBlock, shape.outputs - first)),
-            .float_y = epilogue == Epilogue::kFloat32,
+            .rows = rows,
+            .in = padded_in,
+            .y_stride = columns,
+            .outputs = static_cast<int>(std::min<int64_t>(kBlock, columns - first)),
+            .float_y = float_y,
         });
       }
     };

@@ -1,14 +1,15 @@
 // The two dtypes a CPU forward pass runs in, and torch's bfloat16 seen as the kernels' own.
 #pragma once
 
+#include <array>
 #include <bit>
 
-#include "../checks.h"
+#include "../arguments.h"
 #include "simd/kernels.h"
 
 namespace ssd {
 
-inline void check_cpu_dtype(const Tensor& t, const char* name) { check_run_dtype(t, name, {at::kFloat, at::kBFloat16}); }
+inline constexpr std::array kCpuDtypes{at::kFloat, at::kBFloat16};
 
 inline float as_float(float a) { return a; }
 inline float as_float(bf16 a) { return std::bit_cast<float>(static_cast<uint32_t>(a.bits) << 16); }

@@ -9,7 +9,7 @@
 #include <numeric>
 #include <vector>
 
-#include "../checks.h"
+#include "../arguments.h"
 #include "../common/distribution.h"
 #include "../common/philox.h"
 #include "parallel.h"
@@ -113,15 +113,7 @@ void stats_of_row(const float* logits, int64_t size, const Processing& how, floa
 
 Tensor row_stats(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const Tensor& min_p,
                  int64_t saguaro_f, double saguaro_c) {
-  check(logits, "logits", at::kFloat, {-1, -1});
-  const int64_t rows = logits.size(0), size = logits.size(1);
-  check(temperature, "temperature", at::kFloat, {rows});
-  check(top_k, "top_k", at::kInt, {rows});
-  check(top_p, "top_p", at::kFloat, {rows});
-  check(min_p, "min_p", at::kFloat, {rows});
-  TORCH_CHECK(size > 0 && size < (1 << 24), "logits must have 1 to 2^24 - 1 columns, not ", size);
-  TORCH_CHECK(saguaro_c > 0.0 && saguaro_c <= 1.0, "saguaro_c must be in (0, 1], not ", saguaro_c);
-  TORCH_CHECK(saguaro_f >= 0, "saguaro_f must not be negative, not ", saguaro_f);
+  const auto [rows, size] = check_row_stats(logits, temperature, top_k, top_p, min_p, saguaro_f, saguaro_c);
   Tensor stats = at::empty({rows, kStats}, logits.options());
   float* out = stats.mutable_data_ptr<float>();
   parallel_for(rows, 1, [&](int64_t begin, int64_t end) {
@@ -138,14 +130,7 @@ Tensor row_stats(const Tensor& logits, const Tensor& temperature, const Tensor& 
 
 Tensor sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, const Tensor& position, int64_t m,
               const OptionalTensor& id_of) {
-  check(logits, "logits", at::kFloat, {-1, -1});
-  const int64_t rows = logits.size(0), size = logits.size(1);
-  check(stats, "stats", at::kFloat, {rows, kStats});
-  check(seed, "seed", at::kLong, {rows});
-  check(position, "position", at::kInt, {rows});
-  check(id_of, "id_of", at::kInt, {size});
-  TORCH_CHECK(m >= 1, "m must be at least 1, not ", m);
-  TORCH_CHECK(size > 0, "logits must have at least one column");
+  const auto [rows, size] = check_sample(logits, stats, seed, position, m, id_of);
   Tensor tokens = at::full({rows, m}, -1, logits.options().dtype(at::kInt));
   int32_t* out = tokens.mutable_data_ptr<int32_t>();
   const int32_t* ids = pointer_or_null<int32_t>(id_of);

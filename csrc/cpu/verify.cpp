@@ -7,7 +7,7 @@
 #include <limits>
 #include <vector>
 
-#include "../checks.h"
+#include "../arguments.h"
 #include "../common/distribution.h"
 #include "../common/philox.h"
 #include "parallel.h"
@@ -15,8 +15,6 @@
 
 namespace ssd {
 namespace {
-
-constexpr int64_t kMaxNodes = 64;
 
 // One sequence's proposals and what they are judged by.
 struct Walk {
@@ -160,36 +158,13 @@ Tensor verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTenso
               const OptionalTensor& parent, const Tensor& parity, const Tensor& seed, const Tensor& eos,
               const Tensor& ignore_eos, const Tensor& max_length, const Tensor& tokens, const Tensor& length,
               const Tensor& last_token, const Tensor& done, const Tensor& outcome) {
-  check(p_logits, "p_logits", at::kFloat, {-1, -1, -1});
-  const int64_t slots = p_logits.size(0), nodes = p_logits.size(1), vocabulary = p_logits.size(2);
-  TORCH_CHECK(nodes >= 1 && nodes <= kMaxNodes, "p_logits must have 1 to ", kMaxNodes, " rows a slot, not ", nodes);
-  check(p_stats, "p_stats", at::kFloat, {slots, nodes, kStats});
-  TORCH_CHECK(q_logits.has_value() == q_stats.has_value(), "q_logits and q_stats go together");
-  check(q_logits, "q_logits", at::kFloat, {slots, 2, -1, -1, -1});
-  const int64_t addresses = q_logits.has_value() ? q_logits->size(2) : 0;
-  const int64_t q_rows = q_logits.has_value() ? q_logits->size(3) : 0;
-  const int64_t draft_vocabulary = q_logits.has_value() ? q_logits->size(4) : vocabulary;
-  TORCH_CHECK(!q_logits.has_value() || q_rows >= nodes - 1, "q_logits must have a row for every node with children: at least ",
-              nodes - 1, ", not ", q_rows);
-  check(q_stats, "q_stats", at::kFloat, {slots, 2, addresses, q_rows, kStats});
-  check(q_address, "q_address", at::kInt, {slots});
-  check(draft_id_of, "draft_id_of", at::kInt, {vocabulary});
-  check(spec_tokens, "spec_tokens", at::kInt, {slots, nodes - 1});
-  check(spec_len, "spec_len", at::kInt, {slots});
-  check(parent, "parent", at::kInt, {slots, nodes});
-  check(parity, "parity", at::kInt, {1});
-  check(seed, "seed", at::kLong, {slots});
-  check(eos, "eos", at::kInt, {-1});
-  check(ignore_eos, "ignore_eos", at::kByte, {slots});
-  check(max_length, "max_length", at::kInt, {slots});
-  check(tokens, "tokens", at::kInt, {slots, -1});
-  check(length, "length", at::kInt, {slots});
-  check(last_token, "last_token", at::kInt, {slots});
-  check(done, "done", at::kByte, {slots});
-  check(outcome, "outcome", at::kInt, {slots, 2, 2});
+  const VerifySizes sizes =
+      check_verify(p_logits, p_stats, q_logits, q_stats, q_address, draft_id_of, spec_tokens, spec_len, parent, parity, seed,
+                   eos, ignore_eos, max_length, tokens, length, last_token, done, outcome);
+  const int64_t slots = sizes.slots, nodes = sizes.nodes, vocabulary = sizes.vocabulary, places = sizes.places;
+  const int64_t draft_vocabulary = sizes.draft_vocabulary, addresses = sizes.addresses, q_rows = sizes.q_rows;
   const int64_t half = parity.const_data_ptr<int32_t>()[0];
   TORCH_CHECK(half == 0 || half == 1, "parity must be 0 or 1, not ", half);
-  const int64_t places = tokens.size(1);
 
   Tensor path = at::full({slots, nodes}, -1, spec_len.options());
   parallel_for(slots, 1, [&](int64_t begin, int64_t end) {
@@ -242,7 +217,8 @@ Tensor verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTenso
         sequence[n + 1 + committed] = token;
         path.mutable_data_ptr<int32_t>()[s * nodes + committed] =
             static_cast<int32_t>(verdict.path[static_cast<size_t>(committed)]);
-        finished = (ends && std::find(end_ids, end_ids + eos.size(0), token) != end_ids + eos.size(0)) || committed + 1 >= room;
+        finished = (ends && std::find(end_ids, end_ids + sizes.eos_count, token) != end_ids + sizes.eos_count) ||
+                   committed + 1 >= room;
       }
       length.mutable_data_ptr<int32_t>()[s] = n + static_cast<int32_t>(committed);
       last_token.mutable_data_ptr<int32_t>()[s] = sequence[n + committed];

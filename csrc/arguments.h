@@ -1,0 +1,322 @@
+// What every op asks of its arguments' dtypes, shapes and layouts, once for all back ends: a function an op, with the op's own
+// arguments in their order, that raises naming the argument that is wrong and returns the sizes they agree on.
+//
+// Two things stay with a back end. What it cannot compute for a reason of its own (a head size, an alignment), and values (an id
+// out of range, a length): the CPU refuses those, CUDA cannot, since the host does not read a device's memory.
+#pragma once
+
+#include <string_view>
+
+#include "checks.h"
+#include "common/distribution.h"
+
+namespace ssd {
+
+using RunDtypes = at::ArrayRef<at::ScalarType>;  // what a back end's activations, weights and K/V may be
+
+// The forward pass --------------------------------------------------------------------------------------------------------------
+
+struct EmbedSizes {
+  int64_t rows, vocabulary, width;
+};
+
+inline EmbedSizes check_embed(const Tensor& ids, const Tensor& table, RunDtypes dtypes) {
+  check_run_dtype(table, "table", dtypes);
+  check(ids, "ids", at::kInt, {-1});
+  check(table, "table", table.scalar_type(), {-1, -1});
+  TORCH_CHECK(table.size(0) > 0, "table must have at least one row");
+  return {.rows = ids.size(0), .vocabulary = table.size(0), .width = table.size(1)};
+}
+
+struct NormSizes {
+  int64_t rows, width;
+};
+
+inline NormSizes check_rms_norm(const Tensor& x, const OptionalTensor& residual, const Tensor& weight, RunDtypes dtypes) {
+  check_run_dtype(x, "x", dtypes);
+  check(x, "x", x.scalar_type(), {-1, -1});
+  check(residual, "residual", x.scalar_type(), {x.size(0), x.size(1)});
+  check(weight, "weight", x.scalar_type(), {x.size(1)});
+  return {.rows = x.size(0), .width = x.size(1)};
+}
+
+enum class Epilogue : int { kNone, kAdd, kSiluMul, kFloat32 };
+
+inline Epilogue parse_epilogue(std::string_view name) {
+  if (name == "none") return Epilogue::kNone;
+  if (name == "add") return Epilogue::kAdd;
+  if (name == "silu_mul") return Epilogue::kSiluMul;
+  TORCH_CHECK(name == "float32", "epilogue must be none, add, silu_mul or float32, not ", name);
+  return Epilogue::kFloat32;
+}
+
+struct WeightSizes {
+  int64_t outputs, inputs;
+  Epilogue epilogue;
+};
+
+inline WeightSizes check_pack_weight(const Tensor& weight, std::string_view epilogue_name, RunDtypes dtypes) {
+  check_run_dtype(weight, "weight", dtypes);
+  check(weight, "weight", weight.scalar_type(), {-1, -1});
+  const Epilogue epilogue = parse_epilogue(epilogue_name);
+  TORCH_CHECK(epilogue != Epilogue::kSiluMul || weight.size(0) % 2 == 0, "weight must hold as many gate rows as up rows, not ",
+              weight.size(0), " in all");
+  return {.outputs = weight.size(0), .inputs = weight.size(1), .epilogue = epilogue};
+}
+
+struct LinearSizes {
+  int64_t rows, inputs, outputs, columns;  // outputs: rows of the weight; columns: of y
+  Epilogue epilogue;
+};
+
+struct PackedShape {
+  int64_t outputs, inputs;
+};
+
+// packed_shape: a back end's own, from the weight's sizes.
+inline LinearSizes check_linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::string_view epilogue_name,
+                                const OptionalTensor& bias, const OptionalTensor& residual, RunDtypes dtypes,
+                                PackedShape packed_shape(const WeightSizes&)) {
+  const Epilogue epilogue = parse_epilogue(epilogue_name);
+  const bool gated = epilogue == Epilogue::kSiluMul;
+  check_run_dtype(x, "x", dtypes);
+  check(x, "x", x.scalar_type(), {-1, -1});
+  const int64_t rows = x.size(0), inputs = x.size(1), columns = gated ? out_features / 2 : out_features;
+  TORCH_CHECK(out_features > 0 && (!gated || out_features % 2 == 0), "out_features must be positive", gated ? " and even" : "",
+              ", not ", out_features);
+  const PackedShape packed = packed_shape({.outputs = out_features, .inputs = inputs, .epilogue = epilogue});
+  TORCH_CHECK(weight.dim() == 2 && weight.size(0) == packed.outputs && weight.size(1) == packed.inputs,
+              "weight must come from pack_weight with out_features = ", out_features, ", in = ", inputs,
+              " and the same epilogue; its shape is ", weight.sizes());
+  check(weight, "weight", x.scalar_type(), {-1, -1});
+  check(bias, "bias", x.scalar_type(), {out_features});
+  check(residual, "residual", x.scalar_type(), {rows, columns});
+  TORCH_CHECK(residual.has_value() == (epilogue == Epilogue::kAdd), "residual goes with the epilogue add, and only with it");
+  return {.rows = rows, .inputs = inputs, .outputs = out_features, .columns = columns, .epilogue = epilogue};
+}
+
+struct RopeSizes {
+  int64_t rows, query_heads, kv_heads, head_dim, table_rows, places;
+};
+
+inline RopeSizes check_rope_store_kv(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos_sin,
+                                     const Tensor& positions, const Tensor& kv_slots, const Tensor& k_cache,
+                                     const Tensor& v_cache, const OptionalTensor& q_norm, const OptionalTensor& k_norm,
+                                     RunDtypes dtypes) {
+  check_run_dtype(q, "q", dtypes);
+  const at::ScalarType dtype = q.scalar_type();
+  check(q, "q", dtype, {-1, -1, -1}, 2);
+  const int64_t rows = q.size(0), query_heads = q.size(1), head_dim = q.size(2);
+  TORCH_CHECK(head_dim > 0 && head_dim % 2 == 0, "q must have an even head size, not ", head_dim);
+  check(k, "k", dtype, {rows, -1, head_dim}, 2);
+  const int64_t kv_heads = k.size(1);
+  check(v, "v", dtype, {rows, kv_heads, head_dim}, 2);
+  check(cos_sin, "cos_sin", at::kFloat, {-1, head_dim});
+  check(positions, "positions", at::kInt, {rows});
+  check(kv_slots, "kv_slots", at::kInt, {rows});
+  check(k_cache, "k_cache", dtype, {-1, -1, kv_heads, head_dim});
+  check(v_cache, "v_cache", dtype, {k_cache.size(0), k_cache.size(1), kv_heads, head_dim});
+  check(q_norm, "q_norm", dtype, {head_dim});
+  check(k_norm, "k_norm", dtype, {head_dim});
+  TORCH_CHECK(q_norm.has_value() == k_norm.has_value(), "q_norm and k_norm go together");
+  return {.rows = rows,
+          .query_heads = query_heads,
+          .kv_heads = kv_heads,
+          .head_dim = head_dim,
+          .table_rows = cos_sin.size(0),
+          .places = k_cache.size(0) * k_cache.size(1)};
+}
+
+struct AttentionSizes {
+  int64_t rows, query_heads, kv_heads, head_dim, pages, page_size, sequences, table_width, suffix_width;
+};
+
+// max_group: query heads that may share a K/V head.
+inline AttentionSizes check_paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
+                                            const Tensor& page_table, const Tensor& row_seq, const Tensor& prefix_len,
+                                            const OptionalTensor& suffix_slots, const OptionalTensor& suffix_len,
+                                            RunDtypes dtypes, int64_t max_group) {
+  check_run_dtype(q, "q", dtypes);
+  check(q, "q", q.scalar_type(), {-1, -1, -1}, 2);
+  const int64_t rows = q.size(0), query_heads = q.size(1), head_dim = q.size(2);
+  check(k_cache, "k_cache", q.scalar_type(), {-1, -1, -1, head_dim});
+  const int64_t pages = k_cache.size(0), page_size = k_cache.size(1), kv_heads = k_cache.size(2);
+  check(v_cache, "v_cache", q.scalar_type(), {pages, page_size, kv_heads, head_dim});
+  check(page_table, "page_table", at::kInt, {-1, -1});
+  check(row_seq, "row_seq", at::kInt, {rows});
+  check(prefix_len, "prefix_len", at::kInt, {rows});
+  check(suffix_slots, "suffix_slots", at::kInt, {rows, -1});
+  check(suffix_len, "suffix_len", at::kInt, {rows});
+  TORCH_CHECK(suffix_slots.has_value() == suffix_len.has_value(), "suffix_slots and suffix_len go together");
+  TORCH_CHECK(kv_heads > 0 && query_heads % kv_heads == 0 && query_heads / kv_heads <= max_group,
+              "q must have a multiple of k_cache's ", kv_heads, " heads, at most ", max_group, " times, not ", query_heads);
+  return {.rows = rows,
+          .query_heads = query_heads,
+          .kv_heads = kv_heads,
+          .head_dim = head_dim,
+          .pages = pages,
+          .page_size = page_size,
+          .sequences = page_table.size(0),
+          .table_width = page_table.size(1),
+          .suffix_width = suffix_slots.has_value() ? suffix_slots->size(1) : 0};
+}
+
+struct MoveSizes {
+  int64_t planes, places, place_bytes, moves;  // a plane is one layer's K or V
+};
+
+inline MoveSizes check_move_kv(const Tensor& kv, const Tensor& src, const Tensor& dst, RunDtypes dtypes) {
+  check_run_dtype(kv, "kv", dtypes);
+  check(kv, "kv", kv.scalar_type(), {-1, 2, -1, -1, -1, -1});
+  check(src, "src", at::kInt, {-1});
+  check(dst, "dst", at::kInt, {src.size(0)});
+  return {.planes = 2 * kv.size(0),
+          .places = kv.size(2) * kv.size(3),
+          .place_bytes = kv.size(4) * kv.size(5) * static_cast<int64_t>(kv.element_size()),
+          .moves = src.size(0)};
+}
+
+// What tokens are drawn from, and drawing ---------------------------------------------------------------------------------------
+
+struct LogitsSizes {
+  int64_t rows, vocabulary;
+};
+
+inline LogitsSizes check_row_stats(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
+                                   const Tensor& min_p, int64_t saguaro_f, double saguaro_c) {
+  check(logits, "logits", at::kFloat, {-1, -1});
+  const int64_t rows = logits.size(0), vocabulary = logits.size(1);
+  check(temperature, "temperature", at::kFloat, {rows});
+  check(top_k, "top_k", at::kInt, {rows});
+  check(top_p, "top_p", at::kFloat, {rows});
+  check(min_p, "min_p", at::kFloat, {rows});
+  TORCH_CHECK(vocabulary > 0 && vocabulary < (1 << 24), "logits must have 1 to 2^24 - 1 columns, not ", vocabulary);
+  TORCH_CHECK(saguaro_c > 0.0 && saguaro_c <= 1.0, "saguaro_c must be in (0, 1], not ", saguaro_c);
+  TORCH_CHECK(saguaro_f >= 0, "saguaro_f must not be negative, not ", saguaro_f);
+  return {.rows = rows, .vocabulary = vocabulary};
+}
+
+inline LogitsSizes check_sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, const Tensor& position,
+                                int64_t m, const OptionalTensor& id_of) {
+  check(logits, "logits", at::kFloat, {-1, -1});
+  const int64_t rows = logits.size(0), vocabulary = logits.size(1);
+  check(stats, "stats", at::kFloat, {rows, kStats});
+  check(seed, "seed", at::kLong, {rows});
+  check(position, "position", at::kInt, {rows});
+  check(id_of, "id_of", at::kInt, {vocabulary});
+  TORCH_CHECK(m >= 1, "m must be at least 1, not ", m);
+  TORCH_CHECK(vocabulary > 0, "logits must have at least one column");
+  return {.rows = rows, .vocabulary = vocabulary};
+}
+
+// The speculation cache and its verification ------------------------------------------------------------------------------------
+
+struct ForkSizes {
+  int64_t slots, lookahead, vocabulary;
+};
+
+inline ForkSizes check_fork(const Tensor& logits, const Tensor& spec_tokens, const Tensor& spec_len, const Tensor& table,
+                            const Tensor& hit, int64_t budget, const OptionalTensor& id_of) {
+  check(logits, "logits", at::kFloat, {-1, -1, -1});
+  const int64_t slots = logits.size(0), width = logits.size(1), vocabulary = logits.size(2);
+  TORCH_CHECK(width >= 1, "logits must have K + 1 rows a slot, not none");
+  check(spec_tokens, "spec_tokens", at::kInt, {slots, width - 1});
+  check(spec_len, "spec_len", at::kInt, {slots});
+  check(table, "table", at::kInt, {2, width, width});
+  check(hit, "hit", at::kByte, {slots});
+  check(id_of, "id_of", at::kInt, {vocabulary});
+  TORCH_CHECK(budget >= 0, "budget must not be negative, not ", budget);
+  return {.slots = slots, .lookahead = width - 1, .vocabulary = vocabulary};
+}
+
+constexpr int64_t kMaxNodes = 64;  // of a tree of proposals, the root included
+
+struct VerifySizes {
+  int64_t slots, nodes, vocabulary, draft_vocabulary, addresses, q_rows, eos_count, places;
+};
+
+inline VerifySizes check_verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTensor& q_logits,
+                                const OptionalTensor& q_stats, const Tensor& q_address, const OptionalTensor& draft_id_of,
+                                const Tensor& spec_tokens, const Tensor& spec_len, const OptionalTensor& parent,
+                                const Tensor& parity, const Tensor& seed, const Tensor& eos, const Tensor& ignore_eos,
+                                const Tensor& max_length, const Tensor& tokens, const Tensor& length, const Tensor& last_token,
+                                const Tensor& done, const Tensor& outcome) {
+  check(p_logits, "p_logits", at::kFloat, {-1, -1, -1});
+  const int64_t slots = p_logits.size(0), nodes = p_logits.size(1), vocabulary = p_logits.size(2);
+  TORCH_CHECK(nodes >= 1 && nodes <= kMaxNodes, "p_logits must have 1 to ", kMaxNodes, " rows a slot, not ", nodes);
+  check(p_stats, "p_stats", at::kFloat, {slots, nodes, kStats});
+  TORCH_CHECK(q_logits.has_value() == q_stats.has_value(), "q_logits and q_stats go together");
+  check(q_logits, "q_logits", at::kFloat, {slots, 2, -1, -1, -1});
+  const int64_t addresses = q_logits.has_value() ? q_logits->size(2) : 0;
+  const int64_t q_rows = q_logits.has_value() ? q_logits->size(3) : 0;
+  const int64_t draft_vocabulary = q_logits.has_value() ? q_logits->size(4) : vocabulary;
+  TORCH_CHECK(!q_logits.has_value() || q_rows >= nodes - 1, "q_logits must have a row for every node with children: at least ",
+              nodes - 1, ", not ", q_rows);
+  check(q_stats, "q_stats", at::kFloat, {slots, 2, addresses, q_rows, kStats});
+  check(q_address, "q_address", at::kInt, {slots});
+  check(draft_id_of, "draft_id_of", at::kInt, {vocabulary});
+  check(spec_tokens, "spec_tokens", at::kInt, {slots, nodes - 1});
+  check(spec_len, "spec_len", at::kInt, {slots});
+  check(parent, "parent", at::kInt, {slots, nodes});
+  check(parity, "parity", at::kInt, {1});
+  check(seed, "seed", at::kLong, {slots});
+  check(eos, "eos", at::kInt, {-1});
+  check(ignore_eos, "ignore_eos", at::kByte, {slots});
+  check(max_length, "max_length", at::kInt, {slots});
+  check(tokens, "tokens", at::kInt, {slots, -1});
+  check(length, "length", at::kInt, {slots});
+  check(last_token, "last_token", at::kInt, {slots});
+  check(done, "done", at::kByte, {slots});
+  check(outcome, "outcome", at::kInt, {slots, 2, 2});
+  return {.slots = slots,
+          .nodes = nodes,
+          .vocabulary = vocabulary,
+          .draft_vocabulary = draft_vocabulary,
+          .addresses = addresses,
+          .q_rows = q_rows,
+          .eos_count = eos.size(0),
+          .places = tokens.size(1)};
+}
+
+struct LookupSizes {
+  int64_t slots, budget, lookahead;
+};
+
+inline LookupSizes check_cache_lookup(const Tensor& outcome, const Tensor& guess, const Tensor& guess_k,
+                                      const Tensor& branch_tokens, const Tensor& length, const Tensor& last_token,
+                                      const Tensor& max_length, const Tensor& done, const Tensor& parity,
+                                      const Tensor& draft_length, const Tensor& draft_last_token, const Tensor& spec_tokens,
+                                      const Tensor& spec_len, const Tensor& hit, const Tensor& q_address) {
+  check(outcome, "outcome", at::kInt, {-1, 2, 2});
+  const int64_t slots = outcome.size(0);
+  check(guess, "guess", at::kInt, {slots, -1});
+  const int64_t budget = guess.size(1);
+  check(guess_k, "guess_k", at::kInt, {slots, budget});
+  check(branch_tokens, "branch_tokens", at::kInt, {slots, budget, -1});
+  const int64_t lookahead = branch_tokens.size(2);
+  check(length, "length", at::kInt, {slots});
+  check(last_token, "last_token", at::kInt, {slots});
+  check(max_length, "max_length", at::kInt, {slots});
+  check(done, "done", at::kByte, {slots});
+  check(parity, "parity", at::kInt, {1});
+  check(draft_length, "draft_length", at::kInt, {slots});
+  check(draft_last_token, "draft_last_token", at::kInt, {slots});
+  check(spec_tokens, "spec_tokens", at::kInt, {slots, lookahead});
+  check(spec_len, "spec_len", at::kInt, {slots});
+  check(hit, "hit", at::kByte, {slots});
+  check(q_address, "q_address", at::kInt, {slots});
+  return {.slots = slots, .budget = budget, .lookahead = lookahead};
+}
+
+struct NgramSizes {
+  int64_t slots, places;
+};
+
+inline NgramSizes check_ngram_propose(const Tensor& tokens, const Tensor& length, int64_t lookahead) {
+  check(tokens, "tokens", at::kInt, {-1, -1});
+  check(length, "length", at::kInt, {tokens.size(0)});
+  TORCH_CHECK(lookahead >= 0, "lookahead must not be negative, not ", lookahead);
+  return {.slots = tokens.size(0), .places = tokens.size(1)};
+}
+
+}  // namespace ssd
