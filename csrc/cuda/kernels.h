@@ -1,5 +1,5 @@
 // What csrc/cuda offers: a parameter struct and a launcher for each kernel, on raw pointers and a stream. No torch header on
-// this side of the wall; csrc/cuda_ops.cpp checks tensors and fills these in.
+// this side of the wall; csrc/cuda_ops checks tensors and fills these in.
 //
 // All arrays are on the device and contiguous unless a field says otherwise. Letters are those of ssd/ops.py. Launchers neither
 // allocate nor synchronise, and their grids depend on shapes alone: lengths are read on the device. Where blocks of one launch
