@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ops.backend import chosen
 from ops.cases import NAN, children_of, generator, i32, oracle_probabilities, sampling, tree_parents, verify_state
 from ops.statistics import chi_square_p
 from ssd import ops
 
-DRAWS = 200_000
+DRAWS = chosen.draws
 CHUNK = 50_000  # slots a call
 FIRST = 3  # tokens whose joint law is held
 STATES = 97  # rows of a table: what the hash of a prefix can be

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import reference
+from ops.backend import chosen
 from ops.cases import f32, generator, i32, oracle_probabilities, probabilities, sampling
 from ops.statistics import chi_square_p
 from ssd import ops
@@ -182,7 +183,7 @@ def test_sample_answers_in_target_ids(temperature: float) -> None:
 
 # The law of what is drawn --------------------------------------------------------------------------------------------------------
 
-DRAWS = 100_000
+DRAWS = chosen.draws // 2
 SETTINGS = [(1.0, 0, 1.0, 0.0, 0, 1.0), (0.7, 6, 0.95, 0.02, 0, 1.0), (1.3, 0, 1.0, 0.0, 2, 0.3)]
 PASS = 0.001 / (3 * len(SETTINGS))
 

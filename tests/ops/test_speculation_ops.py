@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import reference
+from ops.backend import only_on_the_cpu, ssd_ops
 from ops.cases import (
     NAN,
     assert_same_bits,
@@ -41,12 +42,12 @@ from ssd import ops
 )
 def test_fork_guesses_what_the_oracle_guesses(seed: int, lookahead: int, vocabulary: int, budget: int, levels: int) -> None:
     """Few levels of logits make ties; small vocabularies leave places empty."""
-    assert_fork(torch.ops.ssd.fork, seed, lookahead, vocabulary, budget, levels)
+    assert_fork(ssd_ops.fork, seed, lookahead, vocabulary, budget, levels)
 
 
 @given(seed=st.integers(0, 2**20), levels=st.sampled_from([3, 1000]))
 def test_fork_answers_in_target_ids(seed: int, levels: int) -> None:
-    assert_fork(torch.ops.ssd.fork, seed, 3, 9, 7, levels, trimmed=True)
+    assert_fork(ssd_ops.fork, seed, 3, 9, 7, levels, trimmed=True)
 
 
 def test_fork_leaves_out_the_drafted_token_where_it_was_drafted() -> None:
@@ -177,7 +178,7 @@ def random_round(
 def verify(arguments: dict[str, Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
     """(path, what the state has become)."""
     after = copied(arguments)
-    path = torch.ops.ssd.verify(**after)
+    path = ssd_ops.verify(**after)
     return path, {name: after[name] for name in ("tokens", "length", "last_token", "done", "outcome")}
 
 
@@ -441,7 +442,7 @@ def lookup_arguments(
 
 def look_up(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
     after = {name: value.clone() for name, value in arguments.items()}
-    torch.ops.ssd.cache_lookup(**after)
+    ssd_ops.cache_lookup(**after)
     return after
 
 
@@ -523,6 +524,7 @@ def test_cache_lookup_finds_what_the_oracle_finds(seed: int, budget: int, lookah
 # ngram_propose -------------------------------------------------------------------------------------------------------------------
 
 
+@only_on_the_cpu("has the op")
 def test_ngram_propose_is_not_implemented_yet() -> None:
     with pytest.raises(NotImplementedError, match="ngram_propose"):
         ops.ngram_propose(torch.zeros(1, 8, dtype=torch.int32), i32([4]), 3)
