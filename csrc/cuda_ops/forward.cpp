@@ -176,7 +176,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
                                     .suffix_len = pointer_or_null<int32_t>(suffix_len),
                                     .out = out.mutable_data_ptr(),
                                     .workspace = nullptr,
-                                    .arrivals = call.arrivals(sizes.rows * sizes.kv_heads),
+                                    .arrivals = nullptr,
                                     .q_stride = q.stride(0),
                                     .rows = int32(sizes.rows),
                                     .sequences = int32(sizes.sequences),
@@ -188,6 +188,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
                                     .suffix_width = int32(sizes.suffix_width),
                                     .scale = static_cast<float>(scale),
                                     .dtype = dtype_of(q)};
+  params.arrivals = call.arrivals(cuda::paged_attention_arrivals(params));
   const Tensor workspace = call.workspace(cuda::paged_attention_workspace(params));
   params.workspace = workspace.mutable_data_ptr();
   C10_CUDA_CHECK(cuda::paged_attention(params, call.stream()));
