@@ -262,9 +262,13 @@ def cache_lookup(
 
 
 def ngram_propose(tokens: Tensor, length: Tensor, lookahead: int) -> tuple[Tensor, Tensor]:
-    """Propose what followed the longest earlier match of the sequence's own ending. tokens: [S, N] int32; length: [S] int32.
+    """Propose what followed the longest earlier match of the sequence's own ending: the fallback that costs no forward pass.
 
-    Returns spec_tokens [S, K] and spec_len [S]. The schema is fixed; no back end implements it yet.
+    tokens: [S, N] int32; length: [S] int32, the last committed token being tokens[s, length[s]]. Of all earlier places where text of
+    at least one token agrees with the ending, the one where most of it does is taken, of equals the most recent; it may overlap the
+    ending. Returns spec_tokens [S, K] int32, the tokens behind that place, as many as there are up to K, then 0; and spec_len [S]
+    int32, how many, 0 where nothing matches. Such proposals were not drawn: `verify` takes them with q_address −1.
+    arXiv 2603.03251, Theorem 17; Saxena 2023, "Prompt lookup decoding".
     """
     return _ssd.ngram_propose.default(tokens, length, lookahead)
 

@@ -99,6 +99,7 @@ def decision_examples() -> list[tuple[str, Arguments]]:
         ("verify", verify_example(tree=True)),
         ("verify", verify_example(tree=False)),
         ("cache_lookup", lookup),
+        ("ngram_propose", {"tokens": ints(0, 2, (3, 9), g), "length": i32([8, 5, 0]), "lookahead": 3}),
     ]
 
 
