@@ -188,8 +188,14 @@ def cache_lookup(g: torch.Generator, dtype: torch.dtype) -> Rows:
     return Rows(run)
 
 
+def ngram_propose(g: torch.Generator, dtype: torch.dtype) -> Rows:
+    tokens, length = ints(0, 3, (MANY, 60), g), ints(0, 60, (MANY,), g)
+    return Rows(lambda index: list(ops.ngram_propose(tokens[index], length[index], 4)))
+
+
 POOLS = [
     embed, rms_norm, add_rms_norm, linear, rope_store_kv, paged_attention, row_stats, sample, fork, verify, cache_lookup,
+    ngram_propose,
 ]  # fmt: skip
 every_op = pytest.mark.parametrize("pool", POOLS, ids=[pool.__name__ for pool in POOLS])
 

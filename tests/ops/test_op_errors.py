@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ops.backend import attention_head_size, only_on_the_cpu, ssd_ops
+from ops.backend import attention_head_size, chosen, only_on_the_cpu, ssd_ops
 from ops.cases import i32, threads
 from ops.examples import Arguments, example, examples
 
@@ -95,6 +95,8 @@ MISFITS: list[tuple[str, str, Arguments]] = [
     ("verify", "q_logits", {"q_logits": torch.zeros(3, 2, 2, 2, 6)}),
     ("cache_lookup", "branch_tokens", {"branch_tokens": torch.zeros(3, 3, 2, dtype=torch.int32)}),
     ("cache_lookup", "spec_tokens", {"spec_tokens": torch.zeros(3, 3, dtype=torch.int32)}),
+    ("ngram_propose", "length", {"length": i32([3, 3])}),
+    ("ngram_propose", "lookahead", {"lookahead": -1}),
 ]
 
 
@@ -120,6 +122,8 @@ WRONG_VALUES: list[tuple[str, str, Arguments]] = [
     ("verify", "parity", {"parity": i32([2])}),
     ("verify", "tokens", {"tokens": torch.zeros(3, 2, dtype=torch.int32)}),
     ("cache_lookup", "parity", {"parity": i32([-1])}),
+    ("ngram_propose", "length", {"length": i32([9, 5, 0])}),
+    ("ngram_propose", "length", {"length": i32([8, 5, -1])}),
 ]
 
 
@@ -145,6 +149,31 @@ def test_an_argument_that_does_not_fit_is_refused_by_name(op: str, name: str, ch
 @pytest.mark.parametrize("op, name, changes", **named(WRONG_VALUES))
 def test_a_value_out_of_range_is_refused_by_name(op: str, name: str, changes: dict[str, Any]) -> None:
     assert_refused(op, changed(op, changes), name)
+
+
+# More that a host cannot read, at which a kernel must not go astray.
+LARGEST, LEAST = 2**31 - 1, -(2**31)
+ABSURD_VALUES: list[tuple[str, str, Arguments]] = [
+    ("fork", "table", {"table": torch.full((2, 3, 3), LARGEST)}),
+    ("fork", "table", {"table": torch.full((2, 3, 3), LEAST)}),
+    ("fork", "spec_len", {"spec_len": i32([LEAST, LARGEST, 3])}),
+    ("fork", "spec_tokens", {"spec_tokens": torch.full((3, 2), LARGEST)}),
+    ("verify", "spec_len", {"spec_len": i32([LEAST, LARGEST, 64])}),
+    ("verify", "spec_tokens", {"spec_tokens": torch.full((3, 3), LARGEST)}),
+    ("verify", "parent", {"parent": i32([[5, 3, 70, 2], [0, 0, LARGEST, LEAST], [-1, -7, 99, 1]])}),
+    ("verify", "draft_id_of", {"draft_id_of": i32([-9, 99, 5, LARGEST, 6, LEAST, 0, 7])}),
+    ("verify", "q_address", {"q_address": i32([-7, LARGEST, 2])}),
+    ("verify", "length", {"length": i32([-5, LARGEST - 9, 100])}),
+    ("cache_lookup", "max_length", {"max_length": i32([LEAST, LARGEST, 0])}),
+    ("ngram_propose", "length", {"length": i32([LARGEST, LEAST, 9])}),
+]
+DECISIONS = ("fork", "verify", "cache_lookup", "ngram_propose")
+
+
+@pytest.mark.skipif(chosen.name == "cpu", reason="cpu: refuses them, as above")
+@pytest.mark.parametrize("op, name, changes", **named([case for case in WRONG_VALUES if case[0] in DECISIONS] + ABSURD_VALUES))
+def test_a_value_out_of_range_touches_no_memory_but_the_op_s_own(op: str, name: str, changes: dict[str, Any]) -> None:
+    getattr(ssd_ops, op)(**changed(op, changes))
 
 
 @only_on_the_cpu("has no threads that could find a mistake each")

@@ -52,6 +52,13 @@ def test_row_stats_over_a_large_vocabulary(settings: tuple[float, int, float, fl
     assert_row_stats(logits, sampling(2, *settings), f=5, c=0.3)
 
 
+@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("top_k, top_p, min_p", [(0, 0.90007, 0.0), (2345, 1.0, 0.0), (4001, 0.70007, 0.0), (0, 1.0, 0.3)])
+def test_row_stats_cut_between_thousands_of_equal_logits(levels: int, top_k: int, top_p: float, min_p: float) -> None:
+    logits = (torch.arange(5_003) % levels).float()[None]
+    assert_row_stats(logits, sampling(1, 1.0, top_k, top_p, min_p), f=1_500, c=0.3)
+
+
 @given(
     values=st.lists(st.integers(-8, 8), min_size=1, max_size=40),
     temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
@@ -116,7 +123,9 @@ def clear_ranks(weights: Tensor, seed: int, position: int) -> int:
     return int(close[0]) if len(close) else len(ordered)
 
 
-@pytest.mark.parametrize("vocabulary, rows, m", [(1, 3, 1), (7, 60, 1), (7, 60, 3), (6, 20, 9), (130, 12, 2), (1000, 4, 64)])
+@pytest.mark.parametrize(
+    "vocabulary, rows, m", [(1, 3, 1), (7, 60, 1), (7, 60, 3), (6, 20, 9), (130, 12, 2), (1000, 4, 64), (2500, 3, 8)]
+)
 @pytest.mark.parametrize("settings", [(1.0, 0, 1.0, 0.0), (0.7, 5, 0.95, 0.01)])
 def test_sample_draws_what_the_oracle_draws(
     vocabulary: int, rows: int, m: int, settings: tuple[float, int, float, float]
