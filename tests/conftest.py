@@ -6,6 +6,8 @@ Acceptance tests run only when they are asked for, with --acceptance; --backend 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 
@@ -20,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backend", choices=("cpu", "emulator", "gpu"), default="cpu", help="what the tests of tests/ops run the ops on"
     )
+    parser.addoption("--results", type=Path, metavar="DIR", help="write a file of outcomes there (results.py)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,6 +33,10 @@ def pytest_configure(config: pytest.Config) -> None:
         backend.choose(config.getoption("--backend"))
         settings.register_profile("backend", settings(max_examples=backend.chosen.examples))
         settings.load_profile("backend")
+    if config.getoption("--results"):
+        from results import Results
+
+        config.pluginmanager.register(Results(config.getoption("--results")))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -40,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     def asked_for(item: pytest.Item) -> bool:
         if "acceptance" in item.keywords and not config.getoption("--acceptance"):
             return False
-        return "emulator" not in item.path.parts or config.getoption("--backend") == "emulator"
+        return item.path.parent.name != "emulator" or config.getoption("--backend") == "emulator"
 
     config.hook.pytest_deselected(items=[item for item in items if not asked_for(item)])
     items[:] = [item for item in items if asked_for(item)]

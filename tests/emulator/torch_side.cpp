@@ -15,7 +15,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <mutex>
 #include <string_view>
+#include <unordered_map>
 
 #include "emulator.h"
 
@@ -54,13 +56,20 @@ bool poisoned(const unsigned char* from, const unsigned char* to) {
   return true;
 }
 
-void release(void* context) {
-  const auto* block = static_cast<Block*>(context);
-  const auto* begin = reinterpret_cast<unsigned char*>(block->begin());
-  const auto* end = reinterpret_cast<unsigned char*>(block->end());
-  if (!poisoned(begin, block->data) || !poisoned(block->data + block->bytes, end)) ++damaged;
-  munmap(block->base, block->mapped);
-  delete block;
+// By the tensor's first byte, which is all that torch hands back. Never destroyed: some tensors outlive this library's globals.
+std::mutex mutex;
+auto& blocks = *new std::unordered_map<void*, Block>;
+
+void release(void* data) {
+  Block freed;
+  {
+    const std::lock_guard lock(mutex);
+    freed = blocks.extract(data).mapped();
+  }
+  const auto* begin = reinterpret_cast<unsigned char*>(freed.begin());
+  const auto* end = reinterpret_cast<unsigned char*>(freed.end());
+  if (!poisoned(begin, freed.data) || !poisoned(freed.data + freed.bytes, end)) ++damaged;
+  munmap(freed.base, freed.mapped);
 }
 
 class GuardingAllocator final : public c10::Allocator {
@@ -69,17 +78,21 @@ class GuardingAllocator final : public c10::Allocator {
     const c10::Device cpu(c10::DeviceType::CPU);
     if (bytes == 0) return {nullptr, cpu};
     const size_t page = Block::page_size();
-    auto* block = new Block{nullptr, nullptr, (bytes + page - 1) / page * page + 2 * page, bytes};
-    void* base = mmap(nullptr, block->mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    Block block{nullptr, nullptr, (bytes + page - 1) / page * page + 2 * page, bytes};
+    void* base = mmap(nullptr, block.mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     TORCH_CHECK(base != MAP_FAILED, "no memory for a guarded tensor of ", bytes, " bytes");
-    block->base = static_cast<unsigned char*>(base);
-    TORCH_CHECK(mprotect(block->begin(), block->mapped - 2 * page, PROT_READ | PROT_WRITE) == 0, "mprotect failed");
-    std::fill(block->begin(), block->end(), kPoison);
+    block.base = static_cast<unsigned char*>(base);
+    TORCH_CHECK(mprotect(block.begin(), block.mapped - 2 * page, PROT_READ | PROT_WRITE) == 0, "mprotect failed");
+    std::fill(block.begin(), block.end(), kPoison);
     // Torch's own code counts on 16 bytes of alignment: up to 15 bytes at the end are watched, not guarded.
-    block->data = guard_start ? reinterpret_cast<unsigned char*>(block->begin())
-                              : reinterpret_cast<unsigned char*>(block->end()) - (bytes + 15) / 16 * 16;
-    return {block->data, block, &release, cpu};
+    block.data = guard_start ? reinterpret_cast<unsigned char*>(block.begin())
+                             : reinterpret_cast<unsigned char*>(block.end()) - (bytes + 15) / 16 * 16;
+    const std::lock_guard lock(mutex);
+    blocks.emplace(block.data, block);
+    return {block.data, block.data, &release, cpu};
   }
+
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
 
   void copy_data(void* to, const void* from, size_t count) const override { default_copy_data(to, from, count); }
 };
@@ -98,9 +111,8 @@ void choose(std::string_view order, int64_t seed, bool start) {
 
 int64_t damaged_tensors() { return damaged.exchange(0); }
 
-GuardingAllocator allocator;
 const bool installed = [] {
-  c10::SetCPUAllocator(&allocator, 100);
+  c10::SetCPUAllocator(new GuardingAllocator, 100);
   return true;
 }();
 

@@ -38,15 +38,18 @@ class BackEnd:
     examples: int  # that Hypothesis tries of a property
     rows: int  # of the pools whose rows are held against each other: on the CPU and the GPU more than share a read of weights
     slots: int  # of a whole decode
+    length: int  # to which it decodes them
     draws: int  # behind a chi-square test
 
 
 HALVES = (torch.bfloat16, torch.float16)
 CUDA_HEADS = (64, 80, 96, 128, 256)
+WHOLE = {"examples": 20, "rows": 300, "slots": 60, "length": 40, "draws": 200_000}
+SMALL = {"examples": 3, "rows": 40, "slots": 3, "length": 12, "draws": 400}  # an emulated launch takes milliseconds
 BACK_ENDS = {
-    "cpu": BackEnd("cpu", (torch.float32, torch.bfloat16), None, 1, 20, 300, 60, 200_000),
-    "emulator": BackEnd("emulator", HALVES, CUDA_HEADS, 8, 3, 40, 6, 400),
-    "gpu": BackEnd("gpu", HALVES, CUDA_HEADS, 8, 20, 300, 60, 200_000),
+    "cpu": BackEnd("cpu", (torch.float32, torch.bfloat16), None, 1, **WHOLE),
+    "emulator": BackEnd("emulator", HALVES, CUDA_HEADS, 8, **SMALL),
+    "gpu": BackEnd("gpu", HALVES, CUDA_HEADS, 8, **WHOLE),
 }
 CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
@@ -90,7 +93,12 @@ def run_on_emulator(overload: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def run_on_gpu(overload: Any, *args: Any, **kwargs: Any) -> Any:
-    """On copies of the tensors, placed in their memory as the originals are: strides, offsets, two views of one storage."""
+    """On copies of the tensors, placed in their memory as the originals are: strides, offsets, two views of one storage.
+
+    Tensors that are on the GPU already are left there.
+    """
+    if any(isinstance(x, Tensor) and x.is_cuda for x in (*args, *kwargs.values())):
+        return overload(*args, **kwargs)
     storages: dict[int, tuple[Any, Any]] = {}
 
     def copied(x: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ class Model:
     stats: Tensor  # [STATES, STATS]
 
 
+@cache
 def models(how: Decoding) -> tuple[Model, Model]:
     """(target, draft)."""
     g = generator(how.vocabulary)
