@@ -177,6 +177,11 @@ def only_on_the_cpu(why: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(chosen.name != "cpu", reason=f"{chosen.name}: {why}")
 
 
+def fewer(count: int) -> int:
+    """Of `count` slots that a test draws, as many as the back end is worth."""
+    return count if chosen.name != "emulator" else min(count, max(4, count // 8))
+
+
 # Sizes that a back end can compute -------------------------------------------------------------------------------------------
 
 

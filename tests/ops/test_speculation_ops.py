@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import reference
-from ops.backend import ssd_ops
+from ops.backend import fewer, ssd_ops
 from ops.cases import (
     NAN,
     assert_same_bits,
@@ -103,7 +103,7 @@ def random_round(
     """Random p and q that resemble each other; proposals drawn from q, or (δ) from nothing. Padding and unused q are NaN."""
     g = generator(seed)
     chain = parents is None
-    parents = parents or [list(range(-1, lookahead))] * slots
+    parents = (parents or [list(range(-1, lookahead))] * slots)[: fewer(slots if parents is None else len(parents))]
     slots, nodes = len(parents), len(parents[0])
     width, addresses = draft_vocabulary or vocabulary, 3
     id_of = torch.randperm(vocabulary, generator=g)[:width].sort().values
@@ -129,7 +129,10 @@ def random_round(
         flat = ops.row_stats(logits.flatten(0, -2), *(x.repeat_interleave(rows) for x in settings))
         return flat.unflatten(0, logits.shape[:-1])
 
-    p_stats, q_stats, drawn_stats = stats(p_logits), stats(q_logits), stats(drawn_from)
+    p_stats, drawn_stats = stats(p_logits), stats(drawn_from)
+    q_stats = torch.full((slots, 2, addresses, nodes, ops.STATS), NAN)
+    q_stats[torch.arange(slots), parity, q_address.clamp_min(0).long()] = drawn_stats
+    q_stats[q_address < 0] = NAN
     spec_tokens = torch.full((slots, nodes - 1), 2**30, dtype=torch.int32)
     expected: list[reference.Verdict | None] = []
     for s in range(slots):
@@ -272,7 +275,7 @@ def test_a_place_that_drew_nothing_is_never_accepted() -> None:
     """Temperature 1 with top_k 2 under a node of four children: two places are empty, and their subtrees with them."""
     parents = tree_parents((4, 2))
     g = generator(12)
-    slots, nodes = 60, len(parents)
+    slots, nodes = fewer(60), len(parents)
     logits = torch.randn(slots, nodes, 6, generator=g)
     settings = sampling(slots * nodes, 1.0, 2)
     stats = ops.row_stats(logits.flatten(0, 1), *settings).unflatten(0, (slots, nodes))
