@@ -128,34 +128,46 @@ void arrange(std::vector<T>& items) {
   if (order == Order::kShuffled) std::shuffle(items.begin(), items.end(), shuffler);
 }
 
+// Runs each lane that can run, once. False if none can.
+bool run_warp(std::vector<Fiber*>& lanes) {
+  if (order == Order::kShuffled) arrange(lanes);
+  bool moved = false;
+  for (Fiber* fiber : lanes) {
+    if (fiber->finished || fiber->waits_at != nullptr) continue;
+    resume(*fiber);
+    moved = true;
+    if (!launch.error.empty()) fail("block " + name(blockIdx) + ": " + launch.error);
+  }
+  return moved;
+}
+
+// A warp runs on alone as long as it can, so that warps are as far apart as barriers allow; shuffled, for a few turns at a time.
 void run_block() {
   launch.at_barrier = 0;
-  for (Warp& warp : launch.warps) warp.arrived = 0;
-  std::vector<Fiber*> turns;
+  std::vector<std::vector<Fiber*>> warps(launch.warps.size());
   for (unsigned t = 0; t < launch.threads; ++t) {
     prepare(*launch.fibers[t], t);
-    turns.push_back(launch.fibers[t].get());
+    warps[t / 32].push_back(launch.fibers[t].get());
   }
-  if (order != Order::kShuffled) arrange(turns);
-  while (true) {
-    if (order == Order::kShuffled) arrange(turns);
-    bool moved = false;
-    size_t finished = 0;
-    for (Fiber* fiber : turns) {
-      if (!fiber->finished && fiber->waits_at == nullptr) {
-        resume(*fiber);
-        moved = true;
-        if (!launch.error.empty()) fail("block " + name(blockIdx) + ": " + launch.error);
-      }
-      finished += fiber->finished ? 1 : 0;
+  for (Warp& warp : launch.warps) warp.arrived = 0;
+  if (order == Order::kReversed)
+    for (auto& lanes : warps) arrange(lanes);
+  if (order != Order::kShuffled) arrange(warps);
+  bool moved = true;
+  while (moved) {
+    moved = false;
+    if (order == Order::kShuffled) arrange(warps);
+    for (auto& lanes : warps) {
+      uint64_t turns = order == Order::kShuffled ? 1 + shuffler() % 8 : ~uint64_t{0};
+      while (turns-- > 0 && run_warp(lanes)) moved = true;
     }
-    if (finished == turns.size()) return;
-    if (moved) continue;
-    for (const Fiber* fiber : turns)
-      if (!fiber->finished)
-        fail("block " + name(blockIdx) + ": thread " + name(fiber->index) + " waits for ever at " + fiber->waits_at + ", " +
-             std::to_string(finished) + " of " + std::to_string(turns.size()) + " threads have ended");
   }
+  const auto finished = [](const std::unique_ptr<Fiber>& fiber) { return fiber->finished; };
+  const auto end = launch.fibers.begin() + launch.threads, stuck = std::find_if_not(launch.fibers.begin(), end, finished);
+  if (stuck != end)
+    fail("block " + name(blockIdx) + ": thread " + name((*stuck)->index) + " waits for ever at " + (*stuck)->waits_at + ", " +
+         std::to_string(std::count_if(launch.fibers.begin(), end, finished)) + " of " + std::to_string(launch.threads) +
+         " threads have ended");
 }
 
 // An access outside of what the launch may touch.

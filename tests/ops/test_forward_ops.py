@@ -227,6 +227,16 @@ def test_paged_attention_beyond_the_fine_tiles(dtype: torch.dtype) -> None:
 
 
 @dtypes
+def test_paged_attention_of_many_sequences(dtype: torch.dtype) -> None:
+    """So many that a kernel gives several tiles of a sequence's keys to one block."""
+    lengths = [129 + 17 * s % 150 for s in range(17)]
+    keys = PagedKeys(lengths, 8, 64, 16, dtype, seed=7)
+    arguments = keys.see(list(range(17)), lengths, suffix=[s % 3 for s in range(17)])
+    q = torch.randn(17, 8, 64, generator=generator(7)).to(dtype)
+    assert_attention(ops.paged_attention(q, scale=0.3, **arguments), reference.paged_attention(q, scale=0.3, **arguments))
+
+
+@dtypes
 def test_paged_attention_survives_scores_beyond_the_range_of_exp(dtype: torch.dtype) -> None:
     keys = PagedKeys([300], 1, 64, 16, dtype, seed=6)
     arguments = keys.see([0, 0], [300, 140])

@@ -1,0 +1,162 @@
+"""The op tests find mistakes in the kernels: each mutant is the real source with one line changed, and must fail on the emulator."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ops import backend
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = backend.EMULATOR.parent
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str  # of csrc/cuda
+    before: str
+    after: str
+    tests: str  # for pytest's -k
+    compiled: tuple[str, ...] = ()  # the sources that include the file, if it is not one itself
+
+
+ATTENTION = ("paged_attention_64.cu",)  # one of them is enough
+
+MUTANTS = [
+    # A barrier deleted.
+    Mutant(
+        "linear: warps' sums over a pipeline in use",
+        "linear.cu",
+        "    __syncthreads();  // every warp is through with its part of shared memory\n",
+        "",
+        "linear",
+    ),
+    Mutant(
+        "rms_norm: a sum read before it is there",
+        "reduce.cuh",
+        "= value;\n  __syncthreads();\n  T total",
+        "= value;\n  T total",
+        "rms_norm",
+        ("rms_norm.cu",),
+    ),
+    Mutant(
+        "paged_attention: a ring refilled while others read it",
+        "paged_attention_merge.cuh",
+        "    __syncthreads();  // the rings are free again\n",
+        "",
+        "many_sequences",
+        ATTENTION,
+    ),
+    # Two lanes, or two words of a lane, of a mma swapped.
+    Mutant(
+        "linear: lanes swapped",
+        "linear.cu",
+        "piece * kPiece + lane_ % 4 * 8;",
+        "piece * kPiece + (lane_ ^ 1) % 4 * 8;",
+        "linear",
+    ),
+    Mutant(
+        "paged_attention: words swapped",
+        "paged_attention_warp.cuh",
+        "query, {key[0], key[1]}",
+        "query, {key[1], key[0]}",
+        "many_sequences",
+        ATTENTION,
+    ),
+    # A cp.async wait removed.
+    Mutant("linear: no wait", "linear.cu", "      cp_async_wait<C::stages - 2>();\n", "", "linear"),
+    Mutant(
+        "paged_attention: no wait",
+        "paged_attention_warp.cuh",
+        "      cp_async_wait<kStages - 1>();\n",
+        "",
+        "many_sequences",
+        ATTENTION,
+    ),
+    # What only another order of blocks shows, or a second launch.
+    Mutant(
+        "arrivals: the last is not waited for",
+        "arrivals.cuh",
+        "== blocks - 1;",
+        "== blocks - blocks;",
+        "sample_draws",
+        ("sample.cu",),
+    ),
+    Mutant("arrivals: not zero again", "arrivals.cuh", "    if (last) *arrivals = 0;\n", "", "sample_draws", ("sample.cu",)),
+    # Arithmetic.
+    Mutant(
+        "linear: a segment left out",
+        "linear.cu",
+        "for (int w = 0; w < C::warps; ++w) {",
+        "for (int w = 1; w < C::warps; ++w) {",
+        "linear",
+    ),
+    Mutant(
+        "rope_store_kv: halves exchanged",
+        "rope_store_kv.cu",
+        "a[i] * cosine - b[i] * sine",
+        "b[i] * cosine - a[i] * sine",
+        "rope",
+    ),
+    Mutant(
+        "paged_attention: unused places not cleared",
+        "paged_attention_warp.cuh",
+        "cp_async(&strip.values[key][column], values + at, from >= 0);",
+        "cp_async(&strip.values[key][column], values + at);",
+        "attention",
+        ATTENTION,
+    ),
+    Mutant(
+        "fork: the drafted token is guessed",
+        "fork.cu",
+        "drafted >= 0 && token == drafted",
+        "drafted < -1 && token == drafted",
+        "fork_guesses",
+    ),
+    Mutant("verify: the race is the draft's", "verify.cu", "Purpose::kResample", "Purpose::kDraft", "walks_chains"),
+]
+
+
+def build(mutant: Mutant, folder: Path) -> Path:
+    """The emulator's library, with the mutant in place of its original."""
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    source = folder / "csrc" / "cuda" / mutant.file
+    text = source.read_text(encoding="utf-8")
+    assert text.count(mutant.before) == 1, "the line that this mutant changes is not there, or not alone"
+    source.write_text(text.replace(mutant.before, mutant.after), encoding="utf-8")
+
+    link = subprocess.check_output(["ninja", "-C", BUILD, "-t", "commands", "ssd_emulator"], text=True).splitlines()[-1]
+    compile_commands = {entry["file"]: entry for entry in json.loads((BUILD / "compile_commands.json").read_text())}
+    for name in mutant.compiled or (mutant.file,):
+        entry = compile_commands[str(ROOT / "csrc" / "cuda" / name)]
+        compiled = folder / f"{name}.o"
+        command = shlex.split(entry["command"].replace(f"{ROOT}/csrc", f"{folder}/csrc"))
+        original = command[command.index("-o") + 1]
+        command[command.index("-o") + 1] = str(compiled)
+        subprocess.run(command, cwd=BUILD, check=True)
+        assert link.count(original) == 1
+        link = link.replace(original, str(compiled))
+    library = folder / "ssd_emulator.so"
+    link = link.replace("-o ssd_emulator.so", f"-o {library}")
+    subprocess.run(link, shell=True, cwd=BUILD, check=True)
+    return library
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_the_op_tests_reject(mutant: Mutant, tmp_path: Path) -> None:
+    library = build(mutant, tmp_path)
+    command = [sys.executable, "-m", "pytest", ROOT / "tests" / "ops", "--backend", "emulator", "-x", "-q", "-k", mutant.tests]
+    done = subprocess.run(
+        command, env=os.environ | {"SSD_EMULATOR": str(library)}, capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "failed" in done.stdout
