@@ -45,7 +45,7 @@ class BackEnd:
 HALVES = (torch.bfloat16, torch.float16)
 CUDA_HEADS = (64, 80, 96, 128, 256)
 WHOLE = {"examples": 20, "rows": 300, "slots": 60, "length": 40, "draws": 200_000}
-SMALL = {"examples": 3, "rows": 40, "slots": 3, "length": 12, "draws": 400}  # an emulated launch takes milliseconds
+SMALL = {"examples": 3, "rows": 40, "slots": 3, "length": 24, "draws": 300}  # an emulated launch takes milliseconds
 BACK_ENDS = {
     "cpu": BackEnd("cpu", (torch.float32, torch.bfloat16), None, 1, **WHOLE),
     "emulator": BackEnd("emulator", HALVES, CUDA_HEADS, 8, **SMALL),

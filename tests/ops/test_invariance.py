@@ -141,17 +141,10 @@ def fork(g: torch.Generator, dtype: torch.dtype) -> Rows:
 
 def verify(g: torch.Generator, dtype: torch.dtype) -> Rows:
     nodes, vocabulary = 6, 17
-    p_logits, q_logits = (
-        (torch.randn(MANY, *shape, vocabulary, generator=g)).to(dtype).float() for shape in [(nodes,), (2, 3, nodes)]
-    )
-    settings = random_sampling(MANY, g)
-
-    def stats(logits: Tensor) -> Tensor:
-        rows = logits[0, ..., 0].numel()
-        flat = ops.row_stats(logits.flatten(0, -2), *(x.repeat_interleave(rows) for x in settings))
-        return flat.unflatten(0, logits.shape[:-1])
-
-    p_stats, q_stats = stats(p_logits), stats(q_logits)
+    logits = torch.randn(MANY, vocabulary, generator=g).to(dtype).float()
+    stats = ops.row_stats(logits, *random_sampling(MANY, g))
+    p_row, q_row = (ints(0, MANY, (MANY, *shape), g).long() for shape in [(nodes,), (2, 3, nodes)])
+    p_logits, p_stats, q_logits, q_stats = logits[p_row], stats[p_row], logits[q_row], stats[q_row]
     parent = i32([random_parents(nodes, 3, g) for _ in range(MANY)])
     spec_tokens, spec_len = ints(0, vocabulary, (MANY, nodes - 1), g), ints(0, nodes, (MANY,), g)
     q_address, seed = ints(-1, 3, (MANY,), g), torch.randint(0, 2**62, (MANY,), generator=g)

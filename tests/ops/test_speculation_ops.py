@@ -259,7 +259,7 @@ def test_a_chain_is_the_tree_with_one_child_a_node(seed: int, lookahead: int, vo
     chain = random_round(
         seed, vocabulary, lookahead=lookahead, slots=8, draft_vocabulary=vocabulary - 2 if trimmed else None
     ).arguments
-    tree = {**chain, "parent": torch.arange(-1, lookahead, dtype=torch.int32).repeat(8, 1)}
+    tree = {**chain, "parent": torch.arange(-1, lookahead, dtype=torch.int32).repeat(len(chain["spec_len"]), 1)}
     (chain_path, chain_state), (tree_path, tree_state) = verify(chain), verify(tree)
     assert_same_bits(tree_path, chain_path)
     for name, value in chain_state.items():
