@@ -40,8 +40,7 @@ __device__ __forceinline__ Source source_of(int64_t at, int pieces) {
 constexpr int kPackThreads = 256;
 
 __global__ void __launch_bounds__(kPackThreads) pack_weight_kernel(PackWeightParams p) {
-  wait_for_previous_kernel();
-  let_next_kernel_start();
+  wait_for_previous_kernel();  // and the next one does not start early: it may read what is packed here without waiting
   const int pieces = divide_up(p.inputs, kPiece);
   const int64_t elements = static_cast<int64_t>(divide_up(p.outputs, kTile)) * pieces * kTile * kPiece;
   for (int64_t at = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x; at < elements;

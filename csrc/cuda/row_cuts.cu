@@ -124,6 +124,11 @@ __device__ Range collect(const Row& row, unsigned entries, Memory& memory, Insid
   return range;
 }
 
+__device__ __forceinline__ void add(int32_t bin, Count weight, Memory& memory) {
+  atomicAdd(&memory.count[bin], 1u);
+  if (weight > 0) atomicAdd(&memory.weight[bin], weight);  // masked entries would all queue for the last bin's
+}
+
 // Cuts a range of too many entries into bins and collects the one in which the target is reached.
 __device__ Range narrow(const Row& row, const Range& range, bool by_weight, Stretch& stretch, Memory& memory) {
   int shift = 0;
@@ -134,9 +139,7 @@ __device__ Range narrow(const Row& row, const Range& range, bool by_weight, Stre
   row.each<16>(0, row.size, [&](float value, int32_t id) {
     const Standing standing = standing_of(value, id);
     if (standing > range.first || standing < range.last) return;
-    const auto bin = static_cast<int32_t>((range.first - standing) >> shift);
-    atomicAdd(&memory.count[bin], 1u);
-    atomicAdd(&memory.weight[bin], row.weight(value));
+    add(static_cast<int32_t>((range.first - standing) >> shift), row.weight(value), memory);
   });
   __syncthreads();
   const Count before = stretch.weight_before;
@@ -187,9 +190,7 @@ __device__ void count_slice(const Row& row, const Processing& how, int32_t begin
   const float bound = logf(how.min_p);
   unsigned likely = 0;
   row.each<kSliceEntries / kThreads>(begin, min(row.size, begin + kSliceEntries), [&](float value, int32_t) {
-    const int32_t bin = row.bin(value);
-    atomicAdd(&memory.count[bin], 1u);
-    atomicAdd(&memory.weight[bin], row.weight(value));
+    add(row.bin(value), row.weight(value), memory);
     if ((value - row.largest) * row.scale >= bound) ++likely;
   });
   if (likely > 0) atomicAdd(&memory.likely, likely);

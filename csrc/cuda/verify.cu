@@ -66,8 +66,9 @@ __global__ void __launch_bounds__(kJudgeThreads) judge_kernel(VerifyParams p) {
   let_next_kernel_start();
   const int64_t slot = blockIdx.x / static_cast<unsigned>(p.nodes);
   const auto node = static_cast<int32_t>(blockIdx.x % static_cast<unsigned>(p.nodes));
-  if (p.done[slot] != 0) return;
+  const bool done = p.done[slot] != 0;
   load_tree(p, slot, memory.tree);
+  if (done) return;
   const Tree& tree = memory.tree;
   int32_t child = node <= tree.present ? tree.next_child(node, node) : kNone;
   if (child == kNone || tree.next_child(node, child) == kNone) return;
@@ -186,19 +187,20 @@ __device__ void commit(const VerifyParams& p, int64_t slot, int32_t accepted, in
   p.done[slot] = end <= accepted ? 1 : 0;
 }
 
-__global__ void __launch_bounds__(kSliceThreads) verify_kernel(VerifyParams p) {
+__global__ void __launch_bounds__(kSliceThreads, 4) verify_kernel(VerifyParams p) {
   Memory& memory = *shared_memory<Memory>();
   wait_for_previous_kernel();
   let_next_kernel_start();
   const Slice slice = this_slice(p.vocabulary);
   const int64_t slot = slice.row;
-  if (p.done[slot] != 0) {
+  const bool done = p.done[slot] != 0;
+  load_tree(p, slot, memory.tree);
+  if (done) {
     const auto i = static_cast<int32_t>(threadIdx.x);
     if (slice.index == 0 && i < 2) p.outcome[(slot * 2 + (*p.parity & 1)) * 2 + i] = -1;
     if (slice.index == 0 && i < p.nodes) p.path[slot * p.nodes + i] = -1;
     return;
   }
-  load_tree(p, slot, memory.tree);
   int32_t accepted;
   const int32_t node = walk_down(p, slot, memory, accepted);
   const Judge judge = judge_of(p, slot, node, memory.tree);

@@ -31,15 +31,15 @@ struct Tree {
   }
 };
 
-// By all threads of a block. What is outside the vocabulary counts as an empty place: the host cannot look at tokens.
+// By all threads of a block; all loads are under way at once. What is outside the vocabulary counts as an empty place: the host
+// cannot look at tokens.
 __device__ __forceinline__ void load_tree(const VerifyParams& p, int64_t slot, Tree& tree) {
-  const int32_t present = min(max(p.spec_len[slot], 0), p.nodes - 1);
   const auto i = static_cast<int32_t>(threadIdx.x);
-  if (i == 0) tree.present = present;
-  if (i >= 1 && i <= present) {
+  if (i == 0) tree.present = min(max(p.spec_len[slot], 0), p.nodes - 1);
+  if (i >= 1 && i < p.nodes) {
     const int32_t token = p.spec_tokens[slot * (p.nodes - 1) + i - 1];
-    tree.token[i] = token < p.vocabulary ? token : -1;
     const int32_t parent = p.parent != nullptr ? p.parent[slot * p.nodes + i] : i - 1;
+    tree.token[i] = token < p.vocabulary ? token : -1;
     tree.parent[i] = parent < i ? parent : -1;
   }
   __syncthreads();

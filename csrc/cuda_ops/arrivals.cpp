@@ -33,6 +33,8 @@ unsigned long long capture_of(cudaStream_t stream) {
 
 }  // namespace
 
+bool is_capturing(cudaStream_t stream) { return capture_of(stream) != 0; }
+
 int32_t* arrival_counters(int64_t count, const Tensor& like, c10::cuda::CUDAStream stream) {
   TORCH_CHECK(count <= kCounters, "one call on CUDA puts together at most ", kCounters,
               " results (rows times K/V heads for "

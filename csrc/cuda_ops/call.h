@@ -30,6 +30,8 @@ inline void check_aligned(const Tensor& t, const char* name) {
 // Counters of a size known to a Call, which refused larger ones.
 inline int32_t int32(int64_t size) { return static_cast<int32_t>(size); }
 
+bool is_capturing(cudaStream_t stream);
+
 // `count` zeros beside `like`, for the blocks of one launch on `stream` to count their arrivals with. A kernel leaves them as it
 // found them, so all launches of a stream share them; those of other streams, and of graphs captured apart, never do.
 int32_t* arrival_counters(int64_t count, const Tensor& like, c10::cuda::CUDAStream stream);

@@ -81,6 +81,8 @@ Tensor pack_weight(const Tensor& weight, std::string_view epilogue_name) {
                                     .inputs = int32(sizes.inputs),
                                     .epilogue = on_device(sizes.epilogue)},
                                    call.stream()));
+  // `linear` reads weights while the kernel ahead of it in the stream still runs: they are whole before anybody has them.
+  if (!is_capturing(call.stream())) C10_CUDA_CHECK(cudaStreamSynchronize(call.stream()));
   return packed;
 }
 

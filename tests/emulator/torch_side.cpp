@@ -21,7 +21,8 @@
 
 #include "emulator.h"
 
-// The one CUDA call of csrc/cuda_ops that is neither a launch nor torch's.
+// The CUDA calls of csrc/cuda_ops that are neither launches nor torch's.
+extern "C" cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 extern "C" cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* status, unsigned long long*,
                                                 cudaGraph_t*, const cudaGraphNode_t**, const cudaGraphEdgeData**, size_t*) {
   *status = cudaStreamCaptureStatusNone;
