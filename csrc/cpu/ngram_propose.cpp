@@ -17,9 +17,9 @@ struct Match {
   int64_t end = 0;     // the place that resembles the sequence's last
 };
 
-// In linear time: the Z-algorithm, read backwards. agreeing[d] is by how many tokens the text that ends d places before the last
-// agrees with the sequence's ending. What lies within the match that reaches furthest back has been seen once already, in the
-// ending itself, and is not compared again.
+// In linear time: the Z-algorithm, read backwards. agreeing[d] is by how many tokens the text that ends d places before the
+// last agrees with the sequence's ending. What lies within the match that reaches furthest back has been seen once already, in
+// the ending itself, and is not compared again.
 Match longest_match(const int32_t* sequence, int64_t last, std::vector<int64_t>& agreeing) {
   agreeing.assign(static_cast<size_t>(last) + 1, 0);
   Match best;

@@ -1,8 +1,8 @@
 // Guesses the outcomes of the verification under way: for each accepted count k the F_k likeliest tokens behind it.
 //
-// A row of logits for each (slot, k), ranked over its slices as `sample` ranks a greedy row. How many places of the budget a row
-// fills, and from which on, its blocks read from the fan-out table. The drafted token, which is not to be guessed, is told by its
-// target id, so that nobody has to search id_of for it. Floor: a launch, and one read of the logits, which are in L2.
+// A row of logits for each (slot, k), ranked over its slices as `sample` ranks a greedy row. How many places of the budget a
+// row fills, and from which on, its blocks read from the fan-out table. The drafted token, which is not to be guessed, is told
+// by its target id, so that nobody has to search id_of for it. Floor: a launch, and one read of the logits, which are in L2.
 #include "kernels.h"
 #include "vocabulary.cuh"
 

@@ -1,10 +1,10 @@
 // Proposes what followed the longest earlier match of a sequence's own ending; of equally long ones the most recent.
 //
-// One block a sequence. Nearly every match is shorter than a glance, so each thread first glances at every 1024th place by itself,
-// from the most recent one on, loading from what the block has just brought into L1. Only where a match fills a glance may a
-// longer one be hidden: then those places are taken up again, the most recent first, and the whole block measures one at a time;
-// what cannot be longer than the best so far is passed over. Text that repeats itself for ever would otherwise take quadratic time.
-// Floor: a launch, and one read of the sequence.
+// One block a sequence. Nearly every match is shorter than a glance, so each thread first glances at every 1024th place by
+// itself, from the most recent one on, loading from what the block has just brought into L1. Only where a match fills a glance
+// may a longer one be hidden: then those places are taken up again, the most recent first, and the whole block measures one at
+// a time; what cannot be longer than the best so far is passed over. Text that repeats itself for ever would otherwise take
+// quadratic time. Floor: a launch, and one read of the sequence.
 #include "kernels.h"
 #include "launch.h"
 #include "reduce.cuh"

@@ -1,11 +1,11 @@
 // Where top-k, top-p, min-p and Saguaro sampling cut a row: each keeps a prefix of its order (value descending, id ascending).
 //
-// A cut is the first entry at which a count of entries (top-k, min-p, Saguaro's F) or their weight (top-p) reaches a target. Slices
-// sort the row's entries into bins of equal width, counting and weighing them in whole numbers, which no order of adding changes;
-// the last block to arrive knows from the bins' running totals in which of them a cut lies, collects that bin's few entries and
-// compares each with each. Where too many entries are that close (all equal, say) their range is cut into bins again first.
-// The log-sum falls out of the same totals. No cut costs a sort of the row, and a batch of one still uses many multiprocessors.
-// Floor: a launch; one read of the logits, and one more by a single block for each cut.
+// A cut is the first entry at which a count of entries (top-k, min-p, Saguaro's F) or their weight (top-p) reaches a target.
+// Slices sort the row's entries into bins of equal width, counting and weighing them in whole numbers, which no order of adding
+// changes; the last block to arrive knows from the bins' running totals in which of them a cut lies, collects that bin's few
+// entries and compares each with each. Where too many entries are that close (all equal, say) their range is cut into bins
+// again first. The log-sum falls out of the same totals. No cut costs a sort of the row, and a batch of one still uses many
+// multiprocessors. Floor: a launch; one read of the logits, and one more by a single block for each cut.
 #include "row_stats.cuh"
 
 namespace ssd::cuda {

@@ -1,9 +1,9 @@
 // The processed distribution of each row of logits as eight numbers (common/distribution.h).
 //
-// Most rows need their maximum and one sum: slices of the row leave a part each, the sum relative to the slice's own maximum, and
-// the last block to arrive adds the parts up in order. That is one read of the logits. A row with top-k, top-p, min-p or Saguaro
-// sampling must also be cut at an entry of its order; that is a kernel of its own (row_cuts.cu), which a row without cuts leaves
-// at once. Floor: two launches, and one read of the logits, which are in L2.
+// Most rows need their maximum and one sum: slices of the row leave a part each, the sum relative to the slice's own maximum,
+// and the last block to arrive adds the parts up in order. That is one read of the logits. A row with top-k, top-p, min-p or
+// Saguaro sampling must also be cut at an entry of its order; that is a kernel of its own (row_cuts.cu), which a row without
+// cuts leaves at once. Floor: two launches, and one read of the logits, which are in L2.
 #include "row_stats.cuh"
 
 namespace ssd::cuda {

@@ -26,8 +26,8 @@ __device__ __forceinline__ Processing processing_of(const RowStatsParams& p, int
   return how;
 }
 
-// A row's entries by value, in bins of equal width from the largest to the lowest. Weights, which are at most 1, are whole numbers
-// of 2^-40, so that their sums depend on no order; 2^24 of them do not overflow.
+// A row's entries by value, in bins of equal width from the largest to the lowest. Weights, which are at most 1, are whole
+// numbers of 2^-40, so that their sums depend on no order; 2^24 of them do not overflow.
 constexpr int kBins = 1024;
 constexpr float kWeightUnit = 0x1p-40f;
 

@@ -2,8 +2,8 @@
 // top-m). A greedy row's are its m largest logits.
 //
 // Every entry of a row needs an exp, a logarithm and a quarter of a Philox call, some microseconds of arithmetic for one block;
-// over slices it is less than one. Slices keep m each, the most that a row's m earliest can need of one. Floor: a launch, and one
-// read of the logits, which are in L2.
+// over slices it is less than one. Slices keep m each, the most that a row's m earliest can need of one. Floor: a launch, and
+// one read of the logits, which are in L2.
 #include "kernels.h"
 #include "vocabulary.cuh"
 

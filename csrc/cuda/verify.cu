@@ -2,20 +2,20 @@
 //
 // How far the walk goes takes a handful of probabilities, so every block of a slot finds that out by itself: a thread judges a
 // node, then all follow the accepted children. Only the last token needs the whole row on which the walk ended, and the slot's
-// blocks share it by slices: an exponential race over the residual, which needs no normaliser, and over p itself for when rounding
-// left no residual. The slot's last block to arrive takes the earliest of all and writes the state, which until then all could
-// read. So a chain is one launch and one read of two rows.
+// blocks share it by slices: an exponential race over the residual, which needs no normaliser, and over p itself for when
+// rounding left no residual. The slot's last block to arrive takes the earliest of all and writes the state, which until then
+// all could read. So a chain is one launch and one read of two rows.
 //
-// Siblings are another matter: behind a rejection p and q are renormalised before the next is tried. But no sum depends on the walk
-// or on other nodes, so with a tree a first kernel judges all nodes that have several children at once, a block each, and leaves
-// the scales. The last rejection of a node is never followed by a trial and its rest stays as it is: a tree of one child a node
-// computes what the chain does, bit for bit. Floor: one launch, two for a tree; reading two rows, which are in L2.
+// Siblings are another matter: behind a rejection p and q are renormalised before the next is tried. But no sum depends on the
+// walk or on other nodes, so with a tree a first kernel judges all nodes that have several children at once, a block each, and
+// leaves the scales. The last rejection of a node is never followed by a trial and its rest stays as it is: a tree of one child
+// a node computes what the chain does, bit for bit. Floor: one launch, two for a tree; reading two rows, which are in L2.
 #include "walk.cuh"
 
 namespace ssd::cuda {
 namespace {
 
-// Judging siblings ----------------------------------------------------------------------------------------------------------------
+// Judging siblings ------------------------------------------------------------------------------------------------------------
 
 constexpr int kJudgeThreads = 512;
 constexpr int kJudgeWarps = kJudgeThreads / kWarp;
@@ -58,8 +58,8 @@ __device__ Rejection reject(const Judge& judge, int32_t vocabulary, int32_t toke
   return {token, rest > 0.0f ? 1.0f / rest : 0.0f, q_rest > 0.0f ? 1.0f / q_rest : 1.0f};
 }
 
-// Leaves the judgement of every node that draws and has several children. The children of a node are tried one by one, all threads
-// working out the same; what they do together is the sums.
+// Leaves the judgement of every node that draws and has several children. The children of a node are tried one by one, all
+// threads working out the same; what they do together is the sums.
 __global__ void __launch_bounds__(kJudgeThreads) judge_kernel(VerifyParams p) {
   JudgeMemory& memory = *shared_memory<JudgeMemory>();
   wait_for_previous_kernel();
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kJudgeThreads) judge_kernel(VerifyParams p) {
   if (threadIdx.x == 0) workspace.judgements[slot * p.nodes + node] = {child, rejected};
 }
 
-// The walk, the draw at its end, and the commit --------------------------------------------------------------------------------------
+// The walk, the draw at its end, and the commit -------------------------------------------------------------------------------
 
 struct Memory {
   Tree tree;

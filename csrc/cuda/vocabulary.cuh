@@ -1,9 +1,10 @@
 // Rows as wide as the vocabulary: cut into slices that blocks share, and their entries put in order.
 //
-// A block takes one slice and each of its threads four neighbouring columns, those that one Philox call serves. Slices are small
-// because a decode has few rows, and one of 128,000 columns should already fill a GPU. What a block finds in its slice it leaves
-// in the workspace, and the last block of the row to arrive puts that together in the slices' order, so a result never depends
-// on who came when. Loads are of single floats: a row begins where the one before it ends, which need not be a multiple of 16.
+// A block takes one slice and each of its threads four neighbouring columns, those that one Philox call serves. Slices are
+// small because a decode has few rows, and one of 128,000 columns should already fill a GPU. What a block finds in its slice it
+// leaves in the workspace, and the last block of the row to arrive puts that together in the slices' order, so a result never
+// depends on who came when. Loads are of single floats: a row begins where the one before it ends, which need not be a multiple
+// of 16.
 #pragma once
 
 #include "../common/distribution.h"
@@ -104,8 +105,8 @@ __device__ __forceinline__ void rank_block(int32_t count, RankingMemory& memory,
   }
 }
 
-// The `count` foremost entries of a row whose slices' blocks all call this: give(rank, standing), as above, in the last of them.
-// entries: this thread's. left: [slices, min(count, kSliceColumns)], what slices leave for the last.
+// The `count` foremost entries of a row whose slices' blocks all call this: give(rank, standing), as above, in the last of
+// them. entries: this thread's. left: [slices, min(count, kSliceColumns)], what slices leave for the last.
 template <typename Give>
 __device__ __forceinline__ void rank_row(const Standing (&entries)[kColumns], int32_t count, const Slice& slice, Standing* left,
                                          int32_t* arrivals, RankingMemory& memory, Give give) {

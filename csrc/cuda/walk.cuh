@@ -1,6 +1,6 @@
-// One slot's proposals and the arithmetic of judging them: what csrc/cpu/verify.cpp keeps as vectors over the vocabulary, worked
-// out for one id at a time. A proposal that was rejected is remembered as its token and two scales, and what it and others have
-// left of p and q follows from p and q themselves in a few operations, in whatever block it is needed.
+// One slot's proposals and the arithmetic of judging them: what csrc/cpu/verify.cpp keeps as vectors over the vocabulary,
+// worked out for one id at a time. A proposal that was rejected is remembered as its token and two scales, and what it and
+// others have left of p and q follows from p and q themselves in a few operations, in whatever block it is needed.
 #pragma once
 
 #include "kernels.h"
