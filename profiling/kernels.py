@@ -1,6 +1,6 @@
 """Time of every CUDA kernel beside its floor and its peers, and whether it is as fast as it must be.
 
-    python profiling/kernels.py [--only linear,verify] [--results profiling/results]
+    python profiling/kernels.py [--only linear,attention] [--results profiling/results]
 
 Calls are captured in a graph, each on data of its own so that none finds it in the cache, and the graph is replayed. A floor is the
 bytes a call must read over the bandwidth measured beside it, or one more node in a graph, whichever is longer. The result is one
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Must:
-    """Of the rows that `of` chooses, the `worst` figure must be within the limit."""
+    """Of the rows that `of` chooses, the worst figure must be within the limit."""
 
     kernel: str
     what: str
@@ -144,6 +144,17 @@ def timed(case: Case, bandwidth: float, launch: float) -> Row:
     }
 
 
+def call_once(families: list[str]) -> None:
+    """Inside NVTX ranges: one around all, and one a case."""
+    with torch.cuda.nvtx.range("profiled"):
+        for family in families:
+            for case in FAMILIES[family]():
+                torch.cuda.synchronize()
+                with torch.cuda.nvtx.range(f"{case.kernel}: {case.name}"):
+                    case.calls[0]()
+                    torch.cuda.synchronize()
+
+
 def line(row: Row) -> str:
     peers = "; ".join(
         f"{name} {peer['us']:.1f}" if "us" in peer else f"{name} failed: {peer['failed']}"
@@ -158,6 +169,7 @@ def line(row: Row) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help=f"some of {', '.join(FAMILIES)}, with commas")
+    parser.add_argument("--once", action="store_true", help="call each case once and time nothing: for profilers")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result file")
     args = parser.parse_args()
     families = args.only.split(",") if args.only else list(FAMILIES)
@@ -167,6 +179,9 @@ def main() -> None:
         sys.exit(f"SKIPPED: kernels.py; torch {torch.__version__} sees no GPU here.")
 
     torch.manual_seed(0)
+    if args.once:
+        call_once(families)
+        return
     bandwidth, launch = machine.gpu_read_bandwidth(), launch_seconds()
     info = machine.describe_gpu()
     print(f"{info['device']}: reads {bandwidth / 1e12:.2f} TB/s; one node of a graph takes {launch * 1e6:.1f} µs")
