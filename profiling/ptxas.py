@@ -31,21 +31,19 @@ ENTRY = re.compile(
 )
 
 
-def readable(kernels: list[str]) -> list[str]:
-    """Without the mangling, the namespaces and the arguments, which are one parameter struct each."""
-    if not kernels:
+def readable(mangled: list[str]) -> list[str]:
+    """Kernels' names without namespaces and arguments, which are one parameter struct each. Also of launch()'s lambdas."""
+    if not mangled:
         return []
-    names = subprocess.run(
-        ["c++filt"], input="\n".join(kernels), capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    short = []
-    for name in names:
+    done = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True)
+    names = []
+    for name in done.stdout.splitlines():
+        if launched := re.search(r"::launch<&\(?(.*?), ssd::cuda::\w+>\(dim3", name):
+            name = launched[1].removesuffix(")") if launched[1].count(")") > launched[1].count("(") else launched[1]
         for noise in ("ssd::cuda::", "(anonymous namespace)::", "void "):
             name = name.replace(noise, "")
-        while (shorter := re.sub(r"\([^()]*\)$", "", name)) != name:  # the argument list
-            name = shorter
-        short.append(re.sub(r"\((?:int|bool|unsigned int|ssd::\w+|\w+)\)(?=[\w-])", "", name))
-    return short
+        names.append(re.sub(r"\(\w*\)$", "", name).replace("> >", ">>"))
+    return names
 
 
 def compiled(source: Path, arch: str) -> tuple[list[dict[str, Any]], float]:

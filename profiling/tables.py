@@ -117,27 +117,35 @@ def newest(results: list[Row], what: str) -> Row | None:
     return max((r for r in results if r.get("what") == what), key=lambda r: str((r.get("machine") or r)["date"]), default=None)
 
 
-def status_row(op: str, tests: Row | None, kernels: Row | None) -> list[str]:
+def outcomes_of(op: str, tests: Row | None) -> str:
+    outcomes = tests["ops"].get(op) if tests else None
+    if not outcomes:
+        return NOT_YET_RUN
+    return f"{outcomes['passed']} passed" + (f", **{outcomes['failed']} failed**" if outcomes["failed"] else "")
+
+
+def status_row(op: str, emulated: Row | None, tests: Row | None, kernels: Row | None) -> list[str]:
     outcomes = tests["ops"].get(op) if tests else None
     timed = [row for row in kernels["kernels"] if row["kernel"] == KERNEL_OF.get(op, op)] if kernels else []
     machine = tests["machine"] if tests and outcomes else kernels["machine"] if kernels and timed else None
     if machine is None:
-        return [f"`{op}`", NOT_YET_RUN, "–", "–", NOT_YET_RUN, NOT_YET_RUN]
-    said = NOT_YET_RUN
-    if outcomes:
-        said = f"{outcomes['passed']} passed" + (f", **{outcomes['failed']} failed**" if outcomes["failed"] else "")
+        return [f"`{op}`", outcomes_of(op, emulated), NOT_YET_RUN, NOT_YET_RUN, "–", "–", "–"]
     shares = sorted(row["fraction_of_floor"] for row in timed)
     share = f"{shares[0]:.0%} to {shares[-1]:.0%}" if shares else "–" if kernels else NOT_YET_RUN
-    return [f"`{op}`", str(machine["commit"]), machine["device"], machine["date"], said, share]
+    made = [machine["device"], str(machine["commit"]), machine["date"]]
+    return [f"`{op}`", outcomes_of(op, emulated), outcomes_of(op, tests), share, *made]
 
 
 def gpu_status(results: list[Row]) -> str:
-    tests, kernels = newest(results, "gpu-tests"), newest(results, "kernels")
-    rows = [status_row(op, tests, kernels) for op in op_names()]
-    page = GPU_STATUS + markdown([["op", "commit", "device", "date", "tests", "of the floor"], *rows]) + "\n"
-    if tests:
-        page += f"\nTests: {made_on(tests['machine'])}; {', '.join(f'{n} {what}' for what, n in tests['outcomes'].items())}.\n"
-        page += "".join(f"- skipped: {reason} ({count})\n" for reason, count in tests["skipped"].items())
+    emulated, tests, kernels = (newest(results, what) for what in ("emulator-tests", "gpu-tests", "kernels"))
+    rows = [status_row(op, emulated, tests, kernels) for op in op_names()]
+    head = ["op", "tests on the emulator", "tests on a GPU", "of the floor", "GPU", "commit", "date"]
+    page = GPU_STATUS + markdown([head, *rows]) + "\n"
+    for where, run in (("the emulator", emulated), ("the GPU", tests)):
+        if run:
+            counts = ", ".join(f"{count} {outcome}" for outcome, count in run["outcomes"].items())
+            page += f"\nAll tests on {where}: {counts}; {made_on(run['machine'])}. Skipped there:\n\n"
+            page += "".join(f"- {reason} ({count})\n" for reason, count in run["skipped"].items())
     return page + (kernel_times(kernels) if kernels else "")
 
 
@@ -163,7 +171,8 @@ def kernel_times(result: Row) -> str:
 KERNELS = """# Kernels
 
 Made by `python profiling/tables.py` from what `python profiling/ptxas.py` found: what the compiler makes of each kernel of
-`csrc/cuda`. Shared memory is dynamic in all of them: the launcher asks for it, and never for more than 99 KB a block.
+`csrc/cuda`. Shared memory is dynamic in all of them, at most 99 KB a block; threads and shared bytes are those of the largest block
+that the tests launched on the emulator.
 
 """
 
@@ -176,12 +185,14 @@ def kernels_page(results: list[Row]) -> str:
     rows: dict[tuple[str, str], dict[str, Row]] = {}
     for entry in result["kernels"]:
         rows.setdefault((entry["file"], entry["kernel"]), {})[entry["arch"]] = entry
-    lines = [["file", "kernel", *(f"{arch}: registers, spilled bytes" for arch in archs)]]
+    blocks = (newest(results, "emulator-tests") or {}).get("blocks", {})
+    lines = [["file", "kernel", "threads", "shared bytes", *(f"{arch}: registers, spilled bytes" for arch in archs)]]
     for (file, kernel), of_arch in rows.items():
         cells = [
             f"{e['registers']}, {e['spill_stores'] + e['spill_loads']}" if (e := of_arch.get(arch)) else "–" for arch in archs
         ]
-        lines.append([file, f"`{kernel}`", *cells])
+        block = blocks.get(kernel, {})
+        lines.append([file, f"`{kernel}`", *(str(block.get(name, "–")) for name in ("threads", "shared_bytes")), *cells])
     seconds = [["file", *archs]]
     seconds += [[file, *(figure(took.get(arch)) for arch in archs)] for file, took in result["seconds"].items()]
     made = f"nvcc {result['nvcc']}; commit {result['commit']}; {result['date']}.\n\n"

@@ -10,8 +10,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from ops import backend
 
@@ -54,7 +56,7 @@ class Results:
 
         name = backend.chosen.name
         info = machine.describe_gpu() if name == "gpu" else machine.describe()
-        result = {
+        result: dict[str, Any] = {
             "what": f"{name}-tests",
             "machine": info,
             "outcomes": self.outcomes,
@@ -62,6 +64,20 @@ class Results:
             "failed": self.failed,
             "ops": self.ops,
         }
+        if name == "emulator":
+            result["blocks"] = largest_blocks()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{info['date']}-{machine.slug(info['device'])}-{name}-tests.json"
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def largest_blocks() -> dict[str, dict[str, int]]:
+    """Of each kernel that the emulator ran, as profiling/ptxas.py names it: threads and bytes of shared memory."""
+    import ptxas
+
+    names, threads, shared_bytes = torch.ops.ssd_emulator.launched()
+    readable = ptxas.readable([f"_Z{name}" for name in names])
+    return {
+        name: {"threads": count, "shared_bytes": size}
+        for name, count, size in zip(readable, threads, shared_bytes, strict=True)
+    }

@@ -67,6 +67,7 @@ struct Launch {
 };
 
 Launch launch;
+std::map<std::string, Block> largest_blocks;
 std::mutex one_at_a_time;
 Order order = Order::kForward;
 std::mt19937_64 shuffler;
@@ -262,6 +263,8 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
     fail("a block has 32 to 1024 threads, in whole warps");
   if (shared_bytes > 99 * 1024)
     fail("a block has at most 99 KiB of shared memory, not " + std::to_string(shared_bytes) + " bytes");
+  Block& largest = largest_blocks[kernel.target_type().name()];
+  largest = {std::max(largest.threads, launch.threads), std::max(largest.shared_bytes, shared_bytes)};
   while (launch.fibers.size() < launch.threads) launch.fibers.push_back(std::make_unique<Fiber>());
   launch.warps.resize(launch.threads / 32);
 
@@ -273,6 +276,8 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
   const FaultHandler handler;
   run_blocks(blocks, shared);
 }
+
+const std::map<std::string, Block>& launched() { return largest_blocks; }
 
 // What device code is made of ------------------------------------------------------------------------------------------------------
 

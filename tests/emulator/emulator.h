@@ -19,6 +19,8 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <map>
+#include <string>
 #include <type_traits>
 
 namespace ssd::emulator {
@@ -29,6 +31,14 @@ void configure(Order order, uint64_t seed);
 
 // One launch. Throws std::runtime_error, naming block and thread, for what a kernel may not do.
 void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
+
+// The largest block that each kernel was launched with so far, by the mangled name of launch()'s own function, which holds the
+// kernel's.
+struct Block {
+  unsigned threads;
+  size_t shared_bytes;
+};
+const std::map<std::string, Block>& launched();
 
 // What device code is made of -----------------------------------------------------------------------------------------------------
 

@@ -16,8 +16,11 @@
 #include <algorithm>
 #include <atomic>
 #include <mutex>
+#include <string>
 #include <string_view>
+#include <tuple>
 #include <unordered_map>
+#include <vector>
 
 #include "emulator.h"
 
@@ -38,7 +41,7 @@ std::atomic<bool> guard_start = false;
 std::atomic<int64_t> damaged = 0;
 
 // [front guard][.. the tensor ..][back guard], the tensor against one of them.
-struct Block {
+struct Pages {
   unsigned char *base, *data;
   size_t mapped, bytes;
 
@@ -59,13 +62,13 @@ bool poisoned(const unsigned char* from, const unsigned char* to) {
 
 // By the tensor's first byte, which is all that torch hands back. Never destroyed: some tensors outlive this library's globals.
 std::mutex mutex;
-auto& blocks = *new std::unordered_map<void*, Block>;
+auto& allocated = *new std::unordered_map<void*, Pages>;
 
 void release(void* data) {
-  Block freed;
+  Pages freed;
   {
     const std::lock_guard lock(mutex);
-    freed = blocks.extract(data).mapped();
+    freed = allocated.extract(data).mapped();
   }
   const auto* begin = reinterpret_cast<unsigned char*>(freed.begin());
   const auto* end = reinterpret_cast<unsigned char*>(freed.end());
@@ -78,19 +81,19 @@ class GuardingAllocator final : public c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     const c10::Device cpu(c10::DeviceType::CPU);
     if (bytes == 0) return {nullptr, cpu};
-    const size_t page = Block::page_size();
-    Block block{nullptr, nullptr, (bytes + page - 1) / page * page + 2 * page, bytes};
-    void* base = mmap(nullptr, block.mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    const size_t page = Pages::page_size();
+    Pages pages{nullptr, nullptr, (bytes + page - 1) / page * page + 2 * page, bytes};
+    void* base = mmap(nullptr, pages.mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     TORCH_CHECK(base != MAP_FAILED, "no memory for a guarded tensor of ", bytes, " bytes");
-    block.base = static_cast<unsigned char*>(base);
-    TORCH_CHECK(mprotect(block.begin(), block.mapped - 2 * page, PROT_READ | PROT_WRITE) == 0, "mprotect failed");
-    std::fill(block.begin(), block.end(), kPoison);
+    pages.base = static_cast<unsigned char*>(base);
+    TORCH_CHECK(mprotect(pages.begin(), pages.mapped - 2 * page, PROT_READ | PROT_WRITE) == 0, "mprotect failed");
+    std::fill(pages.begin(), pages.end(), kPoison);
     // Torch's own code counts on 16 bytes of alignment: up to 15 bytes at the end are watched, not guarded.
-    block.data = guard_start ? reinterpret_cast<unsigned char*>(block.begin())
-                             : reinterpret_cast<unsigned char*>(block.end()) - (bytes + 15) / 16 * 16;
+    pages.data = guard_start ? reinterpret_cast<unsigned char*>(pages.begin())
+                             : reinterpret_cast<unsigned char*>(pages.end()) - (bytes + 15) / 16 * 16;
     const std::lock_guard lock(mutex);
-    blocks.emplace(block.data, block);
-    return {block.data, block.data, &release, cpu};
+    allocated.emplace(pages.data, pages);
+    return {pages.data, pages.data, &release, cpu};
   }
 
   c10::DeleterFnPtr raw_deleter() const override { return &release; }
@@ -112,6 +115,17 @@ void choose(std::string_view order, int64_t seed, bool start) {
 
 int64_t damaged_tensors() { return damaged.exchange(0); }
 
+std::tuple<std::vector<std::string>, std::vector<int64_t>, std::vector<int64_t>> launched_blocks() {
+  std::vector<std::string> names;
+  std::vector<int64_t> threads, shared_bytes;
+  for (const auto& [name, block] : launched()) {
+    names.push_back(name);
+    threads.push_back(block.threads);
+    shared_bytes.push_back(static_cast<int64_t>(block.shared_bytes));
+  }
+  return {names, threads, shared_bytes};
+}
+
 const bool installed = [] {
   c10::SetCPUAllocator(new GuardingAllocator, 100);
   return true;
@@ -121,6 +135,7 @@ const bool installed = [] {
 
 TORCH_LIBRARY(ssd_emulator, m) {
   m.def("configure(str order, int seed, bool guard_start) -> ()", choose);
+  m.def("launched() -> (str[] names, int[] threads, int[] shared_bytes)", launched_blocks);  // emulator.h
   m.def("damaged_tensors() -> int", damaged_tensors);  // freed since the last call, with something written beside them
 }
 
