@@ -87,8 +87,31 @@ def decode_section(result: Row) -> str:
     return "\n".join(lines) + "\n"
 
 
+def hit_rates_section(result: Row) -> str:
+    """Of profiling/hit_rates.py: a line for each set of prompts and, pooled, for all of them."""
+    machine, settings = result["machine"], result["settings"]
+    head = ["temperature", "C", "B", "prompts", "look-ups", "measured", "geometric", "uniform"]
+    head += ["measured − geometric, 95 %", "measured − uniform, 95 %", "tokens a round", "acceptance"]
+    lines = [head]
+    for case in result["hit_rates"]:
+        for name, row in [*case["sets"].items(), ("all", case["all"])]:
+            rates = [f"{row['hit_rate'][f]:.1%}" for f in ("measured", "geometric", "uniform")]
+            ends = [row["measured_less"][f]["mean_95"] for f in ("geometric", "uniform")]
+            more = [f"{100 * low:+.1f} to {100 * high:+.1f} points" for low, high in ends]
+            known = [f"{case['temperature']:g}", f"{case['saguaro_c']:g}", str(case["budget"]), name, str(row["look_ups"])]
+            lines.append([*known, *rates, *more, figure(row["tokens_per_round"], 2), f"{row['acceptance_rate']:.1%}"])
+    digests = ", ".join(f"{name} (sha256 {digest[:12]})" for name, digest in settings["prompts"].items())
+    made_with = (
+        f"The first {settings['limit']} prompts of {digests}, {settings['max_new_tokens']} tokens, K = {settings['lookahead']}, "
+        f"fallback neural; hit rates are pooled, intervals are of the mean over prompts, paired (`python profiling/hit_rates.py --help`)."
+    )
+    title = f"\n## {result['what']}: {settings['target']}, draft {settings['draft']}\n\n"
+    return f"{title}{made_on(machine)}.  \n{made_with}\n\n{markdown(lines)}\n"
+
+
 def benchmarks(results: list[Row]) -> str:
-    return BENCHMARKS + "".join(decode_section(result) for result in results if "modes" in result)
+    pages = [decode_section(result) for result in results if "modes" in result]
+    return BENCHMARKS + "".join(pages + [hit_rates_section(result) for result in results if "hit_rates" in result])
 
 
 # docs/gpu-status.md --------------------------------------------------------------------------------------------------------------
