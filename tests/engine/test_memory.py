@@ -25,7 +25,7 @@ from ssd.decoding.ssd import SpeculativeSpeculative
 REQUESTS, WARM_UP = 300, 100
 PATTERN = 0x7FC0BEEF  # a NaN with a name
 STATM = Path("/proc/self/statm")
-OPTIONS: dict[str, Any] = {"dtype": "float32", "threads": 1, "max_context": 128}
+OPTIONS: dict[str, Any] = {"dtype": "float32", "threads": 1, "max_context": 128, "fallback": "neural"}
 
 
 def resident_bytes() -> int:

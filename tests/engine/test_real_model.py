@@ -115,7 +115,7 @@ def test_greedy_decoding_gives_the_same_tokens_in_every_mode(
 def test_sampled_ssd_equals_sampled_speculative_decoding(engine: Callable[..., Any], processing: str) -> None:
     params = SamplingParams(**PROCESSINGS[processing], max_new_tokens=16)
     expected = decode(engine, "sd", "self:25", PROMPTS, params, max_batch=2, threads=1)
-    found = decode(engine, "ssd", "self:25", PROMPTS, params, max_batch=8, threads=1)
+    found = decode(engine, "ssd", "self:25", PROMPTS, params, max_batch=8, threads=1, fallback="neural")
     assert tokens_of(found) == tokens_of(expected)
     assert hits_and_look_ups(found)[0] > 0
 
@@ -226,7 +226,7 @@ def test_sampled_grid(
     params, half = SamplingParams(**PROCESSINGS[processing], max_new_tokens=TOKENS, ignore_eos=True), prompts[:32]
     if processing not in references:
         references[processing] = measure("sd", "self:25", half, params, None, max_batch=8, threads=2)
-    found = measure(mode, "self:25", half, params, references[processing], max_batch=batch, threads=2)
+    found = measure(mode, "self:25", half, params, references[processing], max_batch=batch, threads=2, fallback="neural")
     assert differing(found, references[processing]) == 0
     if mode == "ssd":
         assert 0 < found.hits < found.look_ups
