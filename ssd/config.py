@@ -194,6 +194,10 @@ class EngineConfig:
             raise SsdError(
                 f"tree works with mode='sd' and a draft model, not with {with_it}: an outcome of ssd names no node of a tree."
             )
+        if tree is not None and self.mode == "auto" and not has_draft:
+            raise SsdError(
+                f"tree needs a draft and {self.target!r} has none; name one with draft=, for example 'self:2', or leave tree out."
+            )
         if self.mode == "auto":
             return "sd" if has_draft else "ar"
         if self.mode != "ar" and not has_draft:
