@@ -12,11 +12,12 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python -P
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 SOURCES := $(shell find cmake csrc -type f) CMakeLists.txt
-CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CUDA_HEADER := $(firstword $(wildcard $(CUDA_HOME)/include/cuda_runtime.h /usr/local/cuda/include/cuda_runtime.h))
 # The outer Python's scripts too: cmake or ninja may be there already.
 export PATH := $(abspath $(BIN)):$(shell $(OUTER) -c 'import sysconfig; print(sysconfig.get_path("scripts"))' 2>/dev/null):$(PATH)
 
-.PHONY: help demo test test-packaging dev check format kernels cuda-ops clean
+.PHONY: help demo test test-packaging emulator test-emulator gpu-check dev check format kernels cuda-ops clean
 
 help:
 	@echo "make demo     decode with a real model, three ways (sets everything up first)"
@@ -24,6 +25,8 @@ help:
 	@echo "make dev      the developer's tools and an editable install"
 	@echo "make check    lint, types and formats       make format   put them right"
 	@echo "make kernels  compile the CUDA kernels; needs CMake, Ninja and nvcc only"
+	@echo "make test-emulator  run the CUDA kernels' tests on the CPU; needs CUDA's headers, no GPU"
+	@echo "make gpu-check      build, test and time the kernels on this machine's GPU"
 
 demo: $(VENV)/built
 	$(BIN)/ssd pull $(MODEL)
@@ -58,6 +61,27 @@ kernels:
 cuda-ops: $(VENV)/ready
 	cmake -G Ninja -S . -B build/cuda_ops -DSSD_CUDA_OPS_CHECK=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	cmake --build build/cuda_ops --target cuda_ops_check
+
+# The CUDA kernels compiled as C++, for tests without a GPU (tests/emulator).
+emulator: $(VENV)/test
+	cmake -G Ninja -S . -B build/emulator -DSSD_EMULATOR=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	cmake --build build/emulator --target ssd_emulator ssd_emulator_mistakes --parallel 2
+
+# SKIP_CODE=1 where not running them is a failure.
+ifeq ($(CUDA_HEADER),)
+test-emulator:
+	@echo "SKIPPED: the kernels' tests on the emulator; CUDA's headers are not here (cuda_runtime.h; CUDA_HOME says where)."
+	@exit $(or $(SKIP_CODE),0)
+else
+test-emulator: emulator
+	@$(RUN) -m pytest tests/emulator --backend emulator -q $(PYTEST) > build/emulator/tests.log 2>&1 & on_emulator=$$!; \
+	$(RUN) -m pytest tests/ops --backend emulator -q $(PYTEST); ops=$$?; \
+	wait $$on_emulator; emulator=$$?; cat build/emulator/tests.log; exit $$((ops | emulator))
+endif
+
+# With the Python there is, and its CUDA torch: nothing is downloaded.
+gpu-check:
+	$(PYTHON) profiling/gpu_check.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info ssd/*.so ssd/_build_info.py

@@ -1,4 +1,4 @@
-// Every op's schema, once. Both back ends (csrc/cpu, csrc/cuda_ops.cpp) implement these; ssd/ops.py documents them argument by
+// Every op's schema, once. Both back ends (csrc/cpu, csrc/cuda_ops) implement these; ssd/ops.py documents them argument by
 // argument: shapes, dtypes, errors, and the section of the method each comes from.
 //
 // Conventions: tables are slot first, so that the first S slots of any of them are one contiguous block; ids, lengths and slots

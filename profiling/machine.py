@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -77,3 +78,49 @@ def _commit() -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
+
+
+# A GPU -------------------------------------------------------------------------------------------------------------------------
+
+
+def describe_gpu() -> dict[str, Any]:
+    """What `describe` says, with the current CUDA device for the CPU."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return describe() | {
+        "device": properties.name,
+        "host": _cpu_name(),
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "l2_bytes": properties.L2_cache_size,
+        "memory_bytes": properties.total_memory,
+        "nominal_bytes_per_s": _nominal_bandwidth(properties),
+        "cuda": torch.version.cuda,
+    }
+
+
+def gpu_read_bandwidth(size: int = 2 * GIB, runs: int = 20) -> float:
+    """Bytes/s: the better of a device copy, both ways counted, and a reduction, over `size` bytes."""
+    source = torch.ones(size // 4, device="cuda")
+    target = torch.empty_like(source)
+    works: list[tuple[int, Callable[[], object]]] = [(2 * size, lambda: target.copy_(source)), (size, lambda: source.sum())]
+    rates = []
+    for moved, work in works:
+        work()
+        rates.append(moved / median(gpu_seconds(work) for _ in range(runs)))
+    return max(rates)
+
+
+def gpu_seconds(work: Callable[[], object]) -> float:
+    """Of what `work` puts on the current stream, by events."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) * 1e-3
+
+
+def _nominal_bandwidth(properties: Any) -> float | None:
+    """What the memory's clock and width come to; None where torch does not say."""
+    clock_khz, width_bits = getattr(properties, "memory_clock_rate", None), getattr(properties, "memory_bus_width", None)
+    return 2 * clock_khz * 1e3 * width_bits / 8 if clock_khz and width_bits else None

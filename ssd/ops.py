@@ -1,6 +1,6 @@
 """The documented Python face of `torch.ops.ssd`: shapes, dtypes, errors and the source of each op.
 
-The schemas are csrc/ops.cpp. Every op has a CPU implementation in csrc/cpu; CUDA kernels are csrc/cuda, bound in csrc/cuda_ops.cpp.
+The schemas are csrc/ops.cpp. Every op has a CPU implementation in csrc/cpu; CUDA kernels are csrc/cuda, bound in csrc/cuda_ops.
 Every op checks shape, dtype, device and contiguity and raises RuntimeError naming the argument that is wrong.
 
 Letters: R rows, S sequence slots, K lookahead, B budget, V the target's vocabulary, Vd the draft's, D head size, T = K + 1 rows
@@ -34,7 +34,8 @@ def pack_weight(weight: Tensor, epilogue: str = "none") -> Tensor:
 
     weight: [out, in], run dtype. For the epilogue "silu_mul" it holds the gate's rows over the up projection's, so out is even.
     Returns an opaque tensor of the same dtype; its layout is the device's own and may be padded.
-    Raises RuntimeError for another dtype, an unknown epilogue, or an odd number of gate and up rows.
+    Raises RuntimeError for another dtype, an unknown epilogue, or an odd number of gate and up rows; on CUDA also where in is no
+    multiple of 8.
     """
     return _ssd.pack_weight.default(weight, epilogue)
 
@@ -113,7 +114,8 @@ def paged_attention(
 ) -> Tensor:
     """Attention of rows over a paged prefix of their sequence, then over an explicit suffix of further KV slots.
 
-    q: [R, Hq, D] (rows may be strided); k_cache, v_cache: [pages, page_size, Hkv, D]; Hq a multiple of Hkv, D a multiple of 16.
+    q: [R, Hq, D] (rows may be strided); k_cache, v_cache: [pages, page_size, Hkv, D]; Hq a multiple of Hkv; D a
+    multiple of 16, on CUDA 64, 80, 96, 128 or 256.
     page_table: [S, P] int32; row_seq: [R] int32 in [0, S); prefix_len: [R] int32 ≥ 0.
     suffix_slots: [R, W] int32, of which the first suffix_len[R] count; both or neither. A row must see at least one key.
     Key j of a row is page_table's for j < prefix_len, else suffix_slots[j − prefix_len]; moving a key between the two changes no
@@ -260,9 +262,13 @@ def cache_lookup(
 
 
 def ngram_propose(tokens: Tensor, length: Tensor, lookahead: int) -> tuple[Tensor, Tensor]:
-    """Propose what followed the longest earlier match of the sequence's own ending. tokens: [S, N] int32; length: [S] int32.
+    """Propose what followed the longest earlier match of the sequence's own ending: the fallback that costs no forward pass.
 
-    Returns spec_tokens [S, K] and spec_len [S]. The schema is fixed; no back end implements it yet.
+    tokens: [S, N] int32; length: [S] int32, the last committed token being tokens[s, length[s]]. Of all earlier places where text of
+    at least one token agrees with the ending, the one where most of it does is taken, of equals the most recent; it may overlap the
+    ending. Returns spec_tokens [S, K] int32, the tokens behind that place, as many as there are up to K, then 0; and spec_len [S]
+    int32, how many, 0 where nothing matches. Such proposals were not drawn: `verify` takes them with q_address −1.
+    arXiv 2603.03251, Theorem 17; Saxena 2023, "Prompt lookup decoding".
     """
     return _ssd.ngram_propose.default(tokens, length, lookahead)
 
@@ -272,9 +278,11 @@ def ngram_propose(tokens: Tensor, length: Tensor, lookahead: int) -> tuple[Tenso
 
 @torch.library.register_fake("ssd::pack_weight")
 def _(weight: Tensor, epilogue: str) -> Tensor:
+    outputs, inputs = weight.shape
+    if weight.device.type == "cuda":  # csrc/cuda/linear.cu
+        return weight.new_empty(-(-outputs // 16) * 16, -(-inputs // 32) * 32)
     groups = 2 if epilogue == "silu_mul" else 1
-    padded_out = groups * -(-(weight.shape[0] // groups) // 16) * 16
-    return weight.new_empty(padded_out, -(-weight.shape[1] // 2) * 2)
+    return weight.new_empty(groups * -(-(outputs // groups) // 16) * 16, -(-inputs // 2) * 2)
 
 
 @torch.library.register_fake("ssd::embed")

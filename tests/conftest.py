@@ -1,7 +1,12 @@
 """Settings every test shares: properties are tried on the same examples on every machine, and never against a clock.
 
-Acceptance tests run only when they are asked for, with --acceptance.
+Acceptance tests run only when they are asked for, with --acceptance; --backend chooses what the op tests run on
+(ops/backend.py).
 """
+
+from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -14,14 +19,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--acceptance", action="store_true", help="run the acceptance grids too: hours, on the prompts in $SSD_PROMPTS"
     )
+    parser.addoption(
+        "--backend", choices=("cpu", "emulator", "gpu"), default="cpu", help="what the tests of tests/ops run the ops on"
+    )
+    parser.addoption("--results", type=Path, metavar="DIR", help="write a file of outcomes there (results.py)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "acceptance: a whole grid on a real model, which takes hours; needs --acceptance")
+    if config.getoption("--backend") != "cpu":
+        from ops import backend
+
+        backend.choose(config.getoption("--backend"))
+        settings.register_profile("backend", settings(max_examples=backend.chosen.examples))
+        settings.load_profile("backend")
+    if config.getoption("--results"):
+        from results import Results
+
+        config.pluginmanager.register(Results(config.getoption("--results")))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"back end of the op tests: {config.getoption('--backend')}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--acceptance"):
-        asked_for = [item for item in items if "acceptance" not in item.keywords]
-        config.hook.pytest_deselected(items=[item for item in items if "acceptance" in item.keywords])
-        items[:] = asked_for
+    def asked_for(item: pytest.Item) -> bool:
+        if "acceptance" in item.keywords and not config.getoption("--acceptance"):
+            return False
+        return item.path.parent.name != "emulator" or config.getoption("--backend") == "emulator"
+
+    config.hook.pytest_deselected(items=[item for item in items if not asked_for(item)])
+    items[:] = [item for item in items if asked_for(item)]

@@ -278,3 +278,17 @@ def lookup(
     if done or outcome[0] < 0 or outcome not in guesses:
         return -1, room
     return guesses.index(outcome), room
+
+
+def ngram_propose(tokens: list[int], lookahead: int) -> list[int]:
+    """What followed the longest earlier match of the ending of `tokens`, of equally long ones the most recent."""
+    last = len(tokens) - 1
+
+    def agreeing(end: int) -> int:
+        count = 0
+        while count <= end and tokens[end - count] == tokens[last - count]:
+            count += 1
+        return count
+
+    end = max(range(last), key=lambda e: (agreeing(e), e), default=None)
+    return [] if end is None or agreeing(end) == 0 else tokens[end + 1 :][:lookahead]

@@ -1,5 +1,5 @@
 // What csrc/cuda offers: a parameter struct and a launcher for each kernel, on raw pointers and a stream. No torch header on
-// this side of the wall; csrc/cuda_ops.cpp checks tensors and fills these in.
+// this side of the wall; csrc/cuda_ops checks tensors and fills these in.
 //
 // All arrays are on the device and contiguous unless a field says otherwise. Letters are those of ssd/ops.py. Launchers neither
 // allocate nor synchronise, and their grids depend on shapes alone: lengths are read on the device. Where blocks of one launch
@@ -99,18 +99,19 @@ struct PagedAttentionParams {
   const int32_t* suffix_len;    // [rows] or null
   void* out;                    // [rows, query_heads, head_dim]
   void* workspace;              // paged_attention_workspace(..) bytes, 16-byte aligned
-  int32_t* arrivals;            // [rows * kv_heads]
-  int64_t q_stride;
+  int32_t* arrivals;            // [paged_attention_arrivals(..)]
+  int64_t q_stride;             // a multiple of 8
   int32_t rows;
   int32_t sequences;
-  int32_t query_heads, kv_heads;
-  int32_t head_dim;  // 64, 80, 96, 128 or 256
+  int32_t query_heads, kv_heads;  // at most 16 query heads a K/V head
+  int32_t head_dim;               // 64, 80, 96, 128 or 256
   int32_t page_size;
   int32_t table_width;
   int32_t suffix_width;
-  float scale;
+  float scale;  // positive
   Dtype dtype;
 };
+int64_t paged_attention_arrivals(const PagedAttentionParams& params);
 size_t paged_attention_workspace(const PagedAttentionParams& params);
 cudaError_t paged_attention(const PagedAttentionParams& params, cudaStream_t stream);
 

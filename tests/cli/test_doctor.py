@@ -32,10 +32,10 @@ def test_it_knows_the_versions_and_the_machine(run: Run) -> None:
     assert found["built_with"]["cuda"] in (True, False)
 
 
-def test_every_op_but_the_declared_one_is_built_for_the_cpu(run: Run) -> None:
+def test_every_op_is_built_for_the_cpu(run: Run) -> None:
     ops = report(run)["ops"]
-    assert ops["linear"]["cpu"]
-    assert [name for name, kernels in ops.items() if not kernels["cpu"]] == ["ngram_propose"]
+    assert "linear" in ops
+    assert [name for name, kernels in ops.items() if not kernels["cpu"]] == []
 
 
 def test_cuda_is_seen_or_the_reason_is_given(run: Run) -> None:

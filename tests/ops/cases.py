@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 import reference
+from ops.backend import chosen
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = chosen.dtypes
+DTYPE_NAMES = [{torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype] for dtype in DTYPES]
 NAN = float("nan")
 
 
@@ -35,7 +37,8 @@ def f32(values: object) -> Tensor:
 
 # Comparing ---------------------------------------------------------------------------------------------------------------------
 
-_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}
+_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float64: torch.int64}
+_LAST_PLACE = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}  # a unit in it, relative
 
 
 def bits(x: Tensor) -> Tensor:
@@ -50,11 +53,9 @@ def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
 
 
 def assert_rounds_to(actual: Tensor, expected: Tensor, atol: float = 2e-5, rtol: float = 1e-5) -> None:
-    """Equal to the oracle up to float32 rounding, and in bfloat16 to one unit in the last place beyond that."""
+    """Equal to the oracle up to float32 rounding, and in a dtype of two bytes to one unit in the last place beyond that."""
     assert actual.dtype == expected.dtype
-    if actual.dtype == torch.bfloat16:
-        rtol = max(rtol, 2.0**-7)
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+    torch.testing.assert_close(actual, expected, rtol=max(rtol, _LAST_PLACE.get(actual.dtype, 0.0)), atol=atol)
 
 
 @contextmanager

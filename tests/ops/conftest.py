@@ -1,4 +1,7 @@
-"""These tests' tensors are too small to share: one thread, unless a test asks for more (test_invariance.py holds 1 against 2)."""
+"""These tests' tensors are too small to share: one thread, unless a test asks for more (test_invariance.py holds 1 against 2).
+
+Nothing of ops/ is imported before pytest has chosen the back end, which it does behind the first conftest files.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,25 @@ from collections.abc import Iterator
 
 import pytest
 
-from ops.cases import threads
-
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
+    from ops.cases import threads
+
     with threads(1):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _emulator(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On the emulator: an order of threads of the test's own, and nothing written beside a tensor."""
+    from ops import backend
+
+    if backend.chosen.name != "emulator":
+        yield
+        return
+    backend.set_up_emulator(request.node.nodeid)
+    yield
+    import torch
+
+    assert torch.ops.ssd_emulator.damaged_tensors() == 0, "a kernel wrote beside a tensor"

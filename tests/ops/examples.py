@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ops.cases import PagedKeys, generator, i32, ints, sampling, tree_parents, verify_state
+from ops.backend import attention_head_size, inputs
+from ops.cases import DTYPES, PagedKeys, generator, i32, ints, sampling, tree_parents, verify_state
 from ssd import ops
 
 Arguments = dict[str, Any]
@@ -18,7 +19,8 @@ def forward_examples(dtype: torch.dtype) -> list[tuple[str, Arguments]]:
     def activations(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=g).to(dtype)
 
-    weight = activations(6, 5)
+    size, n_in = attention_head_size(16), inputs(5)
+    weight = activations(6, n_in)
     examples: list[tuple[str, Arguments]] = [
         ("embed", {"ids": i32([3, 0, 2]), "table": activations(4, 6)}),
         ("rms_norm", {"x": activations(3, 6), "weight": activations(6), "eps": 1e-5}),
@@ -27,7 +29,12 @@ def forward_examples(dtype: torch.dtype) -> list[tuple[str, Arguments]]:
     ]
     for epilogue in ops.EPILOGUES:
         examples.append(("pack_weight", {"weight": weight, "epilogue": epilogue}))
-        linear = {"x": activations(3, 5), "weight": ops.pack_weight(weight, epilogue), "out_features": 6, "epilogue": epilogue}
+        linear = {
+            "x": activations(3, n_in),
+            "weight": ops.pack_weight(weight, epilogue),
+            "out_features": 6,
+            "epilogue": epilogue,
+        }
         linear["bias"] = activations(6)
         linear["residual"] = activations(3, 6) if epilogue == "add" else None
         examples.append(("linear", linear))
@@ -44,10 +51,10 @@ def forward_examples(dtype: torch.dtype) -> list[tuple[str, Arguments]]:
     norms = {"q_norm": activations(16), "k_norm": activations(16), "eps": 1e-6}
     examples += [("rope_store_kv", rope | norms), ("rope_store_kv", rope)]
     for suffix in ([1, 0, 2], None):
-        keys = PagedKeys([9, 5], 2, 16, 4, dtype, seed=1)
+        keys = PagedKeys([9, 5], 2, size, 4, dtype, seed=1)
         keys.k_cache[:], keys.v_cache[:] = activations(*keys.k_cache.shape), activations(*keys.v_cache.shape)
         examples.append(
-            ("paged_attention", {"q": activations(3, 4, 16), "scale": 0.25} | keys.see([0, 0, 1], [3, 9, 5], suffix))
+            ("paged_attention", {"q": activations(3, 4, size), "scale": 0.25} | keys.see([0, 0, 1], [3, 9, 5], suffix))
         )
     return examples
 
@@ -92,6 +99,7 @@ def decision_examples() -> list[tuple[str, Arguments]]:
         ("verify", verify_example(tree=True)),
         ("verify", verify_example(tree=False)),
         ("cache_lookup", lookup),
+        ("ngram_propose", {"tokens": ints(0, 2, (3, 9), g), "length": i32([8, 5, 0]), "lookahead": 3}),
     ]
 
 
@@ -121,7 +129,7 @@ def verify_example(tree: bool) -> Arguments:
 
 
 def examples() -> list[tuple[str, Arguments]]:
-    return [*forward_examples(torch.float32), *decision_examples()]
+    return [*forward_examples(DTYPES[0]), *decision_examples()]
 
 
 def example(op: str) -> Arguments:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from ops.backend import chosen
 from ops.cases import NAN, children_of, generator, i32, oracle_probabilities, sampling, tree_parents, verify_state
 from ops.statistics import chi_square_p
 from ssd import ops
 
-DRAWS = 200_000
+DRAWS = chosen.draws
 CHUNK = 50_000  # slots a call
 FIRST = 3  # tokens whose joint law is held
 STATES = 97  # rows of a table: what the hash of a prefix can be
@@ -50,6 +52,7 @@ class Model:
     stats: Tensor  # [STATES, STATS]
 
 
+@cache
 def models(how: Decoding) -> tuple[Model, Model]:
     """(target, draft)."""
     g = generator(how.vocabulary)

@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ops.backend import chosen, inputs, only_on_the_cpu
 from ops.cases import (
+    DTYPE_NAMES,
     DTYPES,
     NAN,
     PagedKeys,
@@ -30,7 +32,7 @@ from ops.cases import (
 )
 from ssd import ops
 
-MANY = 300  # rows: more than share one read of the weights
+MANY = chosen.rows
 
 seeds = st.integers(0, 2**20)
 
@@ -70,7 +72,7 @@ def add_rms_norm(g: torch.Generator, dtype: torch.dtype) -> Rows:
 
 
 def linear(g: torch.Generator, dtype: torch.dtype) -> Rows:
-    n_in, n_out = int(ints(1, 260, (), g)), 2 * int(ints(1, 60, (), g))
+    n_in, n_out = inputs(int(ints(1, 260, (), g))), 2 * int(ints(1, 60, (), g))
     epilogue = ops.EPILOGUES[int(ints(0, len(ops.EPILOGUES), (), g))]
     x = torch.randn(MANY, n_in, generator=g).to(dtype)
     weight = ops.pack_weight(torch.randn(n_out, n_in, generator=g).to(dtype), epilogue)
@@ -186,14 +188,24 @@ def cache_lookup(g: torch.Generator, dtype: torch.dtype) -> Rows:
     return Rows(run)
 
 
+def ngram_propose(g: torch.Generator, dtype: torch.dtype) -> Rows:
+    tokens, length = ints(0, 3, (MANY, 60), g), ints(0, 60, (MANY,), g)
+    return Rows(lambda index: list(ops.ngram_propose(tokens[index], length[index], 4)))
+
+
 POOLS = [
     embed, rms_norm, add_rms_norm, linear, rope_store_kv, paged_attention, row_stats, sample, fork, verify, cache_lookup,
+    ngram_propose,
 ]  # fmt: skip
 every_op = pytest.mark.parametrize("pool", POOLS, ids=[pool.__name__ for pool in POOLS])
 
 
 @every_op
-@given(seed=seeds, dtype=st.sampled_from(DTYPES), rows=st.sampled_from([1, 2, 3, 4, 5, 7, 8, 9, 16, 33, 255, 257]))
+@given(
+    seed=seeds,
+    dtype=st.sampled_from(DTYPES),
+    rows=st.sampled_from([n for n in (1, 2, 3, 4, 5, 7, 8, 9, 16, 33, 255, 257) if n < MANY]),
+)
 def test_a_row_does_not_depend_on_the_other_rows(
     pool: Callable[[torch.Generator, torch.dtype], Rows], seed: int, dtype: torch.dtype, rows: int
 ) -> None:
@@ -205,6 +217,7 @@ def test_a_row_does_not_depend_on_the_other_rows(
         assert_same_bits(alone, together[index])
 
 
+@only_on_the_cpu("has no number of threads to choose")
 @every_op
 @given(seed=seeds, dtype=st.sampled_from(DTYPES), rows=st.sampled_from([1, 5, 40, MANY]))
 def test_a_row_does_not_depend_on_the_number_of_threads(
@@ -219,6 +232,7 @@ def test_a_row_does_not_depend_on_the_number_of_threads(
         assert_same_bits(one, two)
 
 
+@only_on_the_cpu("ops are called from one thread here")
 @pytest.mark.parametrize("pool", [linear, paged_attention, verify], ids=lambda pool: pool.__name__)
 def test_a_row_does_not_depend_on_what_another_thread_computes(
     pool: Callable[[torch.Generator, torch.dtype], Rows],
@@ -263,7 +277,7 @@ def test_moving_keys_from_prefix_to_suffix_changes_no_bit(
     assert_same_bits(suffixed, attend(keys, q, [0], [count]))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_NAMES)
 @pytest.mark.parametrize("count", [2047, 2048, 2049, 2559, 2560, 2561, 3073])
 def test_suffix_equals_prefix_across_the_coarse_tile_cuts(dtype: torch.dtype, count: int) -> None:
     keys = PagedKeys([count], 1, 64, 64, dtype, seed=count)

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from ops.backend import only_on_the_cpu
 from ssd.native import cpu_isa
+
+pytestmark = only_on_the_cpu("instruction sets are the CPU's")
 
 ISAS = ("portable", "avx2", "avx512bf16")  # each machine has those up to some point
 CHOSEN = cpu_isa()

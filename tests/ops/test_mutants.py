@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from ops.backend import only_on_the_cpu
 from ops.fork_check import assert_fork
 from ops.law import Decoding, law_p_value
 from ops.mutants import compiler, load_mutants
 
-pytestmark = pytest.mark.skipif(compiler() is None, reason="mutants are compiled, and there is no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(compiler() is None, reason="mutants are compiled, and there is no C++ compiler"),
+    only_on_the_cpu("the mutants are of the CPU's ops"),
+]
 
 REJECTED = 1e-9  # far below what any passing configuration of test_law.py may show
 

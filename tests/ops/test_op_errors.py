@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from ops.backend import attention_head_size, chosen, only_on_the_cpu, ssd_ops
 from ops.cases import i32, threads
 from ops.examples import Arguments, example, examples
 
 OTHER_DTYPE = {
     torch.float32: torch.float64,
+    torch.bfloat16: torch.float64,
     torch.int32: torch.int64,
     torch.int64: torch.int32,
     torch.uint8: torch.int32,
@@ -45,7 +47,7 @@ SPOILT = [
 
 def assert_refused(op: str, arguments: Arguments, name: str) -> None:
     with pytest.raises(RuntimeError, match=rf"\b{re.escape(name)}(?!\w)"):
-        getattr(torch.ops.ssd, op)(**arguments)
+        getattr(ssd_ops, op)(**arguments)
 
 
 @pytest.mark.parametrize("op, name, spoil", SPOILT, ids=[f"{op}-{name}-{spoil.__name__}" for op, name, spoil in SPOILT])
@@ -64,7 +66,7 @@ MISFITS: list[tuple[str, str, Arguments]] = [
     ("add_rms_norm", "weight", {"weight": torch.zeros(7)}),
     ("linear", "epilogue", {"epilogue": "gelu"}),
     ("linear", "weight", {"out_features": 17}),
-    ("linear", "weight", {"x": torch.zeros(3, 9)}),
+    ("linear", "weight", {"x": torch.zeros(3, 49)}),
     ("linear", "bias", {"bias": torch.zeros(5)}),
     ("linear", "residual", {"epilogue": "add"}),
     ("linear", "residual", {"residual": torch.zeros(3, 6)}),
@@ -72,22 +74,11 @@ MISFITS: list[tuple[str, str, Arguments]] = [
     ("rope_store_kv", "k", {"k": torch.zeros(2, 2, 16)}),
     ("rope_store_kv", "v", {"v": torch.zeros(3, 1, 16)}),
     ("rope_store_kv", "cos_sin", {"cos_sin": torch.zeros(7, 8)}),
-    ("rope_store_kv", "positions", {"positions": i32([0, 7, 3])}),
-    ("rope_store_kv", "kv_slots", {"kv_slots": i32([1, 12, 4])}),
-    ("rope_store_kv", "kv_slots", {"kv_slots": i32([1, -1, 4])}),
     ("rope_store_kv", "k_norm", {"k_norm": None}),
     ("rope_store_kv", "v_cache", {"v_cache": torch.zeros(3, 2, 2, 16)}),
-    ("paged_attention", "q", {"q": torch.zeros(3, 3, 16)}),
+    ("paged_attention", "q", {"q": torch.zeros(3, 3, attention_head_size(16))}),
     ("paged_attention", "k_cache", {"q": torch.zeros(3, 4, 32)}),
-    ("paged_attention", "row_seq", {"row_seq": i32([0, 0, 2])}),
-    ("paged_attention", "prefix_len", {"prefix_len": i32([2, -1, 3])}),
-    ("paged_attention", "prefix_len", {"prefix_len": i32([2, 100, 3])}),
-    ("paged_attention", "prefix_len", {"prefix_len": i32([2, 0, 3])}),  # and no suffix: no key at all
-    ("paged_attention", "suffix_len", {"suffix_len": i32([1, 0, 4])}),
     ("paged_attention", "suffix_len", {"suffix_len": None}),
-    ("paged_attention", "suffix_slots", {"suffix_slots": torch.full((3, 3), 1 << 20, dtype=torch.int32)}),
-    ("move_kv", "src", {"src": i32([5, 12])}),
-    ("move_kv", "dst", {"dst": i32([12, 1])}),
     ("move_kv", "dst", {"dst": i32([1])}),
     ("row_stats", "temperature", {"temperature": torch.ones(2)}),
     ("row_stats", "saguaro_c", {"saguaro_c": 0.0}),
@@ -98,38 +89,103 @@ MISFITS: list[tuple[str, str, Arguments]] = [
     ("sample", "id_of", {"id_of": i32([1, 2])}),
     ("sample", "m", {"m": 0}),
     ("fork", "spec_tokens", {"spec_tokens": torch.zeros(3, 3, dtype=torch.int32)}),
-    ("fork", "spec_len", {"spec_len": i32([0, 1, 3])}),
-    ("fork", "budget", {"budget": 5}),
-    ("fork", "table", {"budget": 3}),
     ("fork", "budget", {"budget": -1}),
     ("verify", "p_logits", {"p_logits": torch.zeros(3, 65, 8)}),
     ("verify", "q_stats", {"q_stats": None}),
     ("verify", "q_logits", {"q_logits": torch.zeros(3, 2, 2, 2, 6)}),
+    ("cache_lookup", "branch_tokens", {"branch_tokens": torch.zeros(3, 3, 2, dtype=torch.int32)}),
+    ("cache_lookup", "spec_tokens", {"spec_tokens": torch.zeros(3, 3, dtype=torch.int32)}),
+    ("ngram_propose", "length", {"length": i32([3, 3])}),
+    ("ngram_propose", "lookahead", {"lookahead": -1}),
+]
+
+
+# Values in tensors: the CPU reads them before it starts.
+WRONG_VALUES: list[tuple[str, str, Arguments]] = [
+    ("rope_store_kv", "positions", {"positions": i32([0, 7, 3])}),
+    ("rope_store_kv", "kv_slots", {"kv_slots": i32([1, 12, 4])}),
+    ("rope_store_kv", "kv_slots", {"kv_slots": i32([1, -1, 4])}),
+    ("paged_attention", "row_seq", {"row_seq": i32([0, 0, 2])}),
+    ("paged_attention", "prefix_len", {"prefix_len": i32([2, -1, 3])}),
+    ("paged_attention", "prefix_len", {"prefix_len": i32([2, 100, 3])}),
+    ("paged_attention", "prefix_len", {"prefix_len": i32([2, 0, 3])}),  # and no suffix: no key at all
+    ("paged_attention", "suffix_len", {"suffix_len": i32([1, 0, 4])}),
+    ("paged_attention", "suffix_slots", {"suffix_slots": torch.full((3, 3), 1 << 20, dtype=torch.int32)}),
+    ("move_kv", "src", {"src": i32([5, 12])}),
+    ("move_kv", "dst", {"dst": i32([12, 1])}),
+    ("fork", "spec_len", {"spec_len": i32([0, 1, 3])}),
+    ("fork", "budget", {"budget": 5}),
+    ("fork", "table", {"budget": 3}),
     ("verify", "q_address", {"q_address": i32([0, -1, 2])}),
     ("verify", "spec_len", {"spec_len": i32([4, 2, 0])}),
     ("verify", "spec_tokens", {"spec_tokens": torch.full((3, 3), 8, dtype=torch.int32)}),
     ("verify", "parity", {"parity": i32([2])}),
     ("verify", "tokens", {"tokens": torch.zeros(3, 2, dtype=torch.int32)}),
     ("cache_lookup", "parity", {"parity": i32([-1])}),
-    ("cache_lookup", "branch_tokens", {"branch_tokens": torch.zeros(3, 3, 2, dtype=torch.int32)}),
-    ("cache_lookup", "spec_tokens", {"spec_tokens": torch.zeros(3, 3, dtype=torch.int32)}),
+    ("ngram_propose", "length", {"length": i32([9, 5, 0])}),
+    ("ngram_propose", "length", {"length": i32([8, 5, -1])}),
 ]
 
 
-@pytest.mark.parametrize("op, name, changes", MISFITS, ids=[f"{op}-{name}-{next(iter(c))}" for op, name, c in MISFITS])
+def named(cases: list[tuple[str, str, Arguments]]) -> dict[str, Any]:
+    return {"argvalues": cases, "ids": [f"{op}-{name}-{next(iter(changes))}" for op, name, changes in cases]}
+
+
+def changed(op: str, changes: dict[str, Any]) -> Arguments:
+    """The op's example with other arguments, of the run dtype where the example's are."""
+    arguments = example(op)
+    for name, value in changes.items():
+        both = isinstance(value, Tensor) and isinstance(arguments[name], Tensor)
+        arguments[name] = value.to(arguments[name].dtype) if both else value
+    return arguments
+
+
+@pytest.mark.parametrize("op, name, changes", **named(MISFITS))
 def test_an_argument_that_does_not_fit_is_refused_by_name(op: str, name: str, changes: dict[str, Any]) -> None:
-    assert_refused(op, example(op) | changes, name)
+    assert_refused(op, changed(op, changes), name)
 
 
+@only_on_the_cpu("the host does not read what is in a device's memory")
+@pytest.mark.parametrize("op, name, changes", **named(WRONG_VALUES))
+def test_a_value_out_of_range_is_refused_by_name(op: str, name: str, changes: dict[str, Any]) -> None:
+    assert_refused(op, changed(op, changes), name)
+
+
+# More that a host cannot read, at which a kernel must not go astray.
+LARGEST, LEAST = 2**31 - 1, -(2**31)
+ABSURD_VALUES: list[tuple[str, str, Arguments]] = [
+    ("fork", "table", {"table": torch.full((2, 3, 3), LARGEST)}),
+    ("fork", "table", {"table": torch.full((2, 3, 3), LEAST)}),
+    ("fork", "spec_len", {"spec_len": i32([LEAST, LARGEST, 3])}),
+    ("fork", "spec_tokens", {"spec_tokens": torch.full((3, 2), LARGEST)}),
+    ("verify", "spec_len", {"spec_len": i32([LEAST, LARGEST, 64])}),
+    ("verify", "spec_tokens", {"spec_tokens": torch.full((3, 3), LARGEST)}),
+    ("verify", "parent", {"parent": i32([[5, 3, 70, 2], [0, 0, LARGEST, LEAST], [-1, -7, 99, 1]])}),
+    ("verify", "draft_id_of", {"draft_id_of": i32([-9, 99, 5, LARGEST, 6, LEAST, 0, 7])}),
+    ("verify", "q_address", {"q_address": i32([-7, LARGEST, 2])}),
+    ("verify", "length", {"length": i32([-5, LARGEST - 9, 100])}),
+    ("cache_lookup", "max_length", {"max_length": i32([LEAST, LARGEST, 0])}),
+    ("ngram_propose", "length", {"length": i32([LARGEST, LEAST, 9])}),
+]
+DECISIONS = ("fork", "verify", "cache_lookup", "ngram_propose")
+
+
+@pytest.mark.skipif(chosen.name == "cpu", reason="cpu: refuses them, as above")
+@pytest.mark.parametrize("op, name, changes", **named([case for case in WRONG_VALUES if case[0] in DECISIONS] + ABSURD_VALUES))
+def test_a_value_out_of_range_touches_no_memory_but_the_op_s_own(op: str, name: str, changes: dict[str, Any]) -> None:
+    getattr(ssd_ops, op)(**changed(op, changes))
+
+
+@only_on_the_cpu("has no threads that could find a mistake each")
 def test_an_op_that_refused_on_several_threads_still_works() -> None:
     """What is wrong with one slot may be found by any thread; it must reach the caller, and leave nothing behind."""
     arguments = example("fork")
     many = {name: arguments[name].repeat_interleave(50, 0) for name in ("logits", "spec_tokens", "spec_len", "hit")}
     with threads(2):
-        expected = torch.ops.ssd.fork(**(arguments | many))
+        expected = ssd_ops.fork(**(arguments | many))
         for slot in (0, 77, 149):
             spoilt = many["spec_len"].clone()
             spoilt[slot] = 9
             assert_refused("fork", arguments | many | {"spec_len": spoilt}, f"spec_len[{slot}]")
-            again = torch.ops.ssd.fork(**(arguments | many))
+            again = ssd_ops.fork(**(arguments | many))
             assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import reference
+from ops.backend import chosen
 from ops.cases import f32, generator, i32, oracle_probabilities, probabilities, sampling
 from ops.statistics import chi_square_p
 from ssd import ops
@@ -49,6 +50,13 @@ def test_row_stats_describe_the_processed_distribution(temperature: float, top_k
 def test_row_stats_over_a_large_vocabulary(settings: tuple[float, int, float, float]) -> None:
     logits = 4 * torch.randn(2, 20_011, generator=generator(1))
     assert_row_stats(logits, sampling(2, *settings), f=5, c=0.3)
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("top_k, top_p, min_p", [(0, 0.90007, 0.0), (2345, 1.0, 0.0), (4001, 0.70007, 0.0), (0, 1.0, 0.3)])
+def test_row_stats_cut_between_thousands_of_equal_logits(levels: int, top_k: int, top_p: float, min_p: float) -> None:
+    logits = (torch.arange(5_003) % levels).float()[None]
+    assert_row_stats(logits, sampling(1, 1.0, top_k, top_p, min_p), f=1_500, c=0.3)
 
 
 @given(
@@ -115,7 +123,9 @@ def clear_ranks(weights: Tensor, seed: int, position: int) -> int:
     return int(close[0]) if len(close) else len(ordered)
 
 
-@pytest.mark.parametrize("vocabulary, rows, m", [(1, 3, 1), (7, 60, 1), (7, 60, 3), (6, 20, 9), (130, 12, 2), (1000, 4, 64)])
+@pytest.mark.parametrize(
+    "vocabulary, rows, m", [(1, 3, 1), (7, 60, 1), (7, 60, 3), (6, 20, 9), (130, 12, 2), (1000, 4, 64), (2500, 3, 8)]
+)
 @pytest.mark.parametrize("settings", [(1.0, 0, 1.0, 0.0), (0.7, 5, 0.95, 0.01)])
 def test_sample_draws_what_the_oracle_draws(
     vocabulary: int, rows: int, m: int, settings: tuple[float, int, float, float]
@@ -182,7 +192,7 @@ def test_sample_answers_in_target_ids(temperature: float) -> None:
 
 # The law of what is drawn --------------------------------------------------------------------------------------------------------
 
-DRAWS = 100_000
+DRAWS = chosen.draws // 2
 SETTINGS = [(1.0, 0, 1.0, 0.0, 0, 1.0), (0.7, 6, 0.95, 0.02, 0, 1.0), (1.3, 0, 1.0, 0.0, 2, 0.3)]
 PASS = 0.001 / (3 * len(SETTINGS))
 

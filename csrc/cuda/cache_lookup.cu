@@ -1,0 +1,50 @@
+// Hands out the branch that was drafted for the outcome, if there is one, latches the draft's copy of the state and flips the
+// parity. One block, a warp a slot: the parity is everybody's, so it is flipped behind a barrier. Floor: a launch.
+#include "kernels.h"
+#include "launch.h"
+
+namespace ssd::cuda {
+namespace {
+
+constexpr int kThreads = 1024;
+constexpr int kWarps = kThreads / kWarp;
+
+__global__ void __launch_bounds__(kThreads) cache_lookup_kernel(CacheLookupParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const int32_t half = *p.parity & 1, lane = static_cast<int32_t>(threadIdx.x % kWarp);
+  for (int64_t s = threadIdx.x / kWarp; s < p.slots; s += kWarps) {
+    const int32_t accepted = p.outcome[(s * 2 + half) * 2], token = p.outcome[(s * 2 + half) * 2 + 1];
+    const bool finished = p.done[s] != 0;
+    int32_t branch = p.budget;
+    for (int32_t first = 0; first < p.budget && branch == p.budget && accepted >= 0 && !finished; first += kWarp) {
+      const int32_t b = first + lane;
+      const bool fits = b < p.budget && p.guess_k[s * p.budget + b] == accepted && p.guess[s * p.budget + b] == token;
+      const unsigned fitting = __ballot_sync(kFullMask, fits);
+      if (fitting != 0) branch = first + __ffs(static_cast<int>(fitting)) - 1;
+    }
+    const bool hit = branch < p.budget;
+    const int32_t* drafted = p.branch_tokens + (s * p.budget + branch) * p.lookahead;
+    for (int32_t i = lane; i < p.lookahead; i += kWarp) p.spec_tokens[s * p.lookahead + i] = hit ? drafted[i] : 0;
+    if (lane == 0) {
+      const int32_t n = p.length[s];
+      p.draft_length[s] = n;
+      p.draft_last_token[s] = p.last_token[s];
+      // A round commits up to spec_len + 1 tokens behind the n + 1 there are.
+      const int64_t room = static_cast<int64_t>(p.max_length[s]) - n - 2;
+      p.spec_len[s] = finished || room < 0 ? 0 : static_cast<int32_t>(room < p.lookahead ? room : p.lookahead);
+      p.hit[s] = hit ? 1 : 0;
+      p.q_address[s] = branch;
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) *p.parity = half ^ 1;
+}
+
+}  // namespace
+
+cudaError_t cache_lookup(const CacheLookupParams& params, cudaStream_t stream) {
+  return launch<cache_lookup_kernel>(dim3(1), dim3(kThreads), 0, stream, params);
+}
+
+}  // namespace ssd::cuda

@@ -1,0 +1,80 @@
+// Guesses the outcomes of the verification under way: for each accepted count k the F_k likeliest tokens behind it.
+//
+// A row of logits for each (slot, k), ranked over its slices as `sample` ranks a greedy row. How many places of the budget a row
+// fills, and from which on, its blocks read from the fan-out table. The drafted token, which is not to be guessed, is told by its
+// target id, so that nobody has to search id_of for it. Floor: a launch, and one read of the logits, which are in L2.
+#include "kernels.h"
+#include "vocabulary.cuh"
+
+namespace ssd::cuda {
+namespace {
+
+// The places of a slot's budget that guesses with k accepted fill.
+struct Fan {
+  int32_t first, count;
+};
+
+// Whatever the table says, no fan reaches beyond the budget.
+__device__ __forceinline__ Fan fan_of(const int32_t* fan_out, int32_t k, int32_t budget) {
+  int32_t first = 0, count = 0;
+  for (int32_t i = 0; i <= k; ++i) {
+    first += count;
+    count = min(max(fan_out[i], 0), budget - first);
+  }
+  return {first, count};
+}
+
+__global__ void __launch_bounds__(kSliceThreads) fork_kernel(ForkParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const Slice slice = this_slice(p.vocabulary);
+  const int32_t width = p.lookahead + 1;
+  const int64_t slot = slice.row / width;
+  const int32_t k = static_cast<int32_t>(slice.row % width), length = min(max(p.spec_len[slot], 0), p.lookahead);
+  const int32_t* fan_out = p.table + (static_cast<int64_t>(p.hit[slot] != 0 ? width : 0) + length) * width;
+  int32_t* guess = p.guess + slot * p.budget;
+  int32_t* guess_k = p.guess_k + slot * p.budget;
+  if (k == length && slice.index == 0) {  // places that no fan fills
+    const Fan last = fan_of(fan_out, length, p.budget);
+    for (int32_t i = last.first + last.count + static_cast<int32_t>(threadIdx.x); i < p.budget; i += kSliceThreads) {
+      guess[i] = 0;
+      guess_k[i] = -1;
+    }
+  }
+  const Fan fan = k <= length ? fan_of(fan_out, k, p.budget) : Fan{0, 0};
+  if (fan.count == 0) return;
+
+  const int32_t drafted = k < length ? p.spec_tokens[slot * p.lookahead + k] : -1;
+  float logits[kColumns];
+  load_columns(p.logits + slice.row * p.vocabulary, p.vocabulary, slice.first, logits);
+  Standing entries[kColumns];
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) {
+    const int32_t column = slice.first + i;
+    const int32_t token = p.id_of != nullptr && column < p.vocabulary ? p.id_of[column] : column;
+    entries[i] = drafted >= 0 && token == drafted ? kNowhere : standing_of(logits[i], column);
+  }
+  const int64_t left = (slot * p.budget + fan.first) * slice.count;
+  rank_row(entries, fan.count, slice, static_cast<Standing*>(p.workspace) + left, p.arrivals + slice.row,
+           *shared_memory<RankingMemory>(), [&](int32_t rank, Standing standing) {
+             const bool found = standing != kNowhere;
+             const int32_t column = found ? column_of(standing) : 0;
+             guess[fan.first + rank] = found && p.id_of != nullptr ? p.id_of[column] : column;
+             guess_k[fan.first + rank] = found ? k : -1;
+           });
+}
+
+}  // namespace
+
+size_t fork_workspace(const ForkParams& params) {
+  return static_cast<size_t>(params.slots) * static_cast<size_t>(slices_of(params.vocabulary)) *
+         static_cast<size_t>(params.budget) * sizeof(Standing);
+}
+
+cudaError_t fork(const ForkParams& params, cudaStream_t stream) {
+  if (params.budget == 0) return cudaSuccess;
+  const int64_t rows = static_cast<int64_t>(params.slots) * (params.lookahead + 1);
+  return launch<fork_kernel>(slice_grid(rows, params.vocabulary), dim3(kSliceThreads), sizeof(RankingMemory), stream, params);
+}
+
+}  // namespace ssd::cuda

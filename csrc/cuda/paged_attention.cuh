@@ -1,0 +1,60 @@
+// Attention of rows over paged keys and an explicit suffix: decode, verification of chains and trees, branches and prefill in
+// one kernel. Floor: the K/V bytes of the sequences, each read once / memory bandwidth.
+//
+// A block takes one part of the keys of one tile of rows, for one K/V head (paged_attention_schedule.cuh). All rows of the tile
+// and all query heads of the group are queries of the same mma, so they share the reads of K/V. Keys come in strips of 16
+// that go to the warps in turn. A warp copies its strips through a ring of its own and keeps a softmax of its own
+// (paged_attention_warp.cuh): no barrier until a split ends, when the warps' results are merged (paged_attention_merge.cuh).
+//
+// Row invariance: which strip, warp, split and section a key belongs to follows from its index alone, and partial results are
+// merged in that order. Other rows of the tile, where its keys lie and who computes what change no bit of a row.
+#pragma once
+
+#include "launch.h"
+#include "paged_attention_merge.cuh"
+#include "paged_attention_schedule.cuh"
+#include "paged_attention_warp.cuh"
+
+namespace ssd::cuda {
+
+template <typename T, int head_dim, int query_tiles>
+__global__ void __launch_bounds__(kAttentionThreads, 2) paged_attention_kernel(AttentionLaunch launch) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  auto& shared = *shared_memory<AttentionShared<head_dim, query_tiles>>();
+  if (threadIdx.x < kWarp) make_schedule(launch, shared.schedule);
+  __syncthreads();
+  AttentionWarp<T, head_dim, query_tiles> warp(launch.params, shared);
+  const AttentionResults<T, head_dim, query_tiles> results(launch, shared);
+  const int32_t kv_heads = launch.params.kv_heads, items = shared.schedule.first_part[shared.schedule.tiles] * kv_heads;
+  for (auto index = static_cast<int32_t>(blockIdx.x); index < items; index += static_cast<int32_t>(gridDim.x)) {
+    const Item item = find_item(shared.schedule, index, kv_heads);
+    const int32_t key_limit = min(item.key_limit, warp.begin(item));
+    int32_t split = item.first_key;
+    do {  // once where there are no keys
+      const int32_t next = next_tile_cut(split);
+      warp.attend_split(split, min(next, key_limit));
+      results.merge_split(item, split == item.first_key, next >= key_limit);
+      split = next;
+    } while (split < key_limit);
+    if (item.parts > 1) results.merge_parts(item);
+  }
+}
+
+template <int head_dim>
+cudaError_t start_paged_attention(const AttentionLaunch& cut, int32_t blocks, cudaStream_t stream) {
+  return with_element_type(cut.params.dtype, [&]<typename T>(T) {
+    const auto start = [&]<int query_tiles>(std::integral_constant<int, query_tiles>) {
+      constexpr size_t shared_bytes = sizeof(AttentionShared<head_dim, query_tiles>);
+      static_assert(shared_bytes <= 99 * 1024);
+      return launch<paged_attention_kernel<T, head_dim, query_tiles>>(dim3(static_cast<unsigned>(blocks)),
+                                                                      dim3(kAttentionThreads), shared_bytes, stream, cut);
+    };
+    if constexpr (head_dim <= kMaxDoubleHeadDim) {
+      if (cut.query_tiles == 2) return start(std::integral_constant<int, 2>());
+    }
+    return start(std::integral_constant<int, 1>());
+  });
+}
+
+}  // namespace ssd::cuda

@@ -1,0 +1,8 @@
+// paged_attention's kernels for heads of 80.
+#include "paged_attention.cuh"
+
+namespace ssd::cuda {
+
+template cudaError_t start_paged_attention<80>(const AttentionLaunch&, int32_t, cudaStream_t);
+
+}  // namespace ssd::cuda

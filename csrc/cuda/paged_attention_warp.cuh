@@ -1,0 +1,280 @@
+// What one warp of paged_attention does: its strips of a split, from the cache through shared memory to a softmax of its own.
+#pragma once
+
+#include <climits>
+#include <cstring>
+
+#include "paged_attention_passes.cuh"
+#include "paged_attention_schedule.cuh"
+
+namespace ssd::cuda {
+
+constexpr int kCopyElements = 8;  // of a cp.async
+
+template <int head_dim, int query_tiles>
+struct AttentionShared {
+  static constexpr int kQueries = query_tiles * kMmaRows;
+  static constexpr int kStages = head_dim > 128 ? 1 : head_dim > 80 ? 2 : 3;
+  static constexpr int kPitch = head_dim + kCopyElements;  // elements: eight rows, 16 bytes of each, share no bank
+
+  struct Strip {
+    alignas(16) uint16_t keys[kStrip][kPitch];
+    alignas(16) uint16_t values[kStrip][kPitch];
+  };
+  union Warp {
+    Strip ring[kStages];
+    float values[kQueries][kPitch];  // at the end of a split: its result, not yet divided by the sum
+  };
+
+  Warp warp[kAttentionWarps];
+  float2 softmax[kAttentionWarps][kQueries];  // of those results: maximum, sum
+  alignas(16) uint16_t queries[kQueries][kPitch];
+  alignas(16) float section_values[kQueries][head_dim];  // the section's splits so far, merged
+  float2 section_softmax[kQueries];
+  Schedule schedule;
+  int32_t is_last;
+};
+
+// What to subtract from scores of which `maximum` is the largest: -inf - -inf would be NaN.
+__device__ __forceinline__ float offset_of(float maximum) { return maximum == -INFINITY ? 0.0f : maximum; }
+
+__device__ __forceinline__ auto round_both(__nv_bfloat16, float low, float high) { return __floats2bfloat162_rn(low, high); }
+__device__ __forceinline__ auto round_both(__half, float low, float high) { return __floats2half2_rn(low, high); }
+
+// Two neighbouring elements of a mma's operand.
+template <typename T>
+__device__ __forceinline__ uint32_t word_of(float low, float high) {
+  const auto pair = round_both(T(), low, high);
+  uint32_t word;
+  memcpy(&word, &pair, sizeof(word));
+  return word;
+}
+
+template <typename T, int head_dim, int query_tiles>
+class AttentionWarp {
+ public:
+  using Shared = AttentionShared<head_dim, query_tiles>;
+
+  __device__ __forceinline__ AttentionWarp(const PagedAttentionParams& p, Shared& shared)
+      : p_(p),
+        shared_(shared),
+        lane_(static_cast<int>(threadIdx.x) % kWarp),
+        warp_(static_cast<int>(threadIdx.x) / kWarp),
+        group_(p.query_heads / p.kv_heads),
+        scale_(p.scale * 1.44269504f) {}  // log2(e): e^x is exp2's then
+
+  // Reads the tile's rows and starts the copy of their queries. Returns the longest row's keys.
+  __device__ __forceinline__ int32_t begin(const Item& item) {
+    first_row_ = item.first_row;
+    kv_head_ = item.kv_head;
+    queries_ = item.rows * group_;
+    const bool has_row = lane_ < item.rows;
+    rows_.prefix = has_row ? p_.prefix_len[first_row_ + lane_] : 0;
+    rows_.length = has_row ? visible_keys(p_, first_row_ + lane_) : 0;
+    rows_.longest = warp_max(rows_.length);
+    rows_.shortest_prefix = warp_min(has_row ? rows_.prefix : INT_MAX);
+    pages_ = p_.page_table + static_cast<int64_t>(p_.row_seq[first_row_]) * p_.table_width;
+
+    for (int i = static_cast<int>(threadIdx.x); i < Shared::kQueries * kPieces; i += kAttentionThreads) {
+      const int q = i / kPieces, column = i % kPieces * kCopyElements;
+      const int64_t row = first_row_ + q / group_, head = kv_head_ * group_ + q % group_;
+      const uint16_t* from = static_cast<const uint16_t*>(p_.q);
+      const bool exists = q < queries_;
+      cp_async(&shared_.queries[q][column], exists ? from + row * p_.q_stride + head * head_dim + column : from, exists);
+    }
+    cp_async_commit();
+    return rows_.longest;
+  }
+
+  // From the split's first key on, up to key_limit. All warps of the block come. The results lie in shared memory afterwards,
+  // for other warps behind the next barrier.
+  __device__ __forceinline__ void attend_split(int32_t split, int32_t key_limit) {
+    auto& ring = shared_.warp[warp_].ring;
+    Passes copying(split, key_limit, warp_, rows_);  // its keys are found, and still to be copied
+    int32_t slot = copying.done() ? -1 : find_key(copying);
+    const auto copy_next = [&](int stage) {
+      if (!copying.done()) {
+        copy_strip(ring[stage], slot);
+        copying.advance(rows_);
+        if (!copying.done()) slot = find_key(copying);
+      }
+      cp_async_commit();
+    };
+#pragma unroll
+    for (int stage = 0; stage < kStages; ++stage) copy_next(stage);
+
+    Sums sums;
+    clear(sums);
+    cp_async_wait<kStages>();
+    __syncthreads();  // the queries are there
+    int stage = 0;
+    for (Passes pass(split, key_limit, warp_, rows_); !pass.done(); pass.advance(rows_)) {
+      cp_async_wait<kStages - 1>();
+      __syncwarp();
+      attend(ring[stage], pass, sums);
+      __syncwarp();
+      copy_next(stage);
+      stage = stage + 1 == kStages ? 0 : stage + 1;
+    }
+    leave(sums);
+  }
+
+ private:
+  static constexpr int kStages = Shared::kStages;
+  static constexpr int kPieces = head_dim / kCopyElements;  // of a key
+  static constexpr int kColumnTiles = head_dim / 8;         // of a mma's result
+
+  struct Sums {  // what the warp has seen of the split; a lane has a share of 2 query_tiles queries
+    float values[query_tiles][kColumnTiles][4];
+    float maximum[query_tiles][2];
+    float sum[query_tiles][2];  // over this lane's keys
+  };
+
+  // The i-th of the queries that this lane has a share of.
+  __device__ __forceinline__ int query(int i) const { return i / 2 * kMmaRows + i % 2 * 8 + lane_ / 4; }
+
+  __device__ __forceinline__ static void clear(Sums& sums) {
+#pragma unroll
+    for (int m = 0; m < query_tiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < kColumnTiles; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums.values[m][n][i] = 0.0f;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        sums.maximum[m][half] = -INFINITY;
+        sums.sum[m][half] = 0.0f;
+      }
+    }
+  }
+
+  // Where the lane's key of a pass lies (lanes l and l + 16 have the same one); -1: the pass has no use for it.
+  __device__ __forceinline__ int32_t find_key(const Passes& pass) const {
+    const int32_t key = pass.strip + lane_ % kStrip;
+    int32_t prefix = INT_MAX, length = INT_MAX;
+    if (pass.row != Passes::kSharers) {
+      prefix = __shfl_sync(kFullMask, rows_.prefix, pass.row);
+      length = __shfl_sync(kFullMask, rows_.length, pass.row);
+    } else if (!rows_.all_share(pass.strip)) {
+      length = warp_max(rows_.shares(pass.strip) ? rows_.length : 0);
+    }
+    if (key >= length) return -1;
+    if (key < prefix) return static_cast<int32_t>(kv_slot(pages_, key, p_.page_size));
+    return p_.suffix_slots[static_cast<int64_t>(first_row_ + pass.row) * p_.suffix_width + key - prefix];
+  }
+
+  // Keys that the pass has no use for become zeros: what lies in unused places may be NaN, and 0 * NaN is not 0.
+  __device__ __forceinline__ void copy_strip(typename Shared::Strip& strip, int32_t slot) const {
+    const uint16_t* keys = static_cast<const uint16_t*>(p_.k_cache) + kv_head_ * head_dim;
+    const uint16_t* values = static_cast<const uint16_t*>(p_.v_cache) + kv_head_ * head_dim;
+#pragma unroll 4  // more would cost registers that the sums need
+    for (int i = 0; i < kStrip * kPieces / kWarp; ++i) {
+      const int piece = i * kWarp + lane_, key = piece / kPieces, column = piece % kPieces * kCopyElements;
+      const int32_t from = __shfl_sync(kFullMask, slot, key);
+      const int64_t at = static_cast<int64_t>(max(from, 0)) * p_.kv_heads * head_dim + column;
+      cp_async(&strip.keys[key][column], keys + at, from >= 0);
+      cp_async(&strip.values[key][column], values + at, from >= 0);
+    }
+  }
+
+  // All queries of the tile and the 16 keys of a pass.
+  __device__ __forceinline__ void attend(const typename Shared::Strip& strip, const Passes& pass, Sums& sums) const {
+    float scores[query_tiles][2][4] = {};  // 16 queries x 8 keys each
+#pragma unroll
+    for (int k = 0; k < head_dim; k += 16) {
+      uint32_t key[4];
+      ldmatrix(key, &strip.keys[lane_ / 16 * 8 + lane_ % 8][k + lane_ / 8 % 2 * 8]);
+#pragma unroll
+      for (int m = 0; m < query_tiles; ++m) {
+        uint32_t query[4];
+        ldmatrix(query, &shared_.queries[m * kMmaRows + lane_ % 16][k + lane_ / 16 * 8]);
+        mma<T>(scores[m][0], query, {key[0], key[1]});
+        mma<T>(scores[m][1], query, {key[2], key[3]});
+      }
+    }
+
+    const bool all_share = pass.row == Passes::kSharers && rows_.all_share(pass.strip);
+    const bool takes_part = pass.row == Passes::kSharers ? rows_.shares(pass.strip) : pass.row == lane_;  // the lane's row
+    const int32_t seen_of_row = takes_part ? rows_.length - pass.strip : 0;
+    uint32_t weights[query_tiles][4];
+#pragma unroll
+    for (int m = 0; m < query_tiles; ++m) {
+      int32_t seen[2] = {kStrip, kStrip};  // keys of the strip
+      if (!all_share) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) seen[half] = __shfl_sync(kFullMask, seen_of_row, query(2 * m + half) / group_);
+      }
+      weigh(scores[m], seen, sums, m, weights[m]);
+    }
+
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; n += 2) {
+      uint32_t value[4];
+      ldmatrix_transposed(value, &strip.values[lane_ % 16][n * 8 + lane_ / 16 * 8]);
+#pragma unroll
+      for (int m = 0; m < query_tiles; ++m) {
+        mma<T>(sums.values[m][n], weights[m], {value[0], value[1]});
+        mma<T>(sums.values[m][n + 1], weights[m], {value[2], value[3]});
+      }
+    }
+  }
+
+  // Scores become weights, relative to the largest score so far; what was summed before is brought to the same scale.
+  __device__ __forceinline__ void weigh(const float (&scores)[2][4], const int32_t (&seen)[2], Sums& sums, int m,
+                                        uint32_t (&weights)[4]) const {
+    float change[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float score[4];  // at keys 2t, 2t + 1, 2t + 8, 2t + 9 with t = lane % 4
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        score[i] = i / 2 * 8 + lane_ % 4 * 2 + i % 2 < seen[half] ? scores[i / 2][2 * half + i % 2] : -INFINITY;
+      float largest = fmaxf(fmaxf(score[0], score[1]), fmaxf(score[2], score[3]));
+      largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, 2));
+      const float maximum = fmaxf(sums.maximum[m][half], largest * scale_), offset = offset_of(maximum);
+      change[half] = exp2_approx(sums.maximum[m][half] - offset);
+      sums.maximum[m][half] = maximum;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) score[i] = exp2_approx(fmaf(score[i], scale_, -offset));
+      sums.sum[m][half] = fmaf(sums.sum[m][half], change[half], (score[0] + score[1]) + (score[2] + score[3]));
+      weights[half] = word_of<T>(score[0], score[1]);
+      weights[2 + half] = word_of<T>(score[2], score[3]);
+    }
+    if (__any_sync(kFullMask, change[0] != 1.0f || change[1] != 1.0f)) {
+#pragma unroll
+      for (int n = 0; n < kColumnTiles; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums.values[m][n][i] *= change[i / 2];
+    }
+  }
+
+  // The result goes where the strips were.
+  __device__ __forceinline__ void leave(const Sums& sums) const {
+#pragma unroll
+    for (int i = 0; i < 2 * query_tiles; ++i) {
+      float sum = sums.sum[i / 2][i % 2];
+      sum += __shfl_xor_sync(kFullMask, sum, 1);
+      sum += __shfl_xor_sync(kFullMask, sum, 2);
+      if (query(i) >= queries_) continue;
+      if (lane_ % 4 == 0) shared_.softmax[warp_][query(i)] = make_float2(sums.maximum[i / 2][i % 2], sum);
+#pragma unroll
+      for (int n = 0; n < kColumnTiles; ++n)
+        reinterpret_cast<float2&>(shared_.warp[warp_].values[query(i)][n * 8 + lane_ % 4 * 2]) =
+            make_float2(sums.values[i / 2][n][i % 2 * 2], sums.values[i / 2][n][i % 2 * 2 + 1]);
+    }
+  }
+
+  const PagedAttentionParams& p_;
+  Shared& shared_;
+  const int lane_, warp_, group_;
+  const float scale_;
+
+  // Of the tile.
+  int32_t first_row_, kv_head_;
+  int queries_;
+  TileRows rows_;
+  const int32_t* pages_;
+};
+
+}  // namespace ssd::cuda

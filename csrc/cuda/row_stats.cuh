@@ -1,0 +1,47 @@
+// What the two kernels of row_stats share: how a row is processed, and what the first leaves for the second.
+#pragma once
+
+#include "kernels.h"
+#include "vocabulary.cuh"
+
+namespace ssd::cuda {
+
+struct Processing {
+  float scale;  // 1 / temperature; 0: greedy
+  float top_p, min_p;
+  int32_t top_k;
+  bool limits_k, limits_p, limits_min, sharpens;
+
+  __device__ __forceinline__ bool cuts() const { return limits_k || limits_p || limits_min || sharpens; }
+};
+
+__device__ __forceinline__ Processing processing_of(const RowStatsParams& p, int64_t row) {
+  const float temperature = p.temperature[row];
+  const bool draws = temperature != 0.0f;
+  Processing how{draws ? 1.0f / temperature : 0.0f, p.top_p[row], p.min_p[row], p.top_k[row], false, false, false, false};
+  how.limits_k = draws && how.top_k > 0 && how.top_k < p.vocabulary;
+  how.limits_p = draws && how.top_p < 1.0f;
+  how.limits_min = draws && how.min_p > 0.0f;
+  how.sharpens = draws && p.saguaro_f > 0 && p.saguaro_c < 1.0f;
+  return how;
+}
+
+// A row's entries by value, in bins of equal width from the largest to the lowest. Weights, which are at most 1, are whole numbers
+// of 2^-40, so that their sums depend on no order; 2^24 of them do not overflow.
+constexpr int kBins = 1024;
+constexpr float kWeightUnit = 0x1p-40f;
+
+struct RowBins {
+  unsigned long long weight[kBins];
+  unsigned count[kBins];
+  unsigned likely;  // entries that min_p lets pass
+  float lowest;     // of the finite values
+};
+
+// [rows], in the workspace.
+__host__ __device__ inline RowBins* row_bins(const RowStatsParams& p) { return static_cast<RowBins*>(p.workspace); }
+
+// The second kernel (row_cuts.cu).
+cudaError_t row_cuts(const RowStatsParams& params, cudaStream_t stream);
+
+}  // namespace ssd::cuda

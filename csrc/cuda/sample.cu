@@ -1,0 +1,53 @@
+// Draws m tokens a row without replacement: an exponential race, of which the m earliest are the tokens in drawn order (Gumbel
+// top-m). A greedy row's are its m largest logits.
+//
+// Every entry of a row needs an exp, a logarithm and a quarter of a Philox call, some microseconds of arithmetic for one block;
+// over slices it is less than one. Slices keep m each, the most that a row's m earliest can need of one. Floor: a launch, and one
+// read of the logits, which are in L2.
+#include "kernels.h"
+#include "vocabulary.cuh"
+
+namespace ssd::cuda {
+namespace {
+
+__global__ void __launch_bounds__(kSliceThreads) sample_kernel(SampleParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const Slice slice = this_slice(p.vocabulary);
+  const float* stats = p.stats + slice.row * kStats;
+  float logits[kColumns];
+  load_columns(p.logits + slice.row * p.vocabulary, p.vocabulary, slice.first, logits);
+  Standing entries[kColumns];
+  if (is_greedy(stats)) {
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) entries[i] = standing_of(logits[i], slice.first + i);
+  } else {
+    const Philox4 words = draw_words(p.seed[slice.row], p.position[slice.row], Purpose::kDraft, 0, slice.first / kColumns);
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i)
+      entries[i] = racer(words.word[i], probability(logits[i], slice.first + i, stats, Exp()), slice.first + i);
+  }
+  const int64_t left = slice.row * slice.count * min(p.m, kSliceColumns);
+  rank_row(entries, p.m, slice, static_cast<Standing*>(p.workspace) + left, p.arrivals + slice.row,
+           *shared_memory<RankingMemory>(), [&](int32_t rank, Standing standing) {
+             const bool found = standing != kNowhere;
+             const int32_t column = found ? column_of(standing) : 0;
+             const int32_t token = p.id_of != nullptr ? p.id_of[column] : column;
+             // Not a number anywhere: any first token will do, but one it must be.
+             p.tokens[slice.row * p.m + rank] = found || rank == 0 ? token : -1;
+           });
+}
+
+}  // namespace
+
+size_t sample_workspace(const SampleParams& params) {
+  const size_t kept = static_cast<size_t>(params.m < kSliceColumns ? params.m : kSliceColumns);
+  return static_cast<size_t>(params.rows) * static_cast<size_t>(slices_of(params.vocabulary)) * kept * sizeof(Standing);
+}
+
+cudaError_t sample(const SampleParams& params, cudaStream_t stream) {
+  return launch<sample_kernel>(slice_grid(params.rows, params.vocabulary), dim3(kSliceThreads), sizeof(RankingMemory), stream,
+                               params);
+}
+
+}  // namespace ssd::cuda

@@ -1,0 +1,133 @@
+// Rows as wide as the vocabulary: cut into slices that blocks share, and their entries put in order.
+//
+// A block takes one slice and each of its threads four neighbouring columns, those that one Philox call serves. Slices are small
+// because a decode has few rows, and one of 128,000 columns should already fill a GPU. What a block finds in its slice it leaves
+// in the workspace, and the last block of the row to arrive puts that together in the slices' order, so a result never depends
+// on who came when. Loads are of single floats: a row begins where the one before it ends, which need not be a multiple of 16.
+#pragma once
+
+#include "../common/distribution.h"
+#include "../common/philox.h"
+#include "arrivals.cuh"
+#include "launch.h"
+#include "reduce.cuh"
+
+namespace ssd::cuda {
+
+constexpr int kSliceThreads = 256;
+constexpr int kSliceWarps = kSliceThreads / kWarp;
+constexpr int kColumns = 4;  // of a thread
+constexpr int kSliceColumns = kColumns * kSliceThreads;
+
+// A row without columns has a slice too: someone must say that nothing was found.
+__host__ __device__ constexpr int32_t slices_of(int32_t columns) {
+  return columns <= kSliceColumns ? 1 : (columns - 1) / kSliceColumns + 1;
+}
+
+// What a block of a grid over (row, slice) works on.
+struct Slice {
+  int64_t row;
+  int32_t index, count;  // this one's, and how many there are
+  int32_t first;         // this thread's first column
+};
+
+__device__ __forceinline__ Slice this_slice(int32_t columns) {
+  const int32_t count = slices_of(columns), index = static_cast<int32_t>(blockIdx.x % static_cast<unsigned>(count));
+  return {static_cast<int64_t>(blockIdx.x / static_cast<unsigned>(count)), index, count,
+          index * kSliceColumns + static_cast<int32_t>(threadIdx.x) * kColumns};
+}
+
+inline dim3 slice_grid(int64_t rows, int32_t columns) { return dim3(static_cast<unsigned>(rows * slices_of(columns))); }
+
+// Beyond the end of the row NaN, which is never kept and never wins.
+__device__ __forceinline__ void load_columns(const float* row, int32_t columns, int32_t first, float (&values)[kColumns]) {
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) values[i] = first + i < columns ? row[first + i] : __uint_as_float(0x7fffffffu);
+}
+
+// Where an entry stands in the order (value descending, id ascending), as one number: of two entries the one with the larger
+// number comes first. A NaN stands nowhere.
+using Standing = unsigned long long;
+constexpr Standing kNowhere = 0;
+constexpr Standing kBeforeAll = ~0ull;
+
+__device__ __forceinline__ Standing standing_of(float value, int32_t id) {
+  const unsigned bits = __float_as_uint(value == 0.0f ? 0.0f : value);  // -0 equals 0
+  const unsigned ascending = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+  return isnan(value) ? kNowhere : static_cast<Standing>(ascending) << 32 | ~static_cast<unsigned>(id);
+}
+
+__device__ __forceinline__ float value_of(Standing standing) {
+  const auto ascending = static_cast<unsigned>(standing >> 32);
+  return __uint_as_float((ascending & 0x80000000u) != 0 ? ascending & 0x7fffffffu : ~ascending);
+}
+
+__device__ __forceinline__ int32_t column_of(Standing standing) {
+  return static_cast<int32_t>(~static_cast<unsigned>(standing));
+}
+
+struct Foremost {
+  __device__ __forceinline__ Standing operator()(Standing a, Standing b) const { return a > b ? a : b; }
+};
+
+struct Exp {
+  __device__ __forceinline__ float operator()(float x) const { return expf(x); }
+};
+
+// An entry in an exponential race, the earliest first. What has no weight, or would never ring, does not take part.
+__device__ __forceinline__ Standing racer(uint32_t word, float weight, int32_t id) {
+  const float time = race_time(race_uniform(word), weight);
+  return weight > 0.0f && time < INFINITY ? standing_of(-time, id) : kNowhere;
+}
+
+struct RankingMemory {
+  Standing heads[2][kSliceWarps];
+  int32_t last;
+};
+
+// The `count` foremost of the block's entries: give(rank, standing), in thread 0, from rank 0 on; kNowhere where there are no
+// more. next_behind(standing) is the foremost of the thread's own entries behind that one, or kNowhere. Every thread offers its
+// foremost, and who is taken offers the next: a rank costs one reduction, however many entries a thread has.
+template <typename NextBehind, typename Give>
+__device__ __forceinline__ void rank_block(int32_t count, RankingMemory& memory, NextBehind next_behind, Give give) {
+  Standing mine = next_behind(kBeforeAll);
+  for (int32_t rank = 0; rank < count; ++rank) {
+    Standing(&heads)[kSliceWarps] = memory.heads[rank % 2];  // by turns, so that one barrier a rank is enough
+    const Standing of_warp = warp_reduce(mine, Foremost());
+    if (threadIdx.x % kWarp == 0) heads[threadIdx.x / kWarp] = of_warp;
+    __syncthreads();
+    Standing head = heads[0];
+#pragma unroll
+    for (int warp = 1; warp < kSliceWarps; ++warp) head = Foremost()(head, heads[warp]);
+    if (threadIdx.x == 0) give(rank, head);
+    if (mine == head && head != kNowhere) mine = next_behind(head);
+  }
+}
+
+// The `count` foremost entries of a row whose slices' blocks all call this: give(rank, standing), as above, in the last of them.
+// entries: this thread's. left: [slices, min(count, kSliceColumns)], what slices leave for the last.
+template <typename Give>
+__device__ __forceinline__ void rank_row(const Standing (&entries)[kColumns], int32_t count, const Slice& slice, Standing* left,
+                                         int32_t* arrivals, RankingMemory& memory, Give give) {
+  const int32_t kept = min(count, kSliceColumns);
+  Standing* mine = left + static_cast<int64_t>(slice.index) * kept;
+  const auto next_here = [&](Standing behind) {
+    Standing next = kNowhere;
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i)
+      if (entries[i] < behind) next = Foremost()(next, entries[i]);
+    return next;
+  };
+  rank_block(kept, memory, next_here, [&](int32_t rank, Standing standing) { mine[rank] = standing; });
+  if (!last_to_arrive(arrivals, slice.count, &memory.last)) return;
+  const int32_t candidates = slice.count * kept;
+  const auto next_left = [&](Standing behind) {
+    Standing next = kNowhere;
+    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < candidates; i += kSliceThreads)
+      if (left[i] < behind) next = Foremost()(next, left[i]);
+    return next;
+  };
+  rank_block(count, memory, next_left, give);
+}
+
+}  // namespace ssd::cuda

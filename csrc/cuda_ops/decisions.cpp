@@ -1,0 +1,214 @@
+// The ops on CUDA that decide: what tokens are drawn from (row_stats, sample), and the speculation cache with its verification
+// (fork, verify, cache_lookup, ngram_propose).
+
+#include "call.h"
+
+namespace ssd {
+namespace {
+
+Tensor row_stats(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const Tensor& min_p,
+                 int64_t saguaro_f, double saguaro_c) {
+  const LogitsSizes sizes = check_row_stats(logits, temperature, top_k, top_p, min_p, saguaro_f, saguaro_c);
+  const Call call{{"logits", logits}, {"temperature", temperature}, {"top_k", top_k}, {"top_p", top_p}, {"min_p", min_p}};
+  Tensor stats = call.empty({sizes.rows, kStats}, at::kFloat);
+  cuda::RowStatsParams params{.logits = logits.const_data_ptr<float>(),
+                              .temperature = temperature.const_data_ptr<float>(),
+                              .top_k = top_k.const_data_ptr<int32_t>(),
+                              .top_p = top_p.const_data_ptr<float>(),
+                              .min_p = min_p.const_data_ptr<float>(),
+                              .stats = stats.mutable_data_ptr<float>(),
+                              .workspace = nullptr,
+                              .arrivals = call.arrivals(sizes.rows),
+                              .rows = int32(sizes.rows),
+                              .vocabulary = int32(sizes.vocabulary),
+                              .saguaro_f = int32(std::min(saguaro_f, sizes.vocabulary)),
+                              .saguaro_c = static_cast<float>(saguaro_c)};
+  const Tensor workspace = call.workspace(cuda::row_stats_workspace(params));
+  params.workspace = workspace.mutable_data_ptr();
+  C10_CUDA_CHECK(cuda::row_stats(params, call.stream()));
+  return stats;
+}
+
+Tensor sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, const Tensor& position, int64_t m,
+              const OptionalTensor& id_of) {
+  const LogitsSizes sizes = check_sample(logits, stats, seed, position, m, id_of);
+  const Call call{{"logits", logits}, {"stats", stats}, {"seed", seed}, {"position", position}, {"id_of", id_of}};
+  Tensor tokens = call.empty({sizes.rows, m}, at::kInt);
+  cuda::SampleParams params{.logits = logits.const_data_ptr<float>(),
+                            .stats = stats.const_data_ptr<float>(),
+                            .seed = seed.const_data_ptr<int64_t>(),
+                            .position = position.const_data_ptr<int32_t>(),
+                            .id_of = pointer_or_null<int32_t>(id_of),
+                            .tokens = tokens.mutable_data_ptr<int32_t>(),
+                            .workspace = nullptr,
+                            .arrivals = call.arrivals(sizes.rows),
+                            .rows = int32(sizes.rows),
+                            .vocabulary = int32(sizes.vocabulary),
+                            .m = int32(m)};
+  const Tensor workspace = call.workspace(cuda::sample_workspace(params));
+  params.workspace = workspace.mutable_data_ptr();
+  C10_CUDA_CHECK(cuda::sample(params, call.stream()));
+  return tokens;
+}
+
+std::tuple<Tensor, Tensor> fork(const Tensor& logits, const Tensor& spec_tokens, const Tensor& spec_len, const Tensor& table,
+                                const Tensor& hit, int64_t budget, const OptionalTensor& id_of) {
+  const ForkSizes sizes = check_fork(logits, spec_tokens, spec_len, table, hit, budget, id_of);
+  const Call call{{"logits", logits}, {"spec_tokens", spec_tokens}, {"spec_len", spec_len}, {"table", table}, {"hit", hit},
+                  {"id_of", id_of}};
+  Tensor guess = call.empty({sizes.slots, budget}, at::kInt);
+  Tensor guess_k = call.empty({sizes.slots, budget}, at::kInt);
+  cuda::ForkParams params{.logits = logits.const_data_ptr<float>(),
+                          .spec_tokens = spec_tokens.const_data_ptr<int32_t>(),
+                          .spec_len = spec_len.const_data_ptr<int32_t>(),
+                          .table = table.const_data_ptr<int32_t>(),
+                          .hit = hit.const_data_ptr<uint8_t>(),
+                          .id_of = pointer_or_null<int32_t>(id_of),
+                          .guess = guess.mutable_data_ptr<int32_t>(),
+                          .guess_k = guess_k.mutable_data_ptr<int32_t>(),
+                          .workspace = nullptr,
+                          .arrivals = call.arrivals(sizes.slots * (sizes.lookahead + 1)),
+                          .slots = int32(sizes.slots),
+                          .lookahead = int32(sizes.lookahead),
+                          .vocabulary = int32(sizes.vocabulary),
+                          .budget = int32(budget)};
+  const Tensor workspace = call.workspace(cuda::fork_workspace(params));
+  params.workspace = workspace.mutable_data_ptr();
+  C10_CUDA_CHECK(cuda::fork(params, call.stream()));
+  return {guess, guess_k};
+}
+
+Tensor verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTensor& q_logits, const OptionalTensor& q_stats,
+              const Tensor& q_address, const OptionalTensor& draft_id_of, const Tensor& spec_tokens, const Tensor& spec_len,
+              const OptionalTensor& parent, const Tensor& parity, const Tensor& seed, const Tensor& eos,
+              const Tensor& ignore_eos, const Tensor& max_length, const Tensor& tokens, const Tensor& length,
+              const Tensor& last_token, const Tensor& done, const Tensor& outcome) {
+  const VerifySizes sizes =
+      check_verify(p_logits, p_stats, q_logits, q_stats, q_address, draft_id_of, spec_tokens, spec_len, parent, parity, seed,
+                   eos, ignore_eos, max_length, tokens, length, last_token, done, outcome);
+  const Call call{{"p_logits", p_logits},
+                  {"p_stats", p_stats},
+                  {"q_logits", q_logits},
+                  {"q_stats", q_stats},
+                  {"q_address", q_address},
+                  {"draft_id_of", draft_id_of},
+                  {"spec_tokens", spec_tokens},
+                  {"spec_len", spec_len},
+                  {"parent", parent},
+                  {"parity", parity},
+                  {"seed", seed},
+                  {"eos", eos},
+                  {"ignore_eos", ignore_eos},
+                  {"max_length", max_length},
+                  {"tokens", tokens},
+                  {"length", length},
+                  {"last_token", last_token},
+                  {"done", done},
+                  {"outcome", outcome}};
+  Tensor path = call.empty({sizes.slots, sizes.nodes}, at::kInt);
+  cuda::VerifyParams params{.p_logits = p_logits.const_data_ptr<float>(),
+                            .p_stats = p_stats.const_data_ptr<float>(),
+                            .q_logits = pointer_or_null<float>(q_logits),
+                            .q_stats = pointer_or_null<float>(q_stats),
+                            .q_address = q_address.const_data_ptr<int32_t>(),
+                            .draft_id_of = pointer_or_null<int32_t>(draft_id_of),
+                            .spec_tokens = spec_tokens.const_data_ptr<int32_t>(),
+                            .spec_len = spec_len.const_data_ptr<int32_t>(),
+                            .parent = pointer_or_null<int32_t>(parent),
+                            .parity = parity.const_data_ptr<int32_t>(),
+                            .seed = seed.const_data_ptr<int64_t>(),
+                            .eos = eos.const_data_ptr<int32_t>(),
+                            .ignore_eos = ignore_eos.const_data_ptr<uint8_t>(),
+                            .max_length = max_length.const_data_ptr<int32_t>(),
+                            .tokens = tokens.mutable_data_ptr<int32_t>(),
+                            .length = length.mutable_data_ptr<int32_t>(),
+                            .last_token = last_token.mutable_data_ptr<int32_t>(),
+                            .done = done.mutable_data_ptr<uint8_t>(),
+                            .outcome = outcome.mutable_data_ptr<int32_t>(),
+                            .path = path.mutable_data_ptr<int32_t>(),
+                            .workspace = nullptr,
+                            .arrivals = call.arrivals(sizes.slots),
+                            .slots = int32(sizes.slots),
+                            .nodes = int32(sizes.nodes),
+                            .vocabulary = int32(sizes.vocabulary),
+                            .draft_vocabulary = int32(sizes.draft_vocabulary),
+                            .addresses = int32(sizes.addresses),
+                            .q_rows = int32(sizes.q_rows),
+                            .eos_count = int32(sizes.eos_count),
+                            .places = int32(sizes.places)};
+  const Tensor workspace = call.workspace(cuda::verify_workspace(params));
+  params.workspace = workspace.mutable_data_ptr();
+  C10_CUDA_CHECK(cuda::verify(params, call.stream()));
+  return path;
+}
+
+void cache_lookup(const Tensor& outcome, const Tensor& guess, const Tensor& guess_k, const Tensor& branch_tokens,
+                  const Tensor& length, const Tensor& last_token, const Tensor& max_length, const Tensor& done,
+                  const Tensor& parity, const Tensor& draft_length, const Tensor& draft_last_token, const Tensor& spec_tokens,
+                  const Tensor& spec_len, const Tensor& hit, const Tensor& q_address) {
+  const LookupSizes sizes = check_cache_lookup(outcome, guess, guess_k, branch_tokens, length, last_token, max_length, done,
+                                               parity, draft_length, draft_last_token, spec_tokens, spec_len, hit, q_address);
+  const Call call{{"outcome", outcome},
+                  {"guess", guess},
+                  {"guess_k", guess_k},
+                  {"branch_tokens", branch_tokens},
+                  {"length", length},
+                  {"last_token", last_token},
+                  {"max_length", max_length},
+                  {"done", done},
+                  {"parity", parity},
+                  {"draft_length", draft_length},
+                  {"draft_last_token", draft_last_token},
+                  {"spec_tokens", spec_tokens},
+                  {"spec_len", spec_len},
+                  {"hit", hit},
+                  {"q_address", q_address}};
+  C10_CUDA_CHECK(cuda::cache_lookup({.outcome = outcome.const_data_ptr<int32_t>(),
+                                     .guess = guess.const_data_ptr<int32_t>(),
+                                     .guess_k = guess_k.const_data_ptr<int32_t>(),
+                                     .branch_tokens = branch_tokens.const_data_ptr<int32_t>(),
+                                     .length = length.const_data_ptr<int32_t>(),
+                                     .last_token = last_token.const_data_ptr<int32_t>(),
+                                     .max_length = max_length.const_data_ptr<int32_t>(),
+                                     .done = done.const_data_ptr<uint8_t>(),
+                                     .parity = parity.mutable_data_ptr<int32_t>(),
+                                     .draft_length = draft_length.mutable_data_ptr<int32_t>(),
+                                     .draft_last_token = draft_last_token.mutable_data_ptr<int32_t>(),
+                                     .spec_tokens = spec_tokens.mutable_data_ptr<int32_t>(),
+                                     .spec_len = spec_len.mutable_data_ptr<int32_t>(),
+                                     .hit = hit.mutable_data_ptr<uint8_t>(),
+                                     .q_address = q_address.mutable_data_ptr<int32_t>(),
+                                     .slots = int32(sizes.slots),
+                                     .budget = int32(sizes.budget),
+                                     .lookahead = int32(sizes.lookahead)},
+                                    call.stream()));
+}
+
+std::tuple<Tensor, Tensor> ngram_propose(const Tensor& tokens, const Tensor& length, int64_t lookahead) {
+  const NgramSizes sizes = check_ngram_propose(tokens, length, lookahead);
+  const Call call{{"tokens", tokens}, {"length", length}};
+  Tensor spec_tokens = call.empty({sizes.slots, lookahead}, at::kInt);
+  Tensor spec_len = call.empty({sizes.slots}, at::kInt);
+  C10_CUDA_CHECK(cuda::ngram_propose({.tokens = tokens.const_data_ptr<int32_t>(),
+                                      .length = length.const_data_ptr<int32_t>(),
+                                      .spec_tokens = spec_tokens.mutable_data_ptr<int32_t>(),
+                                      .spec_len = spec_len.mutable_data_ptr<int32_t>(),
+                                      .slots = int32(sizes.slots),
+                                      .places = int32(sizes.places),
+                                      .lookahead = int32(lookahead)},
+                                     call.stream()));
+  return {spec_tokens, spec_len};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(ssd, CUDA, m) {
+  m.impl("row_stats", row_stats);
+  m.impl("sample", sample);
+  m.impl("fork", fork);
+  m.impl("verify", verify);
+  m.impl("cache_lookup", cache_lookup);
+  m.impl("ngram_propose", ngram_propose);
+}
+
+}  // namespace ssd

@@ -1,0 +1,226 @@
+// The forward pass's ops on CUDA: embed, rms_norm, add_rms_norm, pack_weight, linear, rope_store_kv, paged_attention, move_kv.
+
+#include <ATen/ops/empty_like.h>
+
+#include <algorithm>
+
+#include "call.h"
+
+namespace ssd {
+namespace {
+
+constexpr std::array kHeadDims{64, 80, 96, 128, 256};  // that paged_attention is compiled for
+constexpr int64_t kMaxRotatedDim = 256;
+constexpr int64_t kMaxGroup = 32;       // query heads that share a K/V head
+constexpr int64_t kInputsTogether = 8;  // 16 bytes of x
+
+Tensor embed(const Tensor& ids, const Tensor& table) {
+  const EmbedSizes sizes = check_embed(ids, table, kCudaDtypes);
+  const Call call{{"ids", ids}, {"table", table}};
+  Tensor out = call.empty({sizes.rows, sizes.width}, table.scalar_type());
+  C10_CUDA_CHECK(cuda::embed({.ids = ids.const_data_ptr<int32_t>(),
+                              .table = table.const_data_ptr(),
+                              .out = out.mutable_data_ptr(),
+                              .rows = int32(sizes.rows),
+                              .vocabulary = int32(sizes.vocabulary),
+                              .width = int32(sizes.width)},
+                             call.stream()));
+  return out;
+}
+
+Tensor normalise(const Tensor& x, const OptionalTensor& residual, const Tensor& weight, double eps) {
+  const NormSizes sizes = check_rms_norm(x, residual, weight, kCudaDtypes);
+  const Call call{{"x", x}, {"residual", residual}, {"weight", weight}};
+  Tensor out = at::empty_like(x);
+  C10_CUDA_CHECK(cuda::rms_norm({.x = x.const_data_ptr(),
+                                 .residual = residual.has_value() ? residual->mutable_data_ptr() : nullptr,
+                                 .weight = weight.const_data_ptr(),
+                                 .out = out.mutable_data_ptr(),
+                                 .rows = int32(sizes.rows),
+                                 .width = int32(sizes.width),
+                                 .eps = static_cast<float>(eps),
+                                 .dtype = dtype_of(x)},
+                                call.stream()));
+  return out;
+}
+
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) { return normalise(x, std::nullopt, weight, eps); }
+
+Tensor add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, double eps) {
+  return normalise(x, residual, weight, eps);
+}
+
+cuda::Epilogue on_device(Epilogue epilogue) {
+  switch (epilogue) {
+    case Epilogue::kAdd: return cuda::Epilogue::kAdd;
+    case Epilogue::kSiluMul: return cuda::Epilogue::kSiluMul;
+    case Epilogue::kFloat32: return cuda::Epilogue::kFloat32;
+    default: return cuda::Epilogue::kNone;
+  }
+}
+
+PackedShape packed_shape(const WeightSizes& sizes) {
+  return {.outputs = cuda::packed_outputs(sizes.outputs), .inputs = cuda::packed_inputs(sizes.inputs)};
+}
+
+void check_inputs(int64_t inputs, const char* name) {
+  TORCH_CHECK(inputs % kInputsTogether == 0, name, " must have a multiple of ", kInputsTogether, " inputs on CUDA, not ",
+              inputs);
+}
+
+Tensor pack_weight(const Tensor& weight, std::string_view epilogue_name) {
+  const WeightSizes sizes = check_pack_weight(weight, epilogue_name, kCudaDtypes);
+  check_inputs(sizes.inputs, "weight");
+  check_aligned(weight, "weight");
+  const Call call{{"weight", weight}};
+  const PackedShape shape = packed_shape(sizes);
+  Tensor packed = call.empty({shape.outputs, shape.inputs}, weight.scalar_type());
+  C10_CUDA_CHECK(cuda::pack_weight({.weight = weight.const_data_ptr(),
+                                    .packed = packed.mutable_data_ptr(),
+                                    .outputs = int32(sizes.outputs),
+                                    .inputs = int32(sizes.inputs),
+                                    .epilogue = on_device(sizes.epilogue)},
+                                   call.stream()));
+  return packed;
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::string_view epilogue_name,
+              const OptionalTensor& bias, const OptionalTensor& residual) {
+  const LinearSizes sizes = check_linear(x, weight, out_features, epilogue_name, bias, residual, kCudaDtypes, packed_shape);
+  check_inputs(sizes.inputs, "x");
+  check_aligned(x, "x");
+  check_aligned(weight, "weight");
+  const Call call{{"x", x}, {"weight", weight}, {"bias", bias}, {"residual", residual}};
+  Tensor y = call.empty({sizes.rows, sizes.columns}, sizes.epilogue == Epilogue::kFloat32 ? at::kFloat : x.scalar_type());
+  C10_CUDA_CHECK(cuda::linear({.x = x.const_data_ptr(),
+                               .weight = weight.const_data_ptr(),
+                               .bias = raw_or_null(bias),
+                               .residual = raw_or_null(residual),
+                               .y = y.mutable_data_ptr(),
+                               .rows = int32(sizes.rows),
+                               .inputs = int32(sizes.inputs),
+                               .outputs = int32(sizes.outputs),
+                               .epilogue = on_device(sizes.epilogue),
+                               .dtype = dtype_of(x)},
+                              call.stream()));
+  return y;
+}
+
+void rope_store_kv(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos_sin, const Tensor& positions,
+                   const Tensor& kv_slots, const Tensor& k_cache, const Tensor& v_cache, const OptionalTensor& q_norm,
+                   const OptionalTensor& k_norm, double eps) {
+  const RopeSizes sizes =
+      check_rope_store_kv(q, k, v, cos_sin, positions, kv_slots, k_cache, v_cache, q_norm, k_norm, kCudaDtypes);
+  TORCH_CHECK(sizes.head_dim <= kMaxRotatedDim, "q must have a head size up to ", kMaxRotatedDim, " on CUDA, not ",
+              sizes.head_dim);
+  const Call call{{"q", q},
+                  {"k", k},
+                  {"v", v},
+                  {"cos_sin", cos_sin},
+                  {"positions", positions},
+                  {"kv_slots", kv_slots},
+                  {"k_cache", k_cache},
+                  {"v_cache", v_cache},
+                  {"q_norm", q_norm},
+                  {"k_norm", k_norm}};
+  C10_CUDA_CHECK(cuda::rope_store_kv({.q = q.mutable_data_ptr(),
+                                      .k = k.const_data_ptr(),
+                                      .v = v.const_data_ptr(),
+                                      .cos_sin = cos_sin.const_data_ptr<float>(),
+                                      .positions = positions.const_data_ptr<int32_t>(),
+                                      .kv_slots = kv_slots.const_data_ptr<int32_t>(),
+                                      .q_norm = raw_or_null(q_norm),
+                                      .k_norm = raw_or_null(k_norm),
+                                      .k_cache = k_cache.mutable_data_ptr(),
+                                      .v_cache = v_cache.mutable_data_ptr(),
+                                      .q_stride = q.stride(0),
+                                      .k_stride = k.stride(0),
+                                      .v_stride = v.stride(0),
+                                      .rows = int32(sizes.rows),
+                                      .query_heads = int32(sizes.query_heads),
+                                      .kv_heads = int32(sizes.kv_heads),
+                                      .head_dim = int32(sizes.head_dim),
+                                      .eps = static_cast<float>(eps),
+                                      .dtype = dtype_of(q)},
+                                     call.stream()));
+}
+
+Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& page_table,
+                       const Tensor& row_seq, const Tensor& prefix_len, double scale, const OptionalTensor& suffix_slots,
+                       const OptionalTensor& suffix_len) {
+  const AttentionSizes sizes = check_paged_attention(q, k_cache, v_cache, page_table, row_seq, prefix_len, suffix_slots,
+                                                     suffix_len, kCudaDtypes, kMaxGroup);
+  TORCH_CHECK(std::find(kHeadDims.begin(), kHeadDims.end(), sizes.head_dim) != kHeadDims.end(),
+              "q must have a head size of 64, 80, 96, 128 or 256 on CUDA, not ", sizes.head_dim);
+  TORCH_CHECK(sizes.rows <= 1 || q.stride(0) % kInputsTogether == 0, "q's rows must lie a multiple of ", kInputsTogether,
+              " elements apart on CUDA, not ", q.stride(0));
+  check_aligned(q, "q");
+  check_aligned(k_cache, "k_cache");
+  check_aligned(v_cache, "v_cache");
+  const Call call{{"q", q},
+                  {"k_cache", k_cache},
+                  {"v_cache", v_cache},
+                  {"page_table", page_table},
+                  {"row_seq", row_seq},
+                  {"prefix_len", prefix_len},
+                  {"suffix_slots", suffix_slots},
+                  {"suffix_len", suffix_len}};
+  Tensor out = call.empty({sizes.rows, sizes.query_heads, sizes.head_dim}, q.scalar_type());
+  cuda::PagedAttentionParams params{.q = q.const_data_ptr(),
+                                    .k_cache = k_cache.const_data_ptr(),
+                                    .v_cache = v_cache.const_data_ptr(),
+                                    .page_table = page_table.const_data_ptr<int32_t>(),
+                                    .row_seq = row_seq.const_data_ptr<int32_t>(),
+                                    .prefix_len = prefix_len.const_data_ptr<int32_t>(),
+                                    .suffix_slots = pointer_or_null<int32_t>(suffix_slots),
+                                    .suffix_len = pointer_or_null<int32_t>(suffix_len),
+                                    .out = out.mutable_data_ptr(),
+                                    .workspace = nullptr,
+                                    .arrivals = nullptr,
+                                    .q_stride = q.stride(0),
+                                    .rows = int32(sizes.rows),
+                                    .sequences = int32(sizes.sequences),
+                                    .query_heads = int32(sizes.query_heads),
+                                    .kv_heads = int32(sizes.kv_heads),
+                                    .head_dim = int32(sizes.head_dim),
+                                    .page_size = int32(sizes.page_size),
+                                    .table_width = int32(sizes.table_width),
+                                    .suffix_width = int32(sizes.suffix_width),
+                                    .scale = static_cast<float>(scale),
+                                    .dtype = dtype_of(q)};
+  params.arrivals = call.arrivals(cuda::paged_attention_arrivals(params));
+  const Tensor workspace = call.workspace(cuda::paged_attention_workspace(params));
+  params.workspace = workspace.mutable_data_ptr();
+  C10_CUDA_CHECK(cuda::paged_attention(params, call.stream()));
+  return out;
+}
+
+void move_kv(const Tensor& kv, const Tensor& src, const Tensor& dst) {
+  const MoveSizes sizes = check_move_kv(kv, src, dst, kCudaDtypes);
+  TORCH_CHECK(sizes.place_bytes % 16 == 0, "kv must have places of a multiple of 16 bytes on CUDA, not ", sizes.place_bytes);
+  check_aligned(kv, "kv");
+  const Call call{{"kv", kv}, {"src", src}, {"dst", dst}};
+  C10_CUDA_CHECK(cuda::move_kv({.kv = kv.mutable_data_ptr(),
+                                .src = src.const_data_ptr<int32_t>(),
+                                .dst = dst.const_data_ptr<int32_t>(),
+                                .planes = sizes.planes,
+                                .places = sizes.places,
+                                .row_bytes = sizes.place_bytes,
+                                .moves = int32(sizes.moves)},
+                               call.stream()));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(ssd, CUDA, m) {
+  m.impl("embed", embed);
+  m.impl("rms_norm", rms_norm);
+  m.impl("add_rms_norm", add_rms_norm);
+  m.impl("pack_weight", pack_weight);
+  m.impl("linear", linear);
+  m.impl("rope_store_kv", rope_store_kv);
+  m.impl("paged_attention", paged_attention);
+  m.impl("move_kv", move_kv);
+}
+
+}  // namespace ssd

@@ -1,0 +1,126 @@
+// The emulator as torch sees it: a CPU allocator that puts every tensor beside memory that nobody may touch, and torch.ops that
+// choose how kernels run. csrc/cuda_ops, compiled into the same library, registers the ops themselves under the CUDA key, and
+// tests redispatch to it with CPU tensors.
+//
+// A tensor's memory is pages of its own. It ends where an unreadable page begins, or begins where one ends, so that an access
+// past that side faults inside the kernel that does it. Until somebody writes to it every element is NaN, and as an id or a
+// length no plausible number. What lies between the tensor and its pages' other end holds the same words, which must still be
+// there when the tensor is freed.
+
+#include <c10/core/Allocator.h>
+#include <c10/core/CPUAllocator.h>
+#include <sys/mman.h>
+#include <torch/library.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <string_view>
+#include <unordered_map>
+
+#include "emulator.h"
+
+// The one CUDA call of csrc/cuda_ops that is neither a launch nor torch's.
+extern "C" cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* status, unsigned long long*,
+                                                cudaGraph_t*, const cudaGraphNode_t**, const cudaGraphEdgeData**, size_t*) {
+  *status = cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+
+namespace ssd::emulator {
+namespace {
+
+constexpr uint32_t kPoison = 0xffc1ffc1;  // NaN as a float32, as two bfloat16, as two float16; -4063295 as an int32
+
+std::atomic<bool> guard_start = false;
+std::atomic<int64_t> damaged = 0;
+
+// [front guard][.. the tensor ..][back guard], the tensor against one of them.
+struct Block {
+  unsigned char *base, *data;
+  size_t mapped, bytes;
+
+  uint32_t* begin() const { return reinterpret_cast<uint32_t*>(base + page_size()); }
+  uint32_t* end() const { return reinterpret_cast<uint32_t*>(base + mapped - page_size()); }
+
+  static size_t page_size() {
+    static const auto size = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    return size;
+  }
+};
+
+bool poisoned(const unsigned char* from, const unsigned char* to) {
+  for (; from != to; ++from)
+    if (*from != static_cast<unsigned char>(kPoison >> (reinterpret_cast<uintptr_t>(from) % 4 * 8))) return false;
+  return true;
+}
+
+// By the tensor's first byte, which is all that torch hands back. Never destroyed: some tensors outlive this library's globals.
+std::mutex mutex;
+auto& blocks = *new std::unordered_map<void*, Block>;
+
+void release(void* data) {
+  Block freed;
+  {
+    const std::lock_guard lock(mutex);
+    freed = blocks.extract(data).mapped();
+  }
+  const auto* begin = reinterpret_cast<unsigned char*>(freed.begin());
+  const auto* end = reinterpret_cast<unsigned char*>(freed.end());
+  if (!poisoned(begin, freed.data) || !poisoned(freed.data + freed.bytes, end)) ++damaged;
+  munmap(freed.base, freed.mapped);
+}
+
+class GuardingAllocator final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t bytes) override {
+    const c10::Device cpu(c10::DeviceType::CPU);
+    if (bytes == 0) return {nullptr, cpu};
+    const size_t page = Block::page_size();
+    Block block{nullptr, nullptr, (bytes + page - 1) / page * page + 2 * page, bytes};
+    void* base = mmap(nullptr, block.mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    TORCH_CHECK(base != MAP_FAILED, "no memory for a guarded tensor of ", bytes, " bytes");
+    block.base = static_cast<unsigned char*>(base);
+    TORCH_CHECK(mprotect(block.begin(), block.mapped - 2 * page, PROT_READ | PROT_WRITE) == 0, "mprotect failed");
+    std::fill(block.begin(), block.end(), kPoison);
+    // Torch's own code counts on 16 bytes of alignment: up to 15 bytes at the end are watched, not guarded.
+    block.data = guard_start ? reinterpret_cast<unsigned char*>(block.begin())
+                             : reinterpret_cast<unsigned char*>(block.end()) - (bytes + 15) / 16 * 16;
+    const std::lock_guard lock(mutex);
+    blocks.emplace(block.data, block);
+    return {block.data, block.data, &release, cpu};
+  }
+
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
+
+  void copy_data(void* to, const void* from, size_t count) const override { default_copy_data(to, from, count); }
+};
+
+Order order_of(std::string_view name) {
+  if (name == "forward") return Order::kForward;
+  if (name == "reversed") return Order::kReversed;
+  TORCH_CHECK(name == "shuffled", "order must be forward, reversed or shuffled, not ", name);
+  return Order::kShuffled;
+}
+
+void choose(std::string_view order, int64_t seed, bool start) {
+  configure(order_of(order), static_cast<uint64_t>(seed));
+  guard_start = start;
+}
+
+int64_t damaged_tensors() { return damaged.exchange(0); }
+
+const bool installed = [] {
+  c10::SetCPUAllocator(new GuardingAllocator, 100);
+  return true;
+}();
+
+}  // namespace
+
+TORCH_LIBRARY(ssd_emulator, m) {
+  m.def("configure(str order, int seed, bool guard_start) -> ()", choose);
+  m.def("damaged_tensors() -> int", damaged_tensors);  // freed since the last call, with something written beside them
+}
+
+}  // namespace ssd::emulator

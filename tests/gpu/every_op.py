@@ -1,0 +1,29 @@
+"""Calls every op once or more on the GPU, on small shapes: what test_sanitizer.py has compute-sanitizer watch."""
+
+from __future__ import annotations
+
+import torch
+
+from ops import backend
+
+backend.choose("gpu")  # before the examples are made: their shapes are those the back end can compute
+
+
+def main() -> None:
+    from gpu.on_gpu import named_examples
+
+    for _, op, arguments in named_examples():
+        getattr(backend.ssd_ops, op)(**arguments)
+    tokens = torch.randint(4, (3, 40), dtype=torch.int32)
+    backend.ssd_ops.ngram_propose(tokens, torch.tensor([5, 39, 20], dtype=torch.int32), 4)
+    missed = {op for op in backend.Op.called ^ {name.split("::")[1] for name in registered()}}
+    assert not missed, missed
+    print("called every op")
+
+
+def registered() -> list[str]:
+    return [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("ssd::")]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""What the GPU tests share: the ops' examples on the device, and what an op leaves there. Imported as `gpu.on_gpu`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ops.examples import Arguments, decision_examples, forward_examples
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def named_examples() -> Iterator[tuple[str, str, Arguments]]:
+    """(a name for the test, the op, its arguments), on the CPU."""
+    for name, dtype in DTYPES.items():
+        for i, (op, arguments) in enumerate(forward_examples(dtype)):
+            yield f"{op}-{i}-{name}", op, arguments
+    for i, (op, arguments) in enumerate(decision_examples()):
+        yield f"{op}-{i}", op, arguments
+
+
+def on_gpu(arguments: Arguments) -> Arguments:
+    """Copies on the device."""
+    return {name: x.to("cuda", copy=True) if isinstance(x, Tensor) else x for name, x in arguments.items()}
+
+
+def call(op: str, arguments: Arguments) -> tuple[list[Tensor], list[Tensor]]:
+    """(the op's results, every argument that it may have written)."""
+    overload = getattr(torch.ops.ssd, op).default
+    result: Any = overload(**arguments)
+    results = list(result) if isinstance(result, tuple | list) else [result] if isinstance(result, Tensor) else []
+    return results, [arguments[a.name] for a in overload._schema.arguments if a.is_write]
