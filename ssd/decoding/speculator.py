@@ -86,7 +86,7 @@ class Speculator:
             draft.look_up(state, speculation)
             missed = (speculation.hit == 0) & (state.done == 0)
             if self._executor.trace.recording:
-                span.details.update(hits=int(speculation.hit.sum()), misses=int(missed.sum()))
+                span.details.update(hits=int(speculation.hit.sum()), misses=int(missed.sum()), seen=draft.seen.tolist())
         neural = self.drafting.fan_out is None or self.drafting.fallback.choose(n) == "neural"
         self._neural = [self._neural[1], neural]
 
@@ -176,7 +176,8 @@ class Speculator:
         before &= ~(drawn & (k < length)[:, None] & (ids == excluded))
         rank = torch.where(known[:, 0], before.sum(1), z.shape[1])
         seen = torch.stack([speculation.hit[:n].long(), length.long(), k, rank], dim=1)
-        draft.seen[:n] = torch.where(outcome[:, :1] >= 0, seen, -1).int()
+        looked_up = (outcome[:, 0] >= 0) & (state.done[:n] == 0)
+        draft.seen[:n] = torch.where(looked_up[:, None], seen, -1).int()
 
     def _columns(self, tokens: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """The draft's columns of target ids, and which of them there are."""
