@@ -174,7 +174,8 @@ class Speculator:
         value, ids = z.gather(1, column), torch.arange(z.shape[1], device=z.device)
         before = (z > value) | ((z == value) & (ids < column))
         before &= ~(drawn & (k < length)[:, None] & (ids == excluded))
-        rank = torch.where(known[:, 0], before.sum(1), z.shape[1])
+        behind_all = max(z.shape[1], self.budget)  # where a token stands that the draft cannot propose
+        rank = torch.where(known[:, 0], before.sum(1), behind_all)
         seen = torch.stack([speculation.hit[:n].long(), length.long(), k, rank], dim=1)
         looked_up = (outcome[:, 0] >= 0) & (state.done[:n] == 0)
         draft.seen[:n] = torch.where(looked_up[:, None], seen, -1).int()

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import tiny
 from engine.cases import MakeEngine, accepted_in_all, hits_and_look_ups, random_prompts, tokens_of
 from ops.cases import generator
 from ssd import Completion, Engine, SamplingParams
@@ -45,9 +47,11 @@ def speculator_of(engine: Engine) -> Speculator:
     return speculator
 
 
-def decode(engine: Engine, params: SamplingParams) -> tuple[list[Completion], list[list[LookUp]], list[LookUp]]:
-    """(completions, every sequence's look-ups, all of them in the order in which they were seen)."""
-    found: dict[int, list[LookUp]] = {len(prompt): [] for prompt in PROMPTS}
+def decode(
+    engine: Engine, params: SamplingParams, prompts: list[list[int]] = PROMPTS
+) -> tuple[list[Completion], list[list[LookUp]], list[LookUp]]:
+    """(completions, every sequence's look-ups, all of them in the order in which they were seen). Prompts differ in their lengths."""
+    found: dict[int, list[LookUp]] = {len(prompt): [] for prompt in prompts}
     in_order, run_round = [], engine._loop.round
 
     def watched(n: int) -> Any:
@@ -63,7 +67,7 @@ def decode(engine: Engine, params: SamplingParams) -> tuple[list[Completion], li
         return result
 
     engine._loop.round = watched  # type: ignore[method-assign]
-    completions = engine.decode(PROMPTS, params)
+    completions = engine.decode(prompts, params)
     assert not any(completion.degraded for completion in completions)
     return completions, list(found.values()), in_order
 
@@ -157,6 +161,20 @@ def test_a_token_that_the_draft_cannot_propose_stands_behind_every_guess(engine:
             at += seen.k + 1
             assert (seen.rank >= size) == (completion.token_ids[at] % 4 == 0)
     assert sum(seen.rank >= size for sequence in found for seen in sequence) > 5
+
+
+def test_a_budget_may_have_more_guesses_than_the_draft_has_tokens(engine: MakeEngine, tmp_path: Path) -> None:
+    """What it cannot propose is not among them, however many there are."""
+    sizes = {"max_position_embeddings": 64, "num_hidden_layers": 1}
+    tiny.write_model(tmp_path / "target", seed=3, vocab_size=6, **sizes)
+    tiny.write_draft_of(tmp_path / "target", tmp_path / "draft", noise=0.3, vocabulary=[0, 2, 3, 4, 5])
+    one = engine("ssd", str(tmp_path / "draft"), target=tmp_path / "target", budget=32, fan_out="uniform", fallback="neural")
+    prompts = [[i % 6 for i in range(length)] for length in (3, 9, 20)]
+    completions, found, _ = decode(one, PARAMS["sampled"], prompts)
+    assert found == [replay(sequence, tables("uniform", 4, 32)) for sequence in found]
+    missed = [seen for sequence in found for seen in sequence if not seen.hit]
+    assert missed and all(seen.rank >= 32 for seen in missed)
+    assert all(rank < 5 or rank >= 32 for completion in completions for rank in completion.stats.rank_counts)
 
 
 # A measured fan-out -------------------------------------------------------------------------------------------------------------
