@@ -16,6 +16,7 @@ Mode = Literal["ar", "sd", "ssd"]
 ModeName = Literal["ar", "sd", "ssd", "auto"]
 DtypeName = Literal["auto", "bfloat16", "float32"]
 FanOut = str | Sequence[int]
+Fallback = Literal["auto", "neural", "ngram"]
 
 MAX_LOOKAHEAD = 63  # a verification has at most 64 nodes, the last committed token among them
 MAX_BUDGET = 256  # branch rows that share one read of the draft's weights
@@ -80,14 +81,17 @@ class SpeculationConfig:
     """How a speculation is made (arXiv 2603.03251).
 
     lookahead: K, draft tokens a round. budget: B, branches prepared a round and sequence. fan_out: how the budget is shared among
-    accepted counts: "geometric" (Theorem 12) or an explicit list of K + 1 numbers that sum to B. fallback: what a miss gets:
-    "neural", the draft drafting then; "auto" means that until n-gram is built. saguaro_c, saguaro_f, tree: not built yet.
+    accepted counts: "measured" (the best for what was seen so far), "geometric" (Theorem 12), "uniform", or an explicit list of K + 1
+    numbers that sum to B. fallback: what a miss gets: "neural", the draft drafting then; "ngram", what followed the same words
+    before; "auto", the cheaper one as measured. saguaro_c, saguaro_f: a draft that samples draws its top F tokens with their
+    probability times C (Definition 14): fewer acceptances, more hits; F is budget // (lookahead + 1) + 1 unless given. tree: draft a
+    tree with so many children a node, level by level, instead of a chain; its levels take lookahead's place.
     """
 
     lookahead: int = 4
     budget: int = 8
-    fan_out: FanOut = "geometric"
-    fallback: str = "auto"
+    fan_out: FanOut = "measured"
+    fallback: Fallback = "auto"
     saguaro_c: float = 1.0
     saguaro_f: int | None = None
     tree: Sequence[int] | None = None
@@ -96,30 +100,42 @@ class SpeculationConfig:
         _within("lookahead", self.lookahead, 1, MAX_LOOKAHEAD, whole=True)
         _within("budget", self.budget, 1, MAX_BUDGET, whole=True)
         if isinstance(self.fan_out, str):
-            if self.fan_out in ("measured", "uniform"):
-                raise SsdError(
-                    f"fan_out={self.fan_out!r} is not built yet; use 'geometric' or a list of {self.lookahead + 1} numbers."
-                )
-            _one_of("fan_out", self.fan_out, ("geometric",))
+            _one_of("fan_out", self.fan_out, ("measured", "geometric", "uniform"))
         else:
             self._check_explicit_fan_out(self.fan_out)
-        if self.fallback == "ngram":
-            raise SsdError("fallback='ngram' is not built yet; use 'neural' or 'auto'.")
-        _one_of("fallback", self.fallback, ("auto", "neural"))
-        if self.saguaro_c != 1 or self.saguaro_f is not None:
-            raise SsdError(
-                "Saguaro sampling (saguaro_c other than 1, saguaro_f) is not built into the engine yet; leave it out."
-            )
+        _one_of("fallback", self.fallback, get_args(Fallback))
+        _within("saguaro_c", self.saguaro_c, 0.01, 1)
+        if self.saguaro_f is not None:
+            _within("saguaro_f", self.saguaro_f, 1, 2**24 - 1, whole=True)
         if self.tree is not None:
-            raise SsdError("tree speculation is not built into the engine yet; leave tree out.")
+            self._check_tree(self.tree)
+            object.__setattr__(self, "lookahead", len(self.tree))
 
     def _check_explicit_fan_out(self, fan_out: Sequence[int]) -> None:
         fits = isinstance(fan_out, Sequence) and len(fan_out) == self.lookahead + 1
         if not fits or not all(isinstance(n, int) and n >= 0 for n in fan_out) or sum(fan_out) != self.budget:
             raise SsdError(
-                f"fan_out is {fan_out!r}; it must be 'geometric' or {self.lookahead + 1} numbers (lookahead + 1) that sum to "
-                f"budget={self.budget}, for example {[self.budget] + [0] * self.lookahead}."
+                f"fan_out is {fan_out!r}; it must be 'measured', 'geometric', 'uniform' or {self.lookahead + 1} numbers (lookahead + 1) "
+                f"that sum to budget={self.budget}, for example {[self.budget] + [0] * self.lookahead}."
             )
+
+    def _check_tree(self, tree: Sequence[int]) -> None:
+        whole = isinstance(tree, Sequence) and not isinstance(tree, str) and len(tree) > 0
+        if not whole or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in tree):
+            raise SsdError(f"tree is {tree!r}; it must be children a node, level by level, for example (3, 2, 1, 1).")
+        nodes, width = 1, 1
+        for children in tree:
+            width *= children
+            nodes += width
+        if nodes > MAX_LOOKAHEAD + 1:
+            raise SsdError(
+                f"tree {tuple(tree)} has {nodes} nodes; a verification takes at most {MAX_LOOKAHEAD + 1}, have fewer children or levels."
+            )
+
+    @property
+    def top_f(self) -> int:
+        """F of Saguaro sampling."""
+        return self.saguaro_f or self.budget // (self.lookahead + 1) + 1
 
 
 @dataclass(frozen=True)
@@ -149,9 +165,7 @@ class EngineConfig:
         if self.draft_device not in (None, "cpu") or self.draft_sms is not None:
             raise SsdError("draft_device and draft_sms place the draft on CUDA, which is not built yet; leave them out.")
         if not isinstance(self.draft, str | None):
-            raise SsdError(f"draft is {self.draft!r}; it can be a model, 'self:N', 'auto' or None.")
-        if self.draft == "ngram":
-            raise SsdError("draft='ngram' is not built yet; name a draft model, 'self:N' or None.")
+            raise SsdError(f"draft is {self.draft!r}; it can be a model, 'self:N', 'ngram', 'auto' or None.")
         _within("max_batch", self.max_batch, 1, 4096, whole=True)
         if self.max_context is not None:
             _within("max_context", self.max_context, 2, 2**24, whole=True)
@@ -166,11 +180,24 @@ class EngineConfig:
                 _within("pace", milliseconds, 0, 1e6)
         _within("seed", self.seed, -(2**63), 2**63 - 1, whole=True)
 
-    def resolve_mode(self, has_draft: bool) -> Mode:
+    def resolve_mode(self, has_draft: bool, tree: Sequence[int] | None = None) -> Mode:
         """What runs: "auto" is "sd" with a draft and "ar" without one, until the engine measures.
 
-        Raises SsdError for "sd" or "ssd" without a draft.
+        Raises SsdError for "sd" or "ssd" without a draft, and for a draft or tree that the mode cannot use.
         """
+        if self.mode == "ssd" and self.draft == "ngram":
+            raise SsdError(
+                "mode='ssd' needs a draft model, and draft='ngram' is none; use mode='sd', or fallback='ngram' with a model."
+            )
+        if tree is not None and (self.mode in ("ar", "ssd") or self.draft == "ngram"):
+            with_it = f"mode={self.mode!r}" if self.draft != "ngram" else "draft='ngram'"
+            raise SsdError(
+                f"tree works with mode='sd' and a draft model, not with {with_it}: an outcome of ssd names no node of a tree."
+            )
+        if tree is not None and self.mode == "auto" and not has_draft:
+            raise SsdError(
+                f"tree needs a draft and {self.target!r} has none; name one with draft=, for example 'self:2', or leave tree out."
+            )
         if self.mode == "auto":
             return "sd" if has_draft else "ar"
         if self.mode != "ar" and not has_draft:

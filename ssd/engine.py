@@ -19,13 +19,16 @@ import numpy as np
 import torch
 
 from ssd.completion import Completion, Stream
-from ssd.config import DtypeName, EngineConfig, FanOut, ModeName, SamplingParams, SpeculationConfig
+from ssd.config import DtypeName, EngineConfig, Fallback, FanOut, ModeName, SamplingParams, SpeculationConfig
 from ssd.decoding import fanout
 from ssd.decoding.autoregressive import Autoregressive
+from ssd.decoding.fallback import Fallback as FallbackChoice
+from ssd.decoding.fallback import NgramSpeculator
 from ssd.decoding.round import DraftFailed, Round, Verification
 from ssd.decoding.speculative import Speculative
-from ssd.decoding.speculator import Speculator
+from ssd.decoding.speculator import Drafting, Speculator
 from ssd.decoding.ssd import SpeculativeSpeculative
+from ssd.decoding.tree import Tree
 from ssd.decoding.verifier import Verifier
 from ssd.errors import CheckpointError, SsdError
 from ssd.models import registry
@@ -51,7 +54,8 @@ class Engine:
     """A target, its draft, and everything their rounds need.
 
     target: a known model ("smollm2-135m"), a Hugging Face directory, a .gguf file or a hub id. draft: "auto" (the known draft of that
-    target, or none), a model like the target, "self:N" (the target's first N layers), or None. mode: "ar", "sd", "ssd", or "auto".
+    target, or none), a model like the target, "self:N" (the target's first N layers), "ngram" (no model: what followed before), or
+    None. mode: "ar", "sd", "ssd", or "auto".
     lookahead, budget, fan_out, fallback, saguaro_c, saguaro_f, tree: see `SpeculationConfig`. dtype: "bfloat16", "float32", or "auto":
     bfloat16 where the machine computes in it. device: "cpu". max_batch: sequences running at once. max_context: tokens of a sequence,
     prompt and output (None: what the model was trained for). threads, draft_threads: of the target and of SSD's draft (None: all cores,
@@ -68,8 +72,8 @@ class Engine:
         mode: ModeName = "auto",
         lookahead: int = 4,
         budget: int = 8,
-        fan_out: FanOut = "geometric",
-        fallback: str = "auto",
+        fan_out: FanOut = "measured",
+        fallback: Fallback = "auto",
         saguaro_c: float = 1.0,
         saguaro_f: int | None = None,
         tree: Sequence[int] | None = None,
@@ -112,7 +116,7 @@ class Engine:
             tree=tree,
         )
         draft_name = registry.default_draft(self.config.target) if draft == "auto" else draft
-        asked_mode = self.config.resolve_mode(draft_name is not None)
+        asked_mode = self.config.resolve_mode(draft_name is not None, tree)
         progress = progress or (lambda fraction: None)
 
         self._device = torch.device("cpu")
@@ -135,6 +139,7 @@ class Engine:
             raise SsdError(
                 f"max_context is {max_context}; {self.config.target!r} was trained for {self._target.context} tokens, use at most that."
             )
+        self._tree = Tree(tree, self._device) if tree is not None else None
         self._allocate(asked_mode)
         self._loop = self._build_loop(asked_mode, draft_name)
 
@@ -210,29 +215,32 @@ class Engine:
         return context + 2 * (self.speculation_config.lookahead + 1)
 
     def _allocate(self, mode: str) -> None:
-        config, slots, lookahead = self._target.model.config, self.config.max_batch, self.speculation_config.lookahead
-        pages_a_sequence = -(-(self.max_context + lookahead) // PAGE_SIZE)
+        config, slots, proposed = self._target.model.config, self.config.max_batch, self._proposed
+        pages_a_sequence = -(-(self.max_context + proposed) // PAGE_SIZE)
         bytes_a_page = (
             2 * config.num_layers * PAGE_SIZE * config.num_kv_heads * config.head_dim * self._target.model.dtype.itemsize
         )
         memory = int(available_memory() * MEMORY_FRACTION)
         # Once a request samples, the draft's distributions take their share; if that is over half, the draft fails, not the target.
-        distributions = 8 * slots * (self.speculation_config.budget + 1) * lookahead * self._target.model.vocab_size
+        distributions = 8 * slots * (self._budget(mode) + 1) * proposed * self._target.model.vocab_size
         memory -= min(distributions, memory // 2) if mode != "ar" else 0
         affordable = memory // 2 // bytes_a_page  # half for the target, half for a draft as large
         self._num_pages = 1 + min(slots * pages_a_sequence, affordable)
         self._state = SequenceState.allocate(
-            slots, self.max_context + lookahead + 1, pages_a_sequence, config.eos_token_ids, self._device
+            slots, self.max_context + proposed + 1, pages_a_sequence, config.eos_token_ids, self._device
         )
         self._cache = KVCache(config, self._num_pages, PAGE_SIZE, self._target.model.dtype, self._device)
         self._pages = PageAllocator(self._num_pages)
-        self._scheduler = Scheduler(self._state, self._pages, PAGE_SIZE, lookahead)
+        self._scheduler = Scheduler(self._state, self._pages, PAGE_SIZE, proposed)
 
     def _build_loop(self, mode: str, draft_name: str | None) -> Autoregressive | Speculative | SpeculativeSpeculative:
         if mode != "ar" and draft_name is not None:
             try:
-                speculator, draft_id_of = self._build_speculator(mode, draft_name)
-                verifier = self._verifier(speculator.speculation, draft_id_of)
+                if draft_name == "ngram":
+                    return self._build_ngram()
+                draft = load_draft(draft_name, self._target, self._positions(self.max_context))
+                speculator = self._build_speculator(mode, draft)
+                verifier = self._verifier(speculator.speculation, draft.draft_id_of)
                 if mode == "sd":
                     return Speculative(verifier, speculator)
                 return SpeculativeSpeculative(verifier, speculator, Worker(self._draft_threads))
@@ -240,26 +248,41 @@ class Engine:
                 self._warn_of_draft(error)
         return self._autoregressive()
 
-    def _build_speculator(self, mode: str, draft_name: str) -> tuple[Speculator, torch.Tensor | None]:
-        settings, slots = self.speculation_config, self.config.max_batch
-        draft: Draft = load_draft(draft_name, self._target, self._positions(self.max_context))
-        budget = settings.budget if mode == "ssd" else 0
+    def _build_speculator(self, mode: str, draft: Draft) -> Speculator:
+        settings, slots, budget = self.speculation_config, self.config.max_batch, self._budget(mode)
         scratch_pages = -(-slots * budget * settings.lookahead // PAGE_SIZE)
-        cache = KVCache(draft.model.config, self._num_pages + scratch_pages, PAGE_SIZE, draft.model.dtype, self._device)
-        speculator = Speculator(
-            draft.model,
-            cache,
+        drafting = Drafting(saguaro_f=settings.top_f, saguaro_c=settings.saguaro_c, tree=self._tree)
+        if budget:
+            drafting.fan_out = fanout.tables(settings.fan_out, settings.lookahead, budget).to(self._device)
+            drafting.measured = fanout.Measured(settings.lookahead, budget) if settings.fan_out == "measured" else None
+            drafting.fallback = FallbackChoice(settings.fallback)
+        return Speculator(
+            draft,
+            KVCache(draft.model.config, self._num_pages + scratch_pages, PAGE_SIZE, draft.model.dtype, self._device),
             self._state,
-            Speculation.allocate(slots, settings.lookahead, self._device),
-            DraftState.allocate(slots, budget, settings.lookahead, self._num_pages * PAGE_SIZE, self._device),
+            Speculation.allocate(slots, self._proposed, self._device),
+            DraftState.allocate(slots, budget, self._proposed, self._num_pages * PAGE_SIZE, self._device),
             self._executor,
-            fanout.tables(settings.fan_out, settings.lookahead, budget).to(self._device) if budget else None,
-            draft.id_of,
+            drafting,
         )
-        return speculator, draft.draft_id_of
+
+    def _build_ngram(self) -> Speculative:
+        slots, lookahead = self.config.max_batch, self.speculation_config.lookahead
+        speculation = Speculation.allocate(slots, lookahead, self._device)
+        draft = DraftState.allocate(slots, 0, lookahead, 0, self._device)
+        return Speculative(self._verifier(speculation), NgramSpeculator(self._state, speculation, draft, self._executor))
+
+    @property
+    def _proposed(self) -> int:
+        """Tokens a round proposes at most."""
+        return self._tree.nodes - 1 if self._tree is not None else self.speculation_config.lookahead
+
+    def _budget(self, mode: str) -> int:
+        return self.speculation_config.budget if mode == "ssd" else 0
 
     def _verifier(self, speculation: Speculation, draft_id_of: torch.Tensor | None = None) -> Verifier:
-        return Verifier(self._target.model, self._cache, self._state, speculation, self._executor, draft_id_of)
+        tree = self._tree if speculation.lookahead else None
+        return Verifier(self._target.model, self._cache, self._state, speculation, self._executor, draft_id_of, tree)
 
     def _autoregressive(self) -> Autoregressive:
         return Autoregressive(self._verifier(Speculation.allocate(self.config.max_batch, 0, self._device)))
@@ -366,7 +389,10 @@ class Engine:
         slot, speculation = request.slot, result.speculation
         committed = int(self._state.length[slot]) - length_before
         accepted = min(int(self._state.outcome[slot, int(speculation.parity), 0]), committed) if speculation.lookahead else 0
-        request.stats.add(result, accepted=accepted, proposed=int(speculation.length[slot]), hit=bool(speculation.hit[slot]))
+        rank = int(result.seen[slot, 3]) if result.seen is not None else -1
+        request.stats.add(
+            result, accepted=accepted, proposed=int(speculation.length[slot]), hit=bool(speculation.hit[slot]), rank=rank
+        )
 
     def _collect(self, request: Request, verification: Verification, row: int) -> None:
         """Take what was just committed, and retire the request if that ends it."""

@@ -104,24 +104,30 @@ class SequenceState(SlotTables):
         self.length[slot] = 0  # its rows see one key from now on
         self.last_token[slot] = 0
 
-    def row_stats(self, logits: Tensor) -> Tensor:
+    def row_stats(self, logits: Tensor, saguaro_f: int = 0, saguaro_c: float = 1.0) -> Tensor:
         """The processed distribution of [n, rows, V] logits, every row of a slot by its own request: [n, rows, STATS]."""
         n, rows, vocabulary = logits.shape
         temperature, top_k, top_p, min_p = (
             each.repeat_interleave(rows) for each in (self.temperature, self.top_k, self.top_p, self.min_p)
         )
-        return ops.row_stats(logits.reshape(n * rows, vocabulary), temperature, top_k, top_p, min_p).view(n, rows, ops.STATS)
+        flat = logits.reshape(n * rows, vocabulary)
+        stats = ops.row_stats(flat, temperature, top_k, top_p, min_p, saguaro_f, saguaro_c)
+        return stats.view(n, rows, ops.STATS)
+
+    def kv_slots(self, positions: Tensor, page_size: int) -> Tensor:
+        """Where the K/V of these positions lives: [n, any] int32."""
+        page = self.page_table.gather(1, (positions // page_size).long())
+        return page * page_size + positions % page_size
 
     def rows(self, ids: Tensor, first_position: Tensor, page_size: int) -> Rows:
         """Rows of a run of tokens a slot, behind each other from first_position [n] on; ids: [n, T]. Each sees all before it and itself."""
         n, width = ids.shape
         positions = first_position[:, None] + torch.arange(width, dtype=torch.int32, device=ids.device)
         sequence = torch.arange(n, dtype=torch.int32, device=ids.device)
-        page = self.page_table.gather(1, (positions // page_size).long())
         return Rows(
             ids=ids.flatten(),
             positions=positions.flatten(),
-            kv_slots=(page * page_size + positions % page_size).flatten(),
+            kv_slots=self.kv_slots(positions, page_size).flatten(),
             row_seq=sequence.repeat_interleave(width),
             prefix_len=(positions + 1).flatten(),
             page_table=self.page_table,
@@ -130,7 +136,8 @@ class SequenceState(SlotTables):
 
 @dataclass
 class Speculation(SlotTables):
-    """What the draft hands to the target: up to K tokens a slot, and the distributions they were drawn from.
+    """What the draft hands to the target: up to K tokens a slot, and the distributions they were drawn from. Of a tree K is the
+    number of its nodes behind the root, and row i of the distributions what node i's children were drawn from.
 
     Distributions and outcomes have two halves. In a round, the look-up flips `parity`; the fallback draws into half `parity`, which
     the verification reads, and writes its outcome to; the branches, drawn for the round after, go to half 1 − parity.
@@ -179,6 +186,8 @@ class DraftState(SlotTables):
     guess_k: Tensor  # [S, B] int32, −1 where there is no guess
     branch_tokens: Tensor  # [S, B, K] int32
     scratch: Tensor  # [S, B, K] int32, KV slots of the branches' own tokens
+    seen: Tensor  # [S, 4] int32, of the last outcome: (after a hit, spec_len, k, the next token's rank), −1 where none was looked up
+    z: Tensor | None = None  # [S, K + 1, Vd] float32, what the guesses under way are chosen from
 
     @classmethod
     def allocate(cls, slots: int, budget: int, lookahead: int, first_scratch_slot: int, device: torch.device) -> DraftState:
@@ -191,4 +200,25 @@ class DraftState(SlotTables):
             guess_k=torch.full((slots, budget), -1, dtype=torch.int32, device=device),
             branch_tokens=torch.zeros(branches, dtype=torch.int32, device=device),
             scratch=first_scratch_slot + places,
+            seen=torch.full((slots, 4), -1, dtype=torch.int32, device=device),
+        )
+
+    def look_up(self, state: SequenceState, speculation: Speculation) -> None:
+        """Latch where the target stands, and hand out the branch drafted for its outcome, or what makes it a miss."""
+        ops.cache_lookup(
+            outcome=state.outcome,
+            guess=self.guess,
+            guess_k=self.guess_k,
+            branch_tokens=self.branch_tokens,
+            length=state.length,
+            last_token=state.last_token,
+            max_length=state.max_length,
+            done=state.done,
+            parity=speculation.parity,
+            draft_length=self.length,
+            draft_last_token=self.last_token,
+            spec_tokens=speculation.tokens,
+            spec_len=speculation.length,
+            hit=speculation.hit,
+            q_address=speculation.q_address,
         )

@@ -58,14 +58,32 @@ def decode(
         str,
         o.option(
             "--fan-out",
-            help="How accepted counts share the budget: 'geometric', or a number for each of 0 to lookahead.",
+            help="How accepted counts share the budget: 'measured', 'geometric', 'uniform', or a number for each of 0 to lookahead.",
             panel=o.SPECULATION,
             metavar="NAME|N,N,..",
         ),
-    ] = "geometric",
+    ] = str(SpeculationConfig.fan_out),
     fallback: Annotated[
-        str, o.option("--fallback", help="What a miss gets: 'neural', or 'auto'.", panel=o.SPECULATION)
+        str, o.option("--fallback", help="What a miss gets: 'neural', 'ngram', or 'auto'.", panel=o.SPECULATION)
     ] = SpeculationConfig.fallback,
+    saguaro_c: Annotated[
+        float,
+        o.option(
+            "--saguaro-c", help="Draw the draft's likeliest tokens with their probability times this.", panel=o.SPECULATION
+        ),
+    ] = SpeculationConfig.saguaro_c,
+    saguaro_f: Annotated[
+        int | None, o.option("--saguaro-f", help="How many tokens --saguaro-c is for.", panel=o.SPECULATION)
+    ] = SpeculationConfig.saguaro_f,
+    tree: Annotated[
+        str | None,
+        o.option(
+            "--tree",
+            help="Draft a tree, with so many children a node, level by level; with --mode sd.",
+            panel=o.SPECULATION,
+            metavar="N,N,..",
+        ),
+    ] = None,
     temperature: Annotated[
         float, o.option("--temperature", "-t", help="0 is greedy.", panel=o.SAMPLING)
     ] = SamplingParams.temperature,
@@ -127,6 +145,9 @@ def decode(
         "budget": budget,
         "fan_out": o.parse_fan_out(fan_out),
         "fallback": fallback,
+        "saguaro_c": saguaro_c,
+        "saguaro_f": saguaro_f,
+        "tree": o.parse_tree(tree),
         "dtype": dtype,
         "threads": threads,
         "draft_threads": draft_threads,
@@ -232,6 +253,13 @@ def _print_stats(completions: list[Completion]) -> None:
         console.print(table)
 
 
+def _counts(counts: dict[int, int], most: int | None = None) -> str:
+    """The first `most` of them, by key, and the sum of the rest."""
+    shown = [f"{key}: {count}" for key, count in list(counts.items())[:most]]
+    rest = sum(list(counts.values())[len(shown) :])
+    return ", ".join([*shown, f"beyond: {rest}"] if rest else shown) or NOTHING
+
+
 def _stat_rows(stats: Stats, tokens: int) -> list[tuple[str, str]]:
     """The stats in words; see `ssd.decoding.stats.Stats` for what each is."""
     rows = [
@@ -246,6 +274,8 @@ def _stat_rows(stats: Stats, tokens: int) -> list[tuple[str, str]]:
         rows += [
             ("draft tokens accepted a round", figure(stats.accepted_per_round, "", 2)),
             ("acceptance", percent(stats.acceptance_rate)),
+            ("rounds that accepted a 1st, 2nd, .. token", ", ".join(map(str, stats.accepted_at)) or NOTHING),
+            ("rounds, by tokens proposed", _counts(stats.proposed_counts)),
             ("drafting", figure(stats.t_draft_ms, " ms")),
         ]
     if stats.mode == "ssd":
@@ -254,7 +284,8 @@ def _stat_rows(stats: Stats, tokens: int) -> list[tuple[str, str]]:
             ("drafting hidden by verification", figure(stats.hidden_draft_ms, " ms")),
             ("hit rate", percent(stats.hit_rate)),
             ("hits, by accepted count", per_k or NOTHING),
-            ("drafting a miss", figure(stats.t_fallback_ms, " ms")),
+            ("next tokens, by rank among the guesses", _counts(stats.rank_counts, 8)),
+            ("what a miss cost", figure(stats.t_fallback_ms, " ms")),
             ("branches never used", str(stats.branches_unused)),
         ]
     return rows

@@ -36,7 +36,8 @@ Draft = Annotated[
     str,
     option(
         "--draft",
-        help="A model like the target, 'self:N' (the target's first N layers), 'none', or 'auto': the known draft of the target, if any.",
+        help="A model like the target, 'self:N' (the target's first N layers), 'ngram' (no model), 'none', or 'auto': "
+        "the known draft of the target, if any.",
         panel=MODELS,
     ),
 ]
@@ -77,6 +78,18 @@ def parse_fan_out(fan_out: str) -> str | tuple[int, ...]:
     except ValueError:
         raise SsdError(
             f"--fan-out is {fan_out!r}; give a name, or whole numbers with commas between them: 4,2,1,1,0."
+        ) from None
+
+
+def parse_tree(tree: str | None) -> tuple[int, ...] | None:
+    """Raises SsdError unless it is whole numbers with commas between them."""
+    if tree is None:
+        return None
+    try:
+        return tuple(int(number) for number in tree.split(","))
+    except ValueError:
+        raise SsdError(
+            f"--tree is {tree!r}; give children a node, level by level, with commas between them: 3,2,1,1."
         ) from None
 
 

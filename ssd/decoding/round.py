@@ -26,7 +26,8 @@ class Round:
     """One round: its verification, the speculation verified, and what the draft did.
 
     draft: when it prepared a speculation, hidden ("ssd") or not ("sd"). fallback: when it drafted for the outcomes that were missed,
-    in "ssd". branches: prepared for each sequence.
+    in "ssd". branches: prepared for each sequence. seen: [n, 4] int32, of the outcome looked up at the beginning of the round (after a
+    hit, spec_len, k, the next token's rank among the guesses for k), −1 where there was none.
     """
 
     verification: Verification
@@ -34,6 +35,7 @@ class Round:
     draft: Span | None = None
     fallback: Span | None = None
     branches: int = 0
+    seen: Tensor | None = None
 
 
 class DraftFailed(Exception):

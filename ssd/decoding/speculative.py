@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ssd.decoding.fallback import NgramSpeculator
 from ssd.decoding.round import DraftFailed, Round, Verification
 from ssd.decoding.speculator import Speculator
 from ssd.decoding.verifier import Verifier
@@ -12,7 +13,7 @@ class Speculative:
 
     mode = "sd"
 
-    def __init__(self, verifier: Verifier, speculator: Speculator) -> None:
+    def __init__(self, verifier: Verifier, speculator: Speculator | NgramSpeculator) -> None:
         self.verifier = verifier
         self.speculator = speculator
 
@@ -24,7 +25,10 @@ class Speculative:
     def round(self, n: int) -> Round:
         with DraftFailed.guard():
             drafting = self.speculator.look_up(n)
-        return Round(self.verifier.verify(n), self.verifier.speculation, draft=drafting)
+        result = Round(self.verifier.verify(n), self.verifier.speculation, draft=drafting)
+        with DraftFailed.guard(result):
+            self.speculator.keep(n, result.verification.path)
+        return result
 
     def close(self) -> None:
         pass

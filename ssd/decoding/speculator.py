@@ -1,54 +1,74 @@
 """The draft's side of a round (arXiv 2603.03251, section 3).
 
-look_up     the outcome of the last verification among the branches prepared for it; a miss is drafted now (the neural fallback)
+look_up     the outcome of the last verification among the branches prepared for it; a miss gets the fallback
 branch      while the target verifies: extend the trunk by the speculation, fork into the likely outcomes, draft behind each
+learn       behind the round, on the host: what was seen of outcomes, for the fan-out and the fallback to come
 
-Plain speculative decoding is the same with an empty cache: every look-up is a miss. That a hit and a miss hand out the same
-tokens for the same prefix is what makes sampled SSD equal sampled SD token for token: both draft with the same noise, and a
-branch's keys give the same bits from scratch pages as from the trunk.
+Plain speculative decoding is the same with an empty cache: every look-up is a miss, drafted on the spot, as a chain or as a tree.
+That a hit and a drafted miss hand out the same tokens for the same prefix is what makes sampled SSD equal sampled SD token for
+token: both draft with the same noise, and a branch's keys give the same bits from scratch pages as from the trunk.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ssd import ops
+from ssd.decoding.fallback import Fallback, propose_ngram
+from ssd.decoding.fanout import Measured
+from ssd.decoding.tree import Tree
 from ssd.decoding.verifier import prompt_rows
-from ssd.models.transformer import KVCache, Rows, Transformer
+from ssd.models.pair import Draft
+from ssd.models.transformer import KVCache, Rows
 from ssd.runtime.executor import Executor
 from ssd.runtime.trace import Span
 from ssd.state import DraftState, SequenceState, Speculation
 
 
-class Speculator:
-    """Drafts with `model` for the sequences of `state` and hands out `speculation`.
+@dataclass
+class Drafting:
+    """How a Speculator drafts. fan_out: [2, K+1, K+1] int32 tables, see `ops.fork`; None keeps the cache empty. measured: what changes
+    them between rounds. saguaro_f, saguaro_c: Definition 14. tree: the shape of what is drafted on the spot; None: a chain."""
 
-    fan_out: [2, K+1, K+1] int32 tables, see `ops.fork`; None keeps the cache empty. id_of: [Vd] int32, the target ids of a draft with a
-    vocabulary of its own.
-    """
+    fan_out: Tensor | None = None
+    measured: Measured | None = None
+    fallback: Fallback = field(default_factory=lambda: Fallback("neural"))
+    saguaro_f: int = 0
+    saguaro_c: float = 1.0
+    tree: Tree | None = None
+
+
+class Speculator:
+    """Drafts with `model` for the sequences of `state` and hands out `speculation`."""
+
+    REFRESH = 16  # outcomes seen between two tables of a measured fan-out
 
     def __init__(
         self,
-        model: Transformer,
+        model: Draft,
         cache: KVCache,
         state: SequenceState,
         speculation: Speculation,
         draft: DraftState,
         executor: Executor,
-        fan_out: Tensor | None,
-        id_of: Tensor | None = None,
+        drafting: Drafting,
     ) -> None:
-        self.model = model
+        self.model = model.model
         self.cache = cache
         self.state = state
         self.speculation = speculation
         self.draft = draft
         self.lookahead = speculation.lookahead
         self.budget = draft.guess.shape[1]
+        self.drafting = drafting
         self._executor = executor
-        self._fan_out = fan_out
-        self._id_of = id_of
+        self._id_of = model.id_of
+        self._draft_id_of = model.draft_id_of
+        self._z: Tensor | None = None  # [n, K + 1, Vd] what the guesses under way were chosen from
+        self._neural = [True, True]  # whether misses were drafted, in the round before and in this one
 
     def prefill(self, slot: int) -> None:
         """Store a prompt's K/V in the trunk. Called before the target's own prefill moves the sequence on."""
@@ -62,30 +82,22 @@ class Speculator:
         """Hand out the next speculation of the first n slots. Returns when the misses were drafted, if there were any."""
         state, speculation, draft = self.state.first(n), self.speculation.first(n), self.draft.first(n)
         with self._executor.trace.span("draft", "look up", batch=n) as span:
-            ops.cache_lookup(
-                outcome=state.outcome,
-                guess=draft.guess,
-                guess_k=draft.guess_k,
-                branch_tokens=draft.branch_tokens,
-                length=state.length,
-                last_token=state.last_token,
-                max_length=state.max_length,
-                done=state.done,
-                parity=speculation.parity,
-                draft_length=draft.length,
-                draft_last_token=draft.last_token,
-                spec_tokens=speculation.tokens,
-                spec_len=speculation.length,
-                hit=speculation.hit,
-                q_address=speculation.q_address,
-            )
+            self._see(state, speculation, draft)
+            draft.look_up(state, speculation)
             missed = (speculation.hit == 0) & (state.done == 0)
             if self._executor.trace.recording:
-                span.details.update(hits=int(speculation.hit.sum()), misses=int(missed.sum()))
+                span.details.update(hits=int(speculation.hit.sum()), misses=int(missed.sum()), seen=draft.seen.tolist())
+        neural = self.drafting.fan_out is None or self.drafting.fallback.choose(n) == "neural"
+        self._neural = [self._neural[1], neural]
 
         def fallback() -> Span:
-            with self._executor.trace.span("draft", "fallback", batch=n) as span:
-                self._draft_misses(state, speculation, draft)
+            with self._executor.trace.span("draft", "fallback" if neural else "n-gram", batch=n) as span:
+                if not neural:
+                    propose_ngram(state, speculation)
+                elif self.drafting.tree is not None:
+                    self._draft_tree(state, speculation, draft, self.drafting.tree)
+                else:
+                    self._draft_misses(state, speculation, draft)
             return span
 
         return self._executor.when(missed, fallback)
@@ -98,12 +110,13 @@ class Speculator:
                 ids = torch.cat([draft.last_token[:, None], speculation.tokens], dim=1)  # [n, K + 1]
                 z = self._logits(state.rows(ids, draft.length, self.cache.page_size)).view(n, self.lookahead + 1, -1)
             with self._executor.trace.span("draft", "fork"):
-                assert self._fan_out is not None  # there is a cache to fill
+                assert self.drafting.fan_out is not None  # there is a cache to fill
                 guess, guess_k = ops.fork(
-                    z, speculation.tokens, speculation.length, self._fan_out, speculation.hit, self.budget, self._id_of
+                    z, speculation.tokens, speculation.length, self.drafting.fan_out, speculation.hit, self.budget, self._id_of
                 )
                 draft.guess.copy_(guess)
                 draft.guess_k.copy_(guess_k)
+                self._z = z
             next_half = 1 - speculation.parity
             sequence = torch.arange(n, dtype=torch.int32, device=z.device).repeat_interleave(self.budget)
             trunk = (draft.length[:, None] + 1 + guess_k.clamp_min(0)).flatten()  # [n·B] keys of the trunk a branch sees
@@ -122,28 +135,94 @@ class Speculator:
                         suffix_slots=scratch,
                         suffix_len=torch.full_like(trunk, d + 1),
                     )
-                    ids = self._draw(
-                        state, speculation, self._logits(rows), rows.positions + 1, next_half, slice(self.budget), d
-                    )
+                    logits, position = self._logits(rows), rows.positions + 1
+                    ids = self._draw(state, speculation, logits, position, next_half, (slice(self.budget), d))[:, 0]
                     draft.branch_tokens[:, :, d] = ids.view(n, self.budget)
         return span
 
+    def keep(self, n: int, path: Tensor) -> None:
+        """Make an accepted tree path contiguous in the trunk; path: [n, T] from `ops.verify`. A chain is already."""
+        if self.drafting.tree is not None:
+            self.drafting.tree.compact(self.cache, self.state.first(n), self.draft.length[:n], path)
+
+    def learn(self, n: int, verify: Span, draft: Span, fallback: Span | None) -> None:
+        """Take in what the last look-up saw, and give `fork` better tables for the rounds to come."""
+        how = self.drafting
+        how.fallback.times(verify, draft, fallback)
+        for after_hit, spec_len, k, rank in self.draft.seen[:n].tolist():
+            if k < 0:
+                continue
+            how.fallback.outcome(hit=bool(after_hit), neural=self._neural[0], tokens=k + 1)
+            if how.measured is not None and how.fan_out is not None:
+                how.measured.observe(bool(after_hit), spec_len, k, rank)
+                if how.measured.observations % self.REFRESH == 0:
+                    how.fan_out.copy_(how.measured.tables())
+
+    def _see(self, state: SequenceState, speculation: Speculation, draft: DraftState) -> None:
+        """Note of each outcome at which rank of its list the next token stood, guessed or not: [n, 4] `draft.seen`."""
+        draft.seen.fill_(-1)
+        if self._z is None:
+            return
+        n = min(len(state.done), len(self._z))  # those behind were not running
+        outcome = state.outcome[:n].index_select(1, speculation.parity.long())[:, 0]  # [n, 2] (k, next token)
+        k, token = outcome[:, 0].long().clamp_min(0), outcome[:, 1:].long().clamp_min(0)
+        length = speculation.length[:n]
+        z = self._z[torch.arange(n, device=k.device), k]  # [n, Vd]
+        column, known = self._columns(token, z.shape[1])  # [n, 1]
+        drafted = speculation.tokens[:n].long().gather(1, k[:, None].clamp_max(self.lookahead - 1))
+        excluded, drawn = self._columns(drafted, z.shape[1])
+        value, ids = z.gather(1, column), torch.arange(z.shape[1], device=z.device)
+        before = (z > value) | ((z == value) & (ids < column))
+        before &= ~(drawn & (k < length)[:, None] & (ids == excluded))
+        behind_all = max(z.shape[1], self.budget)  # where a token stands that the draft cannot propose
+        rank = torch.where(known[:, 0], before.sum(1), behind_all)
+        seen = torch.stack([speculation.hit[:n].long(), length.long(), k, rank], dim=1)
+        looked_up = (outcome[:, 0] >= 0) & (state.done[:n] == 0)
+        draft.seen[:n] = torch.where(looked_up[:, None], seen, -1).int()
+
+    def _columns(self, tokens: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """The draft's columns of target ids, and which of them there are."""
+        columns = tokens if self._draft_id_of is None else self._draft_id_of[tokens].long()
+        known = (columns >= 0) & (columns < size)
+        return torch.where(known, columns, 0), known
+
     def _draft_misses(self, state: SequenceState, speculation: Speculation, draft: DraftState) -> None:
         """Draft K tokens behind the last committed one, for every slot: a hit's would be the tokens it has."""
-        ids = draft.last_token[:, None]  # [n, 1]
-        first = draft.length
-        if self._fan_out is None:  # no extend has stored a last token accepted in full: store it now, or again
-            first = (draft.length - 1).clamp_min(0)
-            ids = torch.cat([state.tokens.gather(1, first[:, None].long()), ids], dim=1)
+        ids, first = self._behind_last(state, draft)
         drafted = []
         for d in range(self.lookahead):
             logits = self._logits(state.rows(ids, first, self.cache.page_size), last_of=ids.shape[1])
             first = draft.length + d + 1
-            address = slice(self.budget, self.budget + 1)
-            ids = self._draw(state, speculation, logits, first, speculation.parity, address, d)[:, None]
+            at = (slice(self.budget, self.budget + 1), d)
+            ids = self._draw(state, speculation, logits, first, speculation.parity, at)
             drafted.append(ids)
         hit = speculation.hit[:, None] != 0
         speculation.tokens.copy_(torch.where(hit, speculation.tokens, torch.cat(drafted, dim=1)))
+
+    def _draft_tree(self, state: SequenceState, speculation: Speculation, draft: DraftState, tree: Tree) -> None:
+        """Draft a tree behind the last committed token of every slot, a forward pass a level."""
+        # The look-up knows of chains: it leaves how many tokens there is room for.
+        speculation.length.copy_(tree.nodes_within[speculation.length.clamp_max(tree.depth).long()])
+        ids, first = self._behind_last(state, draft)
+        rows, last_of = state.rows(ids, first, self.cache.page_size), ids.shape[1]
+        for depth, children in enumerate(tree.children):
+            nodes, below = tree.levels[depth], tree.levels[depth + 1]
+            if depth > 0:
+                level = speculation.tokens[:, nodes.start - 1 : nodes.stop - 1]
+                rows, last_of = tree.rows(state, draft.length, level, nodes, self.cache.page_size), 1
+            logits = self._logits(rows, last_of)
+            position = (draft.length + depth + 1).repeat_interleave(nodes.stop - nodes.start)
+            drawn = self._draw(state, speculation, logits, position, speculation.parity, (0, nodes), children)
+            speculation.tokens[:, below.start - 1 : below.stop - 1] = drawn.view(len(state.done), -1)
+
+    def _behind_last(self, state: SequenceState, draft: DraftState) -> tuple[Tensor, Tensor]:
+        """What to run first to draft behind the last committed token: ids [n, 1 or 2], and the position of the first of them."""
+        last = draft.last_token[:, None]
+        if self.drafting.fan_out is not None:
+            return last, draft.length
+        # No extend has stored the token before it, where that was proposed last and accepted: store it now, or again.
+        first = (draft.length - 1).clamp_min(0)
+        return torch.cat([state.tokens.gather(1, first[:, None].long()), last], dim=1), first
 
     def _logits(self, rows: Rows, last_of: int = 1) -> Tensor:
         """Logits of the rows, or of the last of each run of `last_of`."""
@@ -158,15 +237,18 @@ class Speculator:
         logits: Tensor,
         position: Tensor,
         half: Tensor,
-        addresses: slice,
-        d: int,
+        at: tuple[slice | int, slice | int],
+        m: int = 1,
     ) -> Tensor:
-        """Draw token d of each row's speculation and keep the distribution it came from. Returns [rows] int32 target ids."""
+        """Draw m tokens of each row and keep the distribution they came from, at these (addresses, rows) of q.
+
+        Returns [rows, m] int32 target ids.
+        """
         n = len(state.done)
-        per_slot = logits.view(n, -1, logits.shape[-1])  # [n, branches, Vd]
-        stats = state.row_stats(per_slot)
+        per_slot = logits.view(n, -1, logits.shape[-1])  # [n, branches or nodes, Vd]
+        stats = state.row_stats(per_slot, self.drafting.saguaro_f, self.drafting.saguaro_c)
         if speculation.q_logits is not None and speculation.q_stats is not None:
-            speculation.q_logits[:, :, addresses, d].index_copy_(1, half.long(), per_slot[:, None])
-            speculation.q_stats[:, :, addresses, d].index_copy_(1, half.long(), stats[:, None])
+            for q, values in ((speculation.q_logits, per_slot), (speculation.q_stats, stats)):
+                q[:, :, at[0], at[1]].index_copy_(1, half.long(), values[:, None])
         seed = state.seed.repeat_interleave(per_slot.shape[1])
-        return ops.sample(logits, stats.view(-1, ops.STATS), seed, position, 1, self._id_of)[:, 0]
+        return ops.sample(logits, stats.view(-1, ops.STATS), seed, position, m, self._id_of)

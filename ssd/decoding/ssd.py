@@ -41,6 +41,8 @@ class SpeculativeSpeculative:
         result = Round(verification, self.verifier.speculation, fallback=fallback, branches=self.speculator.budget)
         with DraftFailed.guard(result):
             result.draft = self._branching.result()
+            self.speculator.learn(n, verification.span, result.draft, fallback)
+        result.seen = self.speculator.draft.seen[:n]
         return result
 
     def _settle(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -15,9 +16,11 @@ class Stats:
 
     rounds: target verifications after prefill. accepted_per_round: draft tokens accepted, the token drawn behind them not counted.
     acceptance_rate: accepted over proposed. hit_rate: look-ups that found the outcome, the first excluded (nothing was guessed
-    about a prompt). hits_per_k: accepted count → (hits, look-ups). t_draft_ms: extend and branches in "ssd", the K draft steps in
-    "sd"; t_fallback_ms: drafting a miss. hidden_draft_ms: how much of t_draft_ms the verification covered. branches_unused: drafted
-    and not handed out. decode_tokens_per_s excludes the prefill and the first token.
+    about a prompt). hits_per_k: accepted count → (hits, look-ups). rank_counts: rank → next tokens that stood there in the draft's
+    list for their accepted count, the drafted token left out: what more guesses would have hit. proposed_counts: speculation length
+    → rounds. accepted_at: rounds that accepted a first token, a second, and so on. t_draft_ms: extend and branches in "ssd", the K
+    draft steps in "sd"; t_fallback_ms: what a miss cost. hidden_draft_ms: how much of t_draft_ms the verification covered.
+    branches_unused: drafted and not handed out. decode_tokens_per_s excludes the prefill and the first token.
     """
 
     mode: str
@@ -26,6 +29,9 @@ class Stats:
     acceptance_rate: float | None
     hit_rate: float | None
     hits_per_k: dict[int, tuple[int, int]]
+    rank_counts: dict[int, int]
+    proposed_counts: dict[int, int]
+    accepted_at: list[int]
     t_verify_ms: float | None
     t_draft_ms: float | None
     t_fallback_ms: float | None
@@ -52,6 +58,9 @@ class SequenceStats:
     branches: int = 0
     last_k: int | None = None
     per_k: dict[int, list[int]] = field(default_factory=dict)
+    ranks: Counter[int] = field(default_factory=Counter)
+    lengths: Counter[int] = field(default_factory=Counter)
+    counts: Counter[int] = field(default_factory=Counter)  # accepted → rounds
     verify_ms: list[float] = field(default_factory=list)
     draft_ms: list[float] = field(default_factory=list)
     fallback_ms: list[float] = field(default_factory=list)
@@ -60,13 +69,17 @@ class SequenceStats:
     def started(self) -> None:
         self.first_token = self.last_token = time.perf_counter()
 
-    def add(self, round: Round, *, accepted: int, proposed: int, hit: bool) -> None:
-        """One round this sequence was in."""
+    def add(self, round: Round, *, accepted: int, proposed: int, hit: bool, rank: int = -1) -> None:
+        """One round this sequence was in. rank: of the next token it began with, −1 where nothing was guessed."""
         verify = round.verification.span
         self.last_token = time.perf_counter()
         self.rounds += 1
         self.accepted += accepted
         self.proposed += proposed
+        self.lengths[proposed] += 1
+        self.counts[accepted] += 1
+        if rank >= 0:
+            self.ranks[rank] += 1
         self.verify_ms.append(verify.ms)
         if round.draft is not None:
             self.draft_ms.append(round.draft.ms)
@@ -92,6 +105,9 @@ class SequenceStats:
             acceptance_rate=self.accepted / self.proposed if self.proposed else None,
             hit_rate=hits / look_ups if look_ups else None,
             hits_per_k={k: (h, n) for k, (h, n) in sorted(self.per_k.items())},
+            rank_counts=dict(sorted(self.ranks.items())),
+            proposed_counts=dict(sorted(self.lengths.items())),
+            accepted_at=[sum(n for k, n in self.counts.items() if k > i) for i in range(max(self.counts, default=0))],
             t_verify_ms=_median(self.verify_ms),
             t_draft_ms=_median(self.draft_ms),
             t_fallback_ms=_median(self.fallback_ms),

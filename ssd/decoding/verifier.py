@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ssd import ops
 from ssd.decoding.round import Verification
+from ssd.decoding.tree import Tree
 from ssd.models.transformer import KVCache, Rows, Transformer
 from ssd.runtime.executor import Executor
 from ssd.runtime.trace import Span
@@ -18,7 +19,8 @@ PREFILL_CHUNK = 256  # prompt rows a forward pass: they share one read of the we
 class Verifier:
     """Verifies `speculation` with the target model and commits the outcome to `state`.
 
-    draft_id_of: [V] int32, target id → draft column, for a draft with a vocabulary of its own.
+    draft_id_of: [V] int32, target id → draft column, for a draft with a vocabulary of its own. tree: the shape of what is verified;
+    None: a chain.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class Verifier:
         speculation: Speculation,
         executor: Executor,
         draft_id_of: Tensor | None = None,
+        tree: Tree | None = None,
     ) -> None:
         self.model = model
         self.cache = cache
@@ -36,6 +39,7 @@ class Verifier:
         self.speculation = speculation
         self._executor = executor
         self._draft_id_of = draft_id_of
+        self._tree = tree
         self._nothing = Speculation.allocate(1, 0, state.done.device)
 
     def prefill(self, slot: int) -> Verification:
@@ -56,11 +60,22 @@ class Verifier:
         state, speculation = self.state.first(n), self.speculation.first(n)
         with self._executor.trace.span("target", "verify", batch=n) as span:
             ids = torch.cat([state.last_token[:, None], speculation.tokens], dim=1)  # [n, K + 1]
-            rows = state.rows(ids, state.length, self.cache.page_size)
+            tree, page_size = self._tree, self.cache.page_size
+            if tree is None:
+                rows = state.rows(ids, state.length, page_size)
+            else:
+                rows = tree.rows(state, state.length, ids, slice(0, tree.nodes), page_size)
             logits = self._executor.forward("target", lambda: self.model.logits(self.model.forward(rows, self.cache)))
-            return self._decide(state, speculation, logits, span)
+            if tree is None:
+                return self._decide(state, speculation, logits, span)
+            length = state.length.clone()
+            result = self._decide(state, speculation, logits, span, tree.parent.repeat(n, 1))
+            tree.compact(self.cache, state, length, result.path)
+            return result
 
-    def _decide(self, state: SequenceState, speculation: Speculation, logits: Tensor, span: Span) -> Verification:
+    def _decide(
+        self, state: SequenceState, speculation: Speculation, logits: Tensor, span: Span, parent: Tensor | None = None
+    ) -> Verification:
         p_logits = logits.view(len(state.done), -1, self.model.vocab_size)  # [n, T, V]
         path = ops.verify(
             p_logits=p_logits,
@@ -71,7 +86,7 @@ class Verifier:
             draft_id_of=self._draft_id_of,
             spec_tokens=speculation.tokens,
             spec_len=speculation.length,
-            parent=None,
+            parent=parent,
             parity=speculation.parity,
             seed=state.seed,
             eos=state.eos,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cli.cases import Refusal, Result, Run
+from ssd.cli import decode as module
+from ssd.cli.decode import decode as command
+from ssd.config import SpeculationConfig
 from ssd.errors import SsdError
 from ssd.models import registry
 
@@ -95,22 +100,94 @@ def test_stop_strings_end_the_text(objects: Any) -> None:
     assert found["text"] == whole["text"].split(stop)[0]
 
 
-@pytest.mark.parametrize("fan_out", ["geometric", "2,2,0,0,4"])
-def test_speculation_options_reach_the_engine(objects: Any, fan_out: str) -> None:
-    (found,) = objects(
-        "the rain", "--mode", "ssd", "-k", 4, "-b", 8, "--fan-out", fan_out, "--pace", "2,0.1", "--draft-threads", 1
-    )
+@pytest.mark.parametrize("fan_out", ["measured", "geometric", "uniform", "2,2,0,0,4"])
+@pytest.mark.parametrize("fallback", ["neural", "ngram", "auto"])
+def test_speculation_options_reach_the_engine(objects: Any, fan_out: str, fallback: str) -> None:
+    speculation = ["-k", 4, "-b", 8, "--fan-out", fan_out, "--fallback", fallback, "--draft-threads", 1]
+    (found,) = objects("the rain", "--mode", "ssd", *speculation, "--pace", "2,0.1")
+    assert found["degraded"] is False
     assert found["stats"]["t_verify_ms"] >= 2
     hits = sum(hits for hits, _ in found["stats"]["hits_per_k"].values())
     assert found["stats"]["branches_unused"] == 8 * found["stats"]["rounds"] - hits
 
 
-def test_stats_are_on_stderr(run: Run, target: Path, draft: Path) -> None:
-    result = run("decode", "the rain", "-n", 12, "--target", target, "--draft", draft, "--mode", "ssd", "--stats")
-    assert result.status == 0
-    assert "hit rate" not in result.out
-    for name in ("rounds", "acceptance", "hit rate", "hidden", "tokens/s"):
-        assert name in result.err
+def test_every_speculation_option_has_the_engine_s_default() -> None:
+    """A default said twice is a default that can differ."""
+    options = signature(command).parameters
+    shared = SpeculationConfig.__dataclass_fields__.keys() & options.keys()
+    assert shared == SpeculationConfig.__dataclass_fields__.keys()
+    assert {name: options[name].default for name in shared} == {name: getattr(SpeculationConfig, name) for name in shared}
+
+
+def test_saguaro_sampling_changes_what_is_drawn(objects: Any) -> None:
+    drawn = {
+        options: objects("the rain", "--mode", "sd", "-t", 1, "--seed", 3, "--ignore-eos", *options.split())[0]["token_ids"]
+        for options in ("", "--saguaro-c 0.05", "--saguaro-c 0.05 --saguaro-f 1", "--saguaro-c 0.05 --saguaro-f 9999")
+    }
+    plain, top_f, top_1, everything = drawn.values()
+    assert plain == everything  # all of a row scaled alike is as it was
+    assert top_f != plain != top_1
+
+
+def test_a_tree_is_proposed_level_by_level(objects: Any, decode: Run) -> None:
+    (found,) = objects("the rain", "--mode", "sd", "--tree", "3,1", "--ignore-eos")
+    assert set(found["stats"]["proposed_counts"]) <= {"0", "3", "6"}
+    assert "6" in found["stats"]["proposed_counts"]
+    assert found["text"] == objects("the rain", "--mode", "ar", "--ignore-eos")[0]["text"]
+
+
+def test_n_grams_can_be_the_draft(run: Run, decode: Run, target: Path) -> None:
+    options = ["-n", 12, "--target", target, "--threads", 1, "--dtype", "float32", "--draft", "ngram"]
+    result = run("decode", "the rain", *options)
+    assert (result.status, result.err, result.out) == (0, "", decode("the rain").out)
+
+
+@pytest.fixture
+def stats_of(run: Run, target: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What --stats says on stderr, a line a row; nothing of it is on stdout."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*options: object) -> str:
+        result = run("decode", "the rain", "-n", 24, "--ignore-eos", "--target", target, "--threads", 1, *options, "--stats")
+        assert result.status == 0
+        assert "rounds" not in result.out
+        return result.err
+
+    return call
+
+
+def test_stats_are_on_stderr(stats_of: Any, draft: Path) -> None:
+    said = stats_of("--draft", draft, "--mode", "ssd")
+    for name in ("rounds", "acceptance", "hit rate", "hidden", "tokens/s", "by tokens proposed", "what a miss cost"):
+        assert name in said
+    assert re.search(r"hits, by accepted count .*\d: \d+ of \d+", said)
+    assert re.search(r"by rank among the guesses .*\d+: \d+", said)
+
+
+def test_stats_of_speculative_decoding_have_no_cache_in_them(stats_of: Any) -> None:
+    said = stats_of("--draft", "self:2", "--mode", "sd", "--tree", "2,2")
+    assert re.search(r"acceptance .*\d%", said)
+    assert re.search(r"by tokens proposed .*6: \d+", said)
+    assert "hit rate" not in said and "by rank" not in said
+
+
+def test_stats_of_autoregressive_decoding_have_no_draft_in_them(stats_of: Any) -> None:
+    said = stats_of("--draft", "none")
+    assert "verification" in said
+    assert "proposed" not in said and "drafting" not in said
+
+
+@pytest.mark.parametrize(
+    "counts, most, shown",
+    [
+        ({}, None, "–"),
+        ({0: 3, 4: 1}, None, "0: 3, 4: 1"),
+        ({0: 3, 1: 2, 9: 4, 275: 5}, 2, "0: 3, 1: 2, beyond: 9"),
+        ({0: 3, 1: 2}, 2, "0: 3, 1: 2"),
+    ],
+)
+def test_the_rarest_counts_are_summed(counts: dict[int, int], most: int | None, shown: str) -> None:
+    assert module._counts(counts, most) == shown
 
 
 def test_a_draft_that_cannot_be_loaded_is_said_and_done_without(

@@ -37,6 +37,7 @@ def test_a_sequence_that_ended_with_its_first_token_has_no_rounds_and_no_rates()
     stats = SequenceStats(arrived=1.0, first_token=1.5, last_token=1.5).summary("ssd", tokens=1)
     assert (stats.rounds, stats.accepted_per_round, stats.branches_unused, stats.hits_per_k) == (0, 0.0, 0, {})
     assert stats.time_to_first_token_s == 0.5
+    assert (stats.rank_counts, stats.proposed_counts, stats.accepted_at) == ({}, {}, [])
     nothing = (stats.acceptance_rate, stats.hit_rate, stats.t_verify_ms, stats.t_draft_ms, stats.t_fallback_ms)
     assert nothing == (None,) * 5
     assert stats.hidden_draft_ms is None and stats.decode_tokens_per_s is None
@@ -67,6 +68,28 @@ def test_branches_that_no_hit_handed_out_are_unused() -> None:
     for hit in (False, True, True):
         stats.add(ssd_round((0, 1), (0, 1)), accepted=1, proposed=4, hit=hit)
     assert stats.summary("ssd", tokens=7).branches_unused == 3 * 8 - 2
+
+
+def test_accepted_tokens_are_counted_by_their_place() -> None:
+    """Rounds that accepted a first token, a second, and so on: none beyond the most that was accepted."""
+    stats = SequenceStats()
+    for accepted in (3, 0, 1, 3, 2):
+        stats.add(speculative_round((1, 2), (0, 1)), accepted=accepted, proposed=4, hit=False)
+    assert stats.summary("sd", tokens=15).accepted_at == [4, 3, 2]
+
+
+def test_rounds_are_counted_by_the_tokens_proposed() -> None:
+    stats = SequenceStats()
+    for proposed in (4, 0, 4, 2, 4):
+        stats.add(speculative_round((1, 2), (0, 1)), accepted=0, proposed=proposed, hit=False)
+    assert stats.summary("sd", tokens=6).proposed_counts == {0: 1, 2: 1, 4: 3}
+
+
+def test_next_tokens_are_counted_by_their_rank_where_one_was_looked_up() -> None:
+    stats = SequenceStats()
+    for rank in (-1, 0, 2, 0, 300):
+        stats.add(ssd_round((1, 2), (0, 1)), accepted=0, proposed=4, hit=rank == 0, rank=rank)
+    assert stats.summary("ssd", tokens=6).rank_counts == {0: 2, 2: 1, 300: 1}
 
 
 def test_times_are_medians_in_milliseconds() -> None:

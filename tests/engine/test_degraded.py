@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine.cases import MakeEngine, Models, random_prompts, tokens_of
-from ssd import Completion, Engine, SamplingParams
+from ssd import Completion, Engine, SamplingParams, ops
 from ssd.decoding.speculative import Speculative
 from ssd.decoding.ssd import SpeculativeSpeculative
 
@@ -137,6 +137,71 @@ def test_sampled_requests_are_finished_too(
     found = decode_and_warn(broken, PROMPTS, params)
     assert [len(c.token_ids) for c in found] == [30] * len(PROMPTS)
     assert all(c.token_ids[:2] == w.token_ids[:2] for c, w in zip(found[:3], whole[:3], strict=True))
+
+
+# Trees and n-grams --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase,call", [("prefill", 1), ("prefill", 4), ("look_up", 1), ("look_up", 2), ("look_up", 14)])
+def test_a_draft_that_raises_within_a_tree_loses_nothing(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, phase: str, call: int
+) -> None:
+    """At the root, or with levels drafted already."""
+    expected = engine("ar").decode(PROMPTS, PARAMS)
+    broken = engine("sd", tree=(2, 2, 1), max_batch=3)
+    break_draft(broken, monkeypatch, phase, call)
+    found = decode_and_warn(broken, PROMPTS, PARAMS)
+    assert [(c.token_ids, c.text, c.finish_reason) for c in found] == [(c.token_ids, c.text, c.finish_reason) for c in expected]
+    assert found[0].degraded and found[4].degraded
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, owner: object, method: str, call: int) -> None:
+    """Have the call-th call of a method raise."""
+    original, calls = getattr(owner, method), [0]
+
+    def run(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            raise RuntimeError("out of luck")
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, method, run)
+
+
+@pytest.mark.parametrize("call", [1, 5])
+def test_a_draft_that_fails_behind_a_verification_keeps_what_was_committed(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """Its own K/V of an accepted path is moved once the target has decided."""
+    broken = engine("sd", tree=(2, 2, 1), max_batch=3)
+    fail_at(monkeypatch, broken._loop.speculator, "keep", call)  # type: ignore[union-attr]
+    found = decode_and_warn(broken, PROMPTS, PARAMS)
+    assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
+    assert found[0].stats.rounds > call
+
+
+@pytest.mark.parametrize("mode,draft", [("sd", "ngram"), ("ssd", "draft")])
+@pytest.mark.parametrize("call", [1, 4])
+def test_n_grams_that_fail_lose_nothing(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, draft: str, call: int
+) -> None:
+    expected = engine("ar").decode(PROMPTS, PARAMS)
+    broken = engine(mode, draft, fallback="ngram", max_batch=3)
+    fail_at(monkeypatch, ops, "ngram_propose", call)
+    found = decode_and_warn(broken, PROMPTS, PARAMS)
+    assert [(c.token_ids, c.text, c.finish_reason) for c in found] == [(c.token_ids, c.text, c.finish_reason) for c in expected]
+    assert found[0].degraded and found[4].degraded
+
+
+@pytest.mark.parametrize("options", [{"fallback": "ngram"}, {"fan_out": "measured"}], ids=str)
+def test_what_goes_wrong_while_learning_loses_nothing(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """The round it was learning from is committed."""
+    broken = engine("ssd", max_batch=3, **options)
+    fail_at(monkeypatch, broken._loop.speculator, "learn", 3)  # type: ignore[union-attr]
+    found = decode_and_warn(broken, PROMPTS, PARAMS)
+    assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
 
 
 def test_running_out_of_memory_is_a_failure_like_any_other(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:

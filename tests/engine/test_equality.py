@@ -1,4 +1,7 @@
-"""Speculation changes no token: greedy AR = SD = SSD, and sampled SSD = SD, whatever the draft, batch, threads, K, B and fan-out.
+"""Speculation changes no token: greedy AR = SD = SSD, and sampled SSD = SD, whatever the draft, batch, threads, K, B, fan-out and C.
+
+Sampled SSD = SD holds with the neural fallback: a hit and a miss then hand out the same speculation. Greedy tokens do not depend
+on what a miss gets.
 
 The reference is decoded one sequence at a time on one thread. Each comparison also shows that there was something to compare:
 the mode ran as asked, and the speculation cache was hit and missed.
@@ -35,39 +38,49 @@ class Case:
     draft: str
     lookahead: int = 4
     budget: int = 8
-    fan_out: str | tuple[int, ...] = "geometric"
+    fan_out: str | tuple[int, ...] = "measured"
     batch: int = 3
     threads: int = 1
     dtype: str = "float32"
     draft_threads: int = 1
+    fallback: str = "neural"
+    saguaro_c: float = 1.0
 
     def __str__(self) -> str:
         fan_out = self.fan_out if isinstance(self.fan_out, str) else "-".join(map(str, self.fan_out))
         return (
-            f"{self.draft} K={self.lookahead} B={self.budget} {fan_out} batch={self.batch} threads={self.threads} {self.dtype}"
+            f"{self.draft} K={self.lookahead} B={self.budget} {fan_out} batch={self.batch} threads={self.threads} {self.dtype} "
+            f"{self.fallback} C={self.saguaro_c}"
         )
 
 
 CASES = [
     Case("draft"),
-    Case("draft", batch=1),
-    Case("draft", batch=8),
+    Case("draft", batch=1, fan_out="geometric"),
+    Case("draft", batch=8, fan_out="uniform", saguaro_c=0.3),
     Case("draft", lookahead=1, budget=1, fan_out=(0, 1), batch=8),
-    Case("draft", lookahead=1, budget=2),
+    Case("draft", lookahead=1, budget=2, fan_out="geometric"),
     Case("draft", lookahead=2, budget=3, batch=8, dtype="bfloat16"),
-    Case("draft", lookahead=6, budget=16),
+    Case("draft", lookahead=6, budget=16, saguaro_c=0.3),
     Case("draft", lookahead=3, budget=16, fan_out=(0, 0, 0, 16), batch=8),
-    Case("draft", lookahead=5, budget=7, fan_out=(7, 0, 0, 0, 0, 0)),
+    Case("draft", lookahead=5, budget=7, fan_out=(7, 0, 0, 0, 0, 0), saguaro_c=0.3),
     Case("self:2", batch=8),
-    Case("self:2", lookahead=6, budget=5, batch=1),
+    Case("self:2", lookahead=6, budget=5, batch=1, fan_out="geometric"),
     Case("self:2", lookahead=3, budget=8, fan_out=(2, 2, 2, 2), dtype="bfloat16"),
-    Case("self:1", lookahead=2, budget=16, batch=8),
+    Case("self:1", lookahead=2, budget=16, batch=8, fan_out="uniform"),
     Case("self:3", lookahead=5, budget=1, fan_out=(0, 0, 0, 0, 0, 1)),
-    Case("trimmed"),
+    Case("trimmed", fan_out="geometric"),
     Case("trimmed", lookahead=5, budget=12, fan_out=(3, 2, 2, 2, 1, 2), batch=8),
-    Case("trimmed", lookahead=2, budget=4, batch=1, dtype="bfloat16"),
+    Case("trimmed", lookahead=2, budget=4, batch=1, dtype="bfloat16", saguaro_c=0.3),
     Case("draft", batch=8, threads=2),
-    Case("self:2", lookahead=3, budget=4, threads=2, dtype="bfloat16", draft_threads=2),
+    Case("self:2", lookahead=3, budget=4, threads=2, dtype="bfloat16", draft_threads=2, fan_out="uniform"),
+]
+WITH_N_GRAMS = [
+    Case("draft", fallback="ngram"),
+    Case("draft", fan_out="uniform", batch=8, fallback="ngram", dtype="bfloat16"),
+    Case("trimmed", fan_out="geometric", batch=1, fallback="ngram"),
+    Case("draft", fallback="auto"),
+    Case("self:2", fan_out=(3, 2, 1, 1, 1), batch=8, fallback="auto", dtype="bfloat16"),
 ]
 
 
@@ -77,6 +90,7 @@ def decode(
     built = engine(
         mode, case.draft, lookahead=case.lookahead, budget=case.budget, fan_out=case.fan_out, dtype=case.dtype,
         max_batch=batch or case.batch, threads=1 if batch else case.threads, draft_threads=case.draft_threads,
+        fallback=case.fallback, saguaro_c=case.saguaro_c,
     )  # fmt: skip
     completions: list[Completion] = built.decode(PROMPTS, params)
     assert {completion.stats.mode for completion in completions} == {mode}
@@ -112,7 +126,7 @@ def test_greedy_speculative_decoding_equals_autoregressive(
     assert sum(accepted_in_all(completion) for completion in found) > 0
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES + WITH_N_GRAMS, ids=str)
 def test_greedy_ssd_equals_autoregressive(engine: MakeEngine, autoregressive: dict[str, list[list[int]]], case: Case) -> None:
     found = decode(engine, case, "ssd", GREEDY)
     assert tokens_of(found) == autoregressive[case.dtype]
@@ -133,7 +147,7 @@ def test_sampled_ssd_equals_sampled_speculative_decoding(engine: MakeEngine, cas
 def test_greedy_and_sampled_requests_share_a_batch(engine: MakeEngine) -> None:
     """The sampled ones bring the draft's distributions in while greedy ones are running."""
     mixed = [GREEDY[i] if i % 2 == 0 else SAMPLED[i] for i in range(len(PROMPTS))]
-    found = tokens_of(engine("ssd").decode(PROMPTS, mixed))
+    found = tokens_of(engine("ssd", fallback="neural").decode(PROMPTS, mixed))
     assert found[::2] == tokens_of(engine("ar").decode(PROMPTS[::2], mixed[::2]))
     assert found[1::2] == tokens_of(engine("sd", max_batch=1).decode(PROMPTS[1::2], mixed[1::2]))
 
@@ -160,8 +174,9 @@ def test_vocabularies_and_contexts_smaller_than_the_speculation(
     found = {}
     for mode, slots in (("ar", 1), ("sd", 1), ("ssd", 3)):
         one = engine(
-            mode, str(tmp_path / draft), target=tmp_path / "target", lookahead=lookahead, budget=budget, max_batch=slots
-        )
+            mode, str(tmp_path / draft), target=tmp_path / "target", lookahead=lookahead, budget=budget, max_batch=slots,
+            fallback="neural",
+        )  # fmt: skip
         completions = one.decode([prompt for prompt in prompts for _ in range(2)], params)
         assert not any(completion.degraded for completion in completions)
         found[mode] = tokens_of(completions)
@@ -203,7 +218,7 @@ def test_an_end_of_sequence_token_ends_a_sequence_in_the_middle_of_a_round(
     params = SamplingParams(temperature=temperature, max_new_tokens=64, seed=1)
     reference = "ar" if temperature == 0 else "sd"
     expected = engine(reference, None if reference == "ar" else "self:2", target=ending, max_batch=1).decode(PROMPTS, params)
-    found = engine(mode, "self:2", target=ending, max_batch=4).decode(PROMPTS, params)
+    found = engine(mode, "self:2", target=ending, max_batch=4, fallback="neural").decode(PROMPTS, params)
     assert tokens_of(found) == tokens_of(expected)
     ended = [c for c in found if c.finish_reason == "eos"]
     assert all(c.token_ids[-1] % 8 == 0 and not any(t % 8 == 0 for t in c.token_ids[:-1]) for c in ended)

@@ -63,14 +63,34 @@ def refusal(*words: str) -> Any:
         ("lookahead", "4", ["'4'", "whole"]),
         ("budget", 0, ["0", "1 to 256"]),
         ("budget", 257, ["257", "1 to 256"]),
-        ("fan_out", "linear", ["'linear'", "'geometric'"]),
+        ("fan_out", "linear", ["'linear'", "'measured'", "'geometric'", "'uniform'"]),
         ("fan_out", (8,), ["(8,)", "5 numbers (lookahead + 1)"]),
         ("fan_out", (2, 2, 2, 1, 2), ["(2, 2, 2, 1, 2)", "sum to budget=8"]),
         ("fan_out", (9, 0, 0, 0, -1), ["(9, 0, 0, 0, -1)", "sum to budget=8"]),
         ("fan_out", (1.6, 1.6, 1.6, 1.6, 1.6), ["1.6", "sum to budget=8"]),
         ("fan_out", 8, ["8", "numbers"]),
         ("fan_out", None, ["None", "numbers"]),
-        ("fallback", "none", ["'none'", "'neural'"]),
+        ("fallback", "none", ["'none'", "'auto'", "'neural'", "'ngram'"]),
+        ("fallback", None, ["None", "'neural'"]),
+        ("saguaro_c", 0, ["0", "0.01 to 1"]),
+        ("saguaro_c", 1.5, ["1.5", "0.01 to 1"]),
+        ("saguaro_c", -0.3, ["-0.3", "0.01 to 1"]),
+        ("saguaro_c", NAN, ["nan", "0.01 to 1"]),
+        ("saguaro_c", "half", ["'half'", "number"]),
+        ("saguaro_c", True, ["True", "number"]),
+        ("saguaro_f", 0, ["0", "1 to"]),
+        ("saguaro_f", 2.0, ["2.0", "whole"]),
+        ("saguaro_f", 2**24, [str(2**24), "1 to"]),
+        ("tree", (), ["()", "level by level"]),
+        ("tree", (2, 0), ["(2, 0)", "level by level"]),
+        ("tree", (2, -1), ["(2, -1)", "level by level"]),
+        ("tree", (2, 1.5), ["(2, 1.5)", "level by level"]),
+        ("tree", (True, 2), ["(True, 2)", "level by level"]),
+        ("tree", "22", ["'22'", "level by level"]),
+        ("tree", 3, ["3", "level by level"]),
+        ("tree", (64,), ["(64,)", "65 nodes", "64"]),
+        ("tree", (4, 4, 4), ["(4, 4, 4)", "85 nodes", "64"]),
+        ("tree", (1,) * 64, ["65 nodes", "64"]),
     ],
 )
 def test_an_option_out_of_range_is_refused(models: Models, option: str, value: object, says: list[str]) -> None:
@@ -78,21 +98,29 @@ def test_an_option_out_of_range_is_refused(models: Models, option: str, value: o
         Engine(models.target, **{"draft": "self:1", option: value})
 
 
-@pytest.mark.parametrize(
-    "option,value",
-    [
-        ("fan_out", "measured"),
-        ("fan_out", "uniform"),
-        ("fallback", "ngram"),
-        ("draft", "ngram"),
-        ("saguaro_c", 0.5),
-        ("saguaro_f", 3),
-        ("tree", (2, 2)),
-    ],
-)
-def test_what_is_not_built_yet_is_refused_and_said_so(models: Models, option: str, value: object) -> None:
-    with refusal(option, "not built"):
-        Engine(models.target, **{"draft": "self:1", option: value})
+@pytest.mark.parametrize("mode", ["ar", "ssd"])
+def test_a_tree_in_a_mode_that_drafts_none_is_refused(models: Models, mode: str) -> None:
+    with refusal("tree", f"mode={mode!r}", "mode='sd'"):
+        Engine(models.target, "self:1", mode, tree=(2, 2))
+
+
+@pytest.mark.parametrize("mode", ["sd", "auto"])
+def test_a_tree_of_n_grams_is_refused(models: Models, mode: str) -> None:
+    with refusal("tree", "draft='ngram'", "draft model"):
+        Engine(models.target, "ngram", mode, tree=(2, 2))
+
+
+@pytest.mark.parametrize("mode", ["sd", "auto"])
+@pytest.mark.parametrize("draft", [None, "auto"])
+def test_a_tree_without_a_draft_is_refused(models: Models, mode: str, draft: str | None) -> None:
+    """Also where the mode is left to the engine: it would be left out without a word."""
+    with refusal("needs a draft", models.target, "draft="):
+        Engine(models.target, draft, mode, tree=(2, 2))
+
+
+def test_ssd_with_n_grams_for_a_draft_is_refused(models: Models) -> None:
+    with refusal("mode='ssd'", "draft='ngram'", "mode='sd'", "fallback='ngram'"):
+        Engine(models.target, "ngram", "ssd")
 
 
 @pytest.mark.parametrize("mode", ["sd", "ssd"])

@@ -2,13 +2,16 @@
 
 20,000 requests a configuration; a chi-square test at 0.001 divided by the number of configurations. The law is computed from
 transformers' float64 logits. Requests go on for two more tokens, so that the speculation behind the first outcome is verified
-in full, hit or missed. Combinations that are left out follow from test_equality.py: sampled SSD = SD, token for token. Mutants
-show that the check finds the mistakes it is there to find.
+in full, hit or missed. A few configurations by default: with the neural fallback sampled SSD is sampled SD token for token
+(test_equality.py), whatever the fan-out. --acceptance tries them all. Mutants show that the check finds the mistakes it is there
+to find.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from inspect import signature
 from itertools import product
 from pathlib import Path
@@ -22,24 +25,59 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import reference
 import tiny
-from engine.cases import MakeEngine, accepted_in_all, hits_and_look_ups, tokens_of
+from engine.cases import MakeEngine, hits_and_look_ups, tokens_of
+from ops.cases import sampling
+from ops.mutants import compiler, load_mutants
 from ops.statistics import chi_square_p
 from ssd import Completion, SamplingParams, ops
+from ssd.decoding.fallback import Fallback
 
 V = 6
 FIRST = 3  # tokens whose joint law is held
-PROMPT = [1, 4, 2]
+PROMPT = [5, 0, 3, 1, 4, 2]  # whatever comes next stood here before
 LOOKAHEAD, BUDGET = 2, 4
 
 PROCESSINGS = {"temperature 1": {"temperature": 1.0}, "processed": {"temperature": 0.7, "top_p": 0.9}}
 DRAWS = 20_000
-CONFIGURATIONS = [
-    ("ar", None, "processed"),
-    ("sd", "trimmed", "temperature 1"),
-    ("ssd", "draft", "temperature 1"),
-    ("ssd", "trimmed", "processed"),
+
+
+@dataclass(frozen=True)
+class Configuration:
+    mode: str
+    draft: str | None = "draft"
+    processing: str = "temperature 1"
+    fan_out: str | tuple[int, ...] = "measured"
+    fallback: str = "neural"
+    saguaro_c: float = 1.0
+    tree: tuple[int, ...] | None = None
+
+    def __str__(self) -> str:
+        cache = f"{self.fan_out} {self.fallback}" if self.mode == "ssd" else f"tree={self.tree}" if self.tree else "chain"
+        return f"{self.mode} {self.draft} {cache} C={self.saguaro_c} {self.processing}"
+
+
+DEFAULT = [
+    Configuration("ar", None, "processed"),
+    Configuration("sd", "ngram"),
+    Configuration("sd", tree=(2, 2)),
+    Configuration("sd", "trimmed", "processed", tree=(3, 1), saguaro_c=0.3),
+    Configuration("ssd", saguaro_c=0.3),
+    Configuration("ssd", fan_out="geometric", fallback="ngram", saguaro_c=0.3),
+    Configuration("ssd", fan_out="uniform", fallback="auto"),
+    Configuration("ssd", "trimmed", "processed", fallback="ngram"),
 ]
-LEVEL = 0.001 / len(CONFIGURATIONS)
+GRID = [
+    *(Configuration("sd", draft, saguaro_c=c) for draft, c in product(("draft", "trimmed"), (1.0, 0.3))),
+    *(Configuration("sd", tree=tree, saguaro_c=c) for tree, c in product(((2, 2), (3, 1)), (1.0, 0.3))),
+    *(
+        Configuration("ssd", fan_out=fan_out, fallback=fallback, saguaro_c=c)
+        for fan_out, fallback, c in product(
+            ("measured", "geometric", "uniform", (2, 0, 2)), ("neural", "ngram", "auto"), (1.0, 0.3)
+        )
+    ),
+]
+REST = [configuration for configuration in GRID if configuration not in DEFAULT]
+LEVEL = 0.001 / len(DEFAULT + REST)
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +120,20 @@ def law(next_logits: Tensor, processing: dict[str, float]) -> Tensor:
 
 
 def decode(
-    engine: MakeEngine, language: Path, mode: str, draft: str | None, processing: dict[str, float], draws: int
+    engine: MakeEngine, language: Path, monkeypatch: pytest.MonkeyPatch, how: Configuration, draws: int
 ) -> list[Completion]:
+    """What "auto" decides depends on how fast the machine is: here it throws a coin in every round."""
+    coin = random.Random(0)
+    monkeypatch.setattr(Fallback, "switch", lambda fallback, limit: coin.choice((0, limit)))
+    draft = how.draft and (how.draft if how.draft == "ngram" else str(language / how.draft))
     built = engine(
-        mode, draft and str(language / draft), target=language / "target", lookahead=LOOKAHEAD, budget=BUDGET, max_batch=250,
+        how.mode, draft, target=language / "target", lookahead=LOOKAHEAD, budget=BUDGET, max_batch=250,
+        fan_out=how.fan_out, fallback=how.fallback, saguaro_c=how.saguaro_c, tree=how.tree,
     )  # fmt: skip
+    processing = PROCESSINGS[how.processing]
     params = [SamplingParams(**processing, max_new_tokens=FIRST + LOOKAHEAD, ignore_eos=True, seed=i) for i in range(draws)]
     completions: list[Completion] = built.decode([PROMPT] * draws, params)
+    assert not any(completion.degraded for completion in completions)
     return completions
 
 
@@ -98,18 +143,22 @@ def p_value(completions: list[Completion], expected: Tensor) -> float:
     return chi_square_p((first * place).sum(1), expected)
 
 
-@pytest.mark.parametrize("mode,draft,processing", CONFIGURATIONS)
+@pytest.mark.parametrize("how", [*DEFAULT, *(pytest.param(how, marks=pytest.mark.acceptance) for how in REST)], ids=str)
 def test_decoding_follows_the_target_s_law(
-    engine: MakeEngine, language: Path, next_logits: Tensor, mode: str, draft: str | None, processing: str
+    engine: MakeEngine, language: Path, next_logits: Tensor, monkeypatch: pytest.MonkeyPatch, how: Configuration
 ) -> None:
-    completions = decode(engine, language, mode, draft, PROCESSINGS[processing], DRAWS)
-    assert p_value(completions, law(next_logits, PROCESSINGS[processing])) > LEVEL
-    if mode != "ar":
-        proposed = sum(c.stats.rounds * LOOKAHEAD for c in completions)
-        assert 0.2 * proposed < sum(map(accepted_in_all, completions)) < 0.8 * proposed
-    if mode == "ssd":
+    completions = decode(engine, language, monkeypatch, how, DRAWS)
+    assert p_value(completions, law(next_logits, PROCESSINGS[how.processing])) > LEVEL
+    if how.mode != "ar":
+        rounds = sum(c.stats.rounds - c.stats.proposed_counts.get(0, 0) for c in completions)
+        accepted = sum(c.stats.accepted_at[0] if c.stats.accepted_at else 0 for c in completions)
+        assert 0.2 * rounds < accepted < 0.9 * rounds
+    if how.mode == "ssd":
         hits, look_ups = hits_and_look_ups(completions)
         assert 0.2 * look_ups < hits < 0.8 * look_ups
+
+
+# Mistakes it must find ----------------------------------------------------------------------------------------------------------
 
 
 def miss_compared_greedily(arguments: dict[str, Any]) -> None:
@@ -132,13 +181,71 @@ def hit_accepted_unverified(arguments: dict[str, Any]) -> None:
             q[slot, half, address[slot]] = arguments[f"p_{name}"][slot, :LOOKAHEAD]
 
 
-@pytest.mark.parametrize("mutant", [miss_compared_greedily, hit_accepted_unverified])
+def saguaro_left_out_of_q(arguments: dict[str, Any]) -> None:
+    """What was drawn with C is judged as if it had been drawn without."""
+    q = arguments["q_logits"].reshape(-1, V)
+    arguments["q_stats"] = ops.row_stats(q, *sampling(len(q))).view_as(arguments["q_stats"])
+
+
+def as_if_drawn(arguments: dict[str, Any], logit: float) -> None:
+    """N-gram proposals are judged as if each had been drawn from a law in which its own logit is this, and all others' 0."""
+    half, undrawn = int(arguments["parity"]), arguments["q_address"] < 0
+    proposed = arguments["spec_tokens"]
+    slots, rows = proposed.shape
+    logits = torch.zeros(slots, rows, V).scatter_(2, proposed[:, :, None].long(), logit)
+    stats = ops.row_stats(logits.view(-1, V), *sampling(slots * rows)).view(slots, rows, -1)
+    for name, law in (("q_logits", logits), ("q_stats", stats)):
+        known = arguments[name]
+        q = torch.zeros(slots, 2, BUDGET + 1, rows, law.shape[2]) if known is None else known.clone()
+        q[undrawn, half, BUDGET] = law[undrawn]
+        arguments[name] = q
+    arguments["q_address"] = torch.where(undrawn, BUDGET, arguments["q_address"])
+
+
+def n_gram_taken_for_drawn(arguments: dict[str, Any]) -> None:
+    """From the uniform law."""
+    as_if_drawn(arguments, 0.0)
+
+
+def n_gram_accepted_where_it_can_be(arguments: dict[str, Any]) -> None:
+    """Whenever p is above 0: as if it had been all but impossible to draw."""
+    as_if_drawn(arguments, -30.0)
+
+
+def p_value_of_mutant(
+    engine: MakeEngine,
+    language: Path,
+    next_logits: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    how: Configuration,
+    verify: Callable[..., Tensor],
+) -> float:
+    monkeypatch.setattr("ssd.decoding.verifier.ops", SimpleNamespace(verify=verify))
+    completions = decode(engine, language, monkeypatch, how, 3_000)
+    return p_value(completions, law(next_logits, PROCESSINGS[how.processing]))
+
+
+@pytest.mark.parametrize(
+    "mutant,how",
+    [
+        (miss_compared_greedily, Configuration("ssd")),
+        (hit_accepted_unverified, Configuration("ssd", fan_out=(4, 0, 0))),
+        (saguaro_left_out_of_q, Configuration("ssd", saguaro_c=0.3)),
+        (saguaro_left_out_of_q, Configuration("sd", tree=(2, 2), saguaro_c=0.3)),
+        (n_gram_taken_for_drawn, Configuration("sd", "ngram")),
+        (n_gram_taken_for_drawn, Configuration("ssd", fallback="ngram")),
+        (n_gram_accepted_where_it_can_be, Configuration("sd", "ngram")),
+        (n_gram_accepted_where_it_can_be, Configuration("ssd", fallback="ngram")),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_the_law_rejects(
     engine: MakeEngine,
     language: Path,
     next_logits: Tensor,
     monkeypatch: pytest.MonkeyPatch,
     mutant: Callable[[dict[str, Any]], None],
+    how: Configuration,
 ) -> None:
     def verify(*values: Any, **named: Any) -> Tensor:
         arguments = signature(ops.verify).bind(*values, **named).arguments
@@ -146,6 +253,18 @@ def test_the_law_rejects(
             mutant(arguments)
         return ops.verify(**arguments)
 
-    monkeypatch.setattr("ssd.decoding.verifier.ops", SimpleNamespace(verify=verify))
-    completions = decode(engine, language, "ssd", "draft", PROCESSINGS["temperature 1"], 3_000)
-    assert p_value(completions, law(next_logits, PROCESSINGS["temperature 1"])) < LEVEL
+    assert p_value_of_mutant(engine, language, next_logits, monkeypatch, how, verify) < LEVEL
+
+
+@pytest.mark.skipif(compiler() is None, reason="mutants are compiled, and there is no C++ compiler")
+def test_the_law_rejects_a_sibling_that_is_left_in_q(
+    engine: MakeEngine,
+    language: Path,
+    next_logits: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """The second child of a node is judged by what the first one was drawn from."""
+    verify = load_mutants(tmp_path_factory.mktemp("mutants"))["rejected_sibling_kept"].verify  # type: ignore[attr-defined]
+    how = Configuration("sd", tree=(3, 1))
+    assert p_value_of_mutant(engine, language, next_logits, monkeypatch, how, verify) < LEVEL

@@ -20,12 +20,14 @@ import torch
 
 from engine.cases import Models, hits_and_look_ups, random_prompt, tokens_of
 from ssd import Completion, Engine, SamplingParams
+from ssd.decoding.speculative import Speculative
+from ssd.decoding.speculator import Speculator
 from ssd.decoding.ssd import SpeculativeSpeculative
 
 REQUESTS, WARM_UP = 300, 100
 PATTERN = 0x7FC0BEEF  # a NaN with a name
 STATM = Path("/proc/self/statm")
-OPTIONS: dict[str, Any] = {"dtype": "float32", "threads": 1, "max_context": 128}
+OPTIONS: dict[str, Any] = {"dtype": "float32", "threads": 1, "max_context": 128, "fallback": "neural"}
 
 
 def resident_bytes() -> int:
@@ -64,7 +66,7 @@ class Canary:
 
     def __post_init__(self) -> None:
         loop = self.engine._loop
-        assert isinstance(loop, SpeculativeSpeculative)
+        assert isinstance(loop, Speculative | SpeculativeSpeculative) and isinstance(loop.speculator, Speculator)
         self.caches = {"target": loop.verifier.cache, "draft": loop.speculator.cache}
         loop.admit = self.around(loop.admit)  # type: ignore[method-assign]
         loop.round = self.around(loop.round)  # type: ignore[method-assign]
@@ -149,6 +151,19 @@ def test_the_run_had_everything_in_it(run: Run) -> None:
 def test_resident_memory_stays(run: Run) -> None:
     warm, end = run.resident
     assert abs(end - warm) <= 0.01 * warm
+
+
+def test_a_tree_writes_and_reads_no_page_of_others(models: Models) -> None:
+    """Its nodes lie behind the sequence's last token, where the sequence may end before they do."""
+    prompts, params = (each[:WARM_UP] for each in random_requests())
+    tree = {"tree": (3, 2, 2)}
+    with Engine(models.target, models.draft, "sd", max_batch=8, **tree, **OPTIONS) as engine:
+        canary = Canary(engine)
+        found = engine.decode(prompts, params)
+        assert engine._pages.available == engine._pages.capacity
+    assert canary.overwritten == []
+    with Engine(models.target, models.draft, "sd", max_batch=1, **tree, **OPTIONS) as alone:
+        assert tokens_of(found) == tokens_of(alone.decode(prompts, params))
 
 
 @pytest.mark.parametrize("owner", ["target", "draft"])

@@ -88,7 +88,7 @@ def test_the_draft_is_at_rest_between_rounds(engine: MakeEngine, monkeypatch: py
 
 def test_the_draft_may_end_before_the_verification(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it publishes then changes nothing under the verification."""
-    ssd, drafted = engine("ssd"), threading.Event()
+    ssd, drafted = engine("ssd", fallback="neural"), threading.Event()
     speculator, branch = parts(ssd).speculator, parts(ssd).speculator.branch
 
     def tell(n: int) -> Any:

@@ -1,7 +1,7 @@
 """SmolLM2 decodes the same tokens in every mode, with its own first layers as the draft.
 
-A few prompts by default. With --acceptance, whole grids over the prompts in the folder that $SSD_PROMPTS names (humaneval.jsonl
-and gsm8k.jsonl): every case prints its figures. On two cores that takes hours; -k picks cases.
+A few prompts by default. With --acceptance, whole grids over the prompts in the folder that $SSD_PROMPTS names (humaneval.jsonl,
+gsm8k.jsonl, mt_bench.jsonl): every case prints its figures. On two cores that takes hours; -k picks cases.
 """
 
 from __future__ import annotations
@@ -111,11 +111,24 @@ def test_greedy_decoding_gives_the_same_tokens_in_every_mode(
         assert hits > 0 and (look_ups > hits or draft == "self:30")
 
 
+def test_a_text_to_repeat_needs_no_draft_model(engine: Callable[..., Any]) -> None:
+    """N-gram proposals: at least three tokens a round."""
+    prompt = "Repeat the following text word for word, and nothing else:\n\n" + (
+        "The lighthouse at Gull Point was built in 1871 by three brothers from Ardmore. It is forty metres high and has two "
+        "hundred and twelve steps. Its lamp can be seen from thirty kilometres away."
+    )
+    params = SamplingParams(max_new_tokens=64)
+    (expected,) = tokens_of(decode(engine, "ar", None, [prompt], params, threads=1))
+    (found,) = decode(engine, "sd", "ngram", [prompt], params, threads=1)
+    assert found.token_ids == expected
+    assert len(found.token_ids) - 1 >= 3 * found.stats.rounds
+
+
 @pytest.mark.parametrize("processing", PROCESSINGS)
 def test_sampled_ssd_equals_sampled_speculative_decoding(engine: Callable[..., Any], processing: str) -> None:
     params = SamplingParams(**PROCESSINGS[processing], max_new_tokens=16)
     expected = decode(engine, "sd", "self:25", PROMPTS, params, max_batch=2, threads=1)
-    found = decode(engine, "ssd", "self:25", PROMPTS, params, max_batch=8, threads=1)
+    found = decode(engine, "ssd", "self:25", PROMPTS, params, max_batch=8, threads=1, fallback="neural")
     assert tokens_of(found) == tokens_of(expected)
     assert hits_and_look_ups(found)[0] > 0
 
@@ -125,16 +138,20 @@ def test_sampled_ssd_equals_sampled_speculative_decoding(engine: Callable[..., A
 TOKENS = 128
 
 
-@pytest.fixture(scope="module")
-def prompts() -> list[str]:
-    """The first 32 of each file, in turn."""
+def first_of(name: str, field: str, count: int) -> list[str]:
+    """The first prompts of a file; of several turns the first."""
     folder = os.environ.get("SSD_PROMPTS")
     if folder is None:
-        pytest.fail("set SSD_PROMPTS to a folder with humaneval.jsonl and gsm8k.jsonl")
-    columns = []
-    for file, field in (("humaneval.jsonl", "prompt"), ("gsm8k.jsonl", "question")):
-        lines = (Path(folder) / file).read_text(encoding="utf-8").splitlines()[:32]
-        columns.append([json.loads(line)[field] for line in lines])
+        pytest.fail("set SSD_PROMPTS to a folder with humaneval.jsonl, gsm8k.jsonl and mt_bench.jsonl")
+    lines = (Path(folder) / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+    values = [json.loads(line)[field] for line in lines]
+    return [value[0] if isinstance(value, list) else value for value in values]
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[str]:
+    """The first 32 of two sets, in turn."""
+    columns = first_of("humaneval", "prompt", 32), first_of("gsm8k", "question", 32)
     return [prompt for both in zip(*columns, strict=True) for prompt in both]
 
 
@@ -226,7 +243,20 @@ def test_sampled_grid(
     params, half = SamplingParams(**PROCESSINGS[processing], max_new_tokens=TOKENS, ignore_eos=True), prompts[:32]
     if processing not in references:
         references[processing] = measure("sd", "self:25", half, params, None, max_batch=8, threads=2)
-    found = measure(mode, "self:25", half, params, references[processing], max_batch=batch, threads=2)
+    found = measure(mode, "self:25", half, params, references[processing], max_batch=batch, threads=2, fallback="neural")
     assert differing(found, references[processing]) == 0
     if mode == "ssd":
         assert 0 < found.hits < found.look_ups
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("name,field", [("humaneval", "prompt"), ("gsm8k", "question"), ("mt_bench", "turns")])
+def test_a_tree_yields_more_tokens_a_round_than_a_chain(measure: Callable[..., Measured], name: str, field: str) -> None:
+    """Greedy, (3, 2, 1, 1) against K = 4: the same tokens in fewer rounds."""
+    prompts = first_of(name, field, 32)
+    params = SamplingParams(max_new_tokens=TOKENS // 2)
+    expected = measure("ar", None, prompts, params, None, max_batch=8, threads=2)
+    chain = measure("sd", "self:25", prompts, params, expected, max_batch=8, threads=2)
+    tree = measure("sd", "self:25", prompts, params, expected, max_batch=8, threads=2, tree=(3, 2, 1, 1))
+    assert differing(chain, expected) == differing(tree, expected) == 0
+    assert tree.rounds < chain.rounds

@@ -42,6 +42,8 @@ MUTATIONS = {
     "residual_not_renormalised": Mutation("cpu/verify.cpp", "if (normalise(rest)) p_ =", "p_ ="),
     # What a rejected sibling leaves of q is not renormalised.
     "proposal_not_renormalised": Mutation("cpu/verify.cpp", "normalise(q_);", ""),
+    # A rejected sibling is left in what the next one is judged by.
+    "rejected_sibling_kept": Mutation("cpu/verify.cpp", "q_[static_cast<size_t>(token)] = 0.0f;", ""),
     # fork guesses the drafted token too.
     "drafted_token_not_excluded": Mutation(
         "cpu/fork.cpp", "k < length ? spec_tokens.const_data_ptr<int32_t>()[s * lookahead + k] : -1", "-1"
@@ -90,8 +92,14 @@ def mutant_source(name: str) -> str:
     return schemas + source
 
 
+_loaded: dict[str, object] = {}
+
+
 def load_mutants(folder: Path) -> dict[str, object]:
-    """Compiles all mutants into one library in `folder`; returns each one's namespace of ops."""
+    """Compiles all mutants into one library in `folder`; returns each one's namespace of ops. Once a process: ops cannot be registered
+    twice."""
+    if _loaded:
+        return _loaded
     sources = folder / "csrc"
     shutil.copytree(CSRC, sources)
     unit = sources / "cpu" / "mutants.cpp"
@@ -101,4 +109,5 @@ def load_mutants(folder: Path) -> dict[str, object]:
     command += [f"-isystem{TORCH / 'include'}", str(unit), "-o", str(library), f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
     subprocess.run(command, check=True)
     torch.ops.load_library(str(library))
-    return {name: getattr(torch.ops, f"ssd_mutant_{name}") for name in MUTATIONS}
+    _loaded.update({name: getattr(torch.ops, f"ssd_mutant_{name}") for name in MUTATIONS})
+    return _loaded

@@ -31,6 +31,7 @@ def mutants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
         ("shared_uniform", Decoding((2, 2), vocabulary=6)),
         ("residual_not_renormalised", Decoding((2, 2), vocabulary=6)),
         ("proposal_not_renormalised", Decoding((3, 2, 1))),
+        ("rejected_sibling_kept", Decoding((2, 2), vocabulary=6)),
     ],
     ids=str,
 )

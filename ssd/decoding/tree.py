@@ -1,0 +1,75 @@
+"""Tree speculation: several continuations verified in one pass (SpecInfer, Miao et al. 2024).
+
+Node 0 is the last committed token; the others are numbered level by level, the children of one node side by side, in the order
+they were drawn. Node i's K/V is written i places behind node 0's, whatever its depth, and a node sees the committed text, then its
+own ancestors as a suffix. The accepted path is moved together afterwards, so that the sequence is contiguous again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ssd import ops
+from ssd.models.transformer import KVCache, Rows
+from ssd.state import SequenceState
+
+
+class Tree:
+    """The shape of every speculation. children: of each node of a level, level by level: (3, 2, 1) has 1 + 3 + 6 + 6 nodes."""
+
+    def __init__(self, children: Sequence[int], device: torch.device) -> None:
+        self.children = tuple(children)
+        self.depth = len(self.children)
+        widths = [1]
+        for count in self.children:
+            widths.append(widths[-1] * count)
+        starts = [sum(widths[:d]) for d in range(self.depth + 2)]
+        self.levels = [slice(a, b) for a, b in pairwise(starts)]  # nodes of each depth, the root's first
+        self.nodes = starts[-1]
+        parent, depths = [-1], [0]
+        for d, count in enumerate(self.children):
+            for node in range(starts[d], starts[d + 1]):
+                parent += [node] * count
+                depths += [d + 1] * count
+        path = [[i] * self.depth for i in range(self.nodes)]  # beyond a node's depth: itself, not looked at
+        for node in range(1, self.nodes):
+            path[node][: depths[node]] = [*path[parent[node]][: depths[node] - 1], node]
+
+        def table(values: object) -> Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=device)
+
+        self.parent = table(parent)  # [T]
+        self._depth_of = table(depths)  # [T]
+        self._path = table(path)  # [T, depth] the ancestors behind the root, and the node
+        self.nodes_within = table([b - 1 for b in starts[1:]])  # [depth + 1] nodes but the root, to each depth
+
+    def rows(self, state: SequenceState, length: Tensor, ids: Tensor, nodes: slice, page_size: int) -> Rows:
+        """Rows of some of the nodes of every sequence; ids: [n, nodes], length: [n] tokens stored."""
+        n, count = ids.shape
+        depth = self._depth_of[nodes].repeat(n)  # [n·nodes]
+        node = torch.arange(nodes.start, nodes.stop, dtype=torch.int32, device=ids.device)
+        places = state.kv_slots(length[:, None] + node, page_size)  # [n, nodes]
+        path = self._path[nodes].flatten()
+        suffix = state.kv_slots(length[:, None] + path, page_size)  # [n, nodes·depth]
+        return Rows(
+            ids=ids.flatten().contiguous(),
+            positions=length.repeat_interleave(count) + depth,
+            kv_slots=places.flatten(),
+            row_seq=torch.arange(n, dtype=torch.int32, device=ids.device).repeat_interleave(count),
+            prefix_len=(length + 1).repeat_interleave(count),
+            page_table=state.page_table,
+            suffix_slots=suffix.view(n * count, self.depth),
+            suffix_len=depth,
+        )
+
+    def compact(self, cache: KVCache, state: SequenceState, length: Tensor, path: Tensor) -> None:
+        """Move the K/V of the accepted nodes behind the root. length: [n] as it was before; path: [n, T] from `ops.verify`."""
+        steps = torch.arange(1, self.depth + 1, dtype=torch.int32, device=path.device)
+        node = path[:, 1 : self.depth + 1]
+        src = state.kv_slots(length[:, None] + node.clamp_min(0), cache.page_size)
+        dst = state.kv_slots(length[:, None] + steps, cache.page_size)
+        ops.move_kv(cache.kv, torch.where(node >= 0, src, -1).flatten(), dst.flatten())

@@ -1,0 +1,178 @@
+"""A tree's tables, rows and moves, against trees walked node by node."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ops.cases import children_of, generator, i32, ints, tree_parents
+from ssd.decoding.tree import Tree
+from ssd.models.transformer import Rows
+from ssd.state import SequenceState
+
+CPU = torch.device("cpu")
+PAGE_SIZE, PAGES = 4, 24  # tokens of a page; pages of a sequence
+
+shapes = st.lists(st.integers(1, 4), min_size=1, max_size=5).map(tuple).filter(lambda shape: len(tree_parents(shape)) <= 64)
+
+
+def ancestors(parents: list[int], node: int) -> list[int]:
+    """From the root's child down to the node itself."""
+    path = []
+    while node > 0:
+        path.append(node)
+        node = parents[node]
+    return path[::-1]
+
+
+def sequences(lengths: list[int], seed: int = 0) -> SequenceState:
+    """Of these lengths, in pages of a random order; page 0 is the null page."""
+    state = SequenceState.allocate(len(lengths), 1, PAGES, (), CPU)
+    pages = 1 + torch.randperm(len(lengths) * PAGES, generator=generator(seed))
+    state.page_table.copy_(pages.view(len(lengths), PAGES))
+    state.length.copy_(i32(lengths))
+    return state
+
+
+def place(state: SequenceState, slot: int, position: int) -> int:
+    return int(state.page_table[slot, position // PAGE_SIZE]) * PAGE_SIZE + position % PAGE_SIZE
+
+
+# Tables -------------------------------------------------------------------------------------------------------------------------
+
+
+@given(shape=shapes)
+def test_nodes_are_numbered_breadth_first(shape: tuple[int, ...]) -> None:
+    tree = Tree(shape, CPU)
+    assert tree.parent.tolist() == tree_parents(shape)
+    assert (tree.nodes, tree.depth) == (len(tree_parents(shape)), len(shape))
+
+
+@given(shape=shapes)
+def test_a_level_is_the_children_of_the_one_before(shape: tuple[int, ...]) -> None:
+    tree, parents = Tree(shape, CPU), tree_parents(shape)
+    level = [0]
+    for nodes in tree.levels:
+        assert list(range(nodes.start, nodes.stop)) == level
+        level = [child for node in level for child in children_of(parents, node)]
+    assert level == []  # the last level has none
+
+
+@given(shape=shapes)
+def test_the_nodes_within_a_depth_are_those_that_few_ancestors_reach(shape: tuple[int, ...]) -> None:
+    """Of a sequence with room for so many tokens: the speculation's length."""
+    tree, parents = Tree(shape, CPU), tree_parents(shape)
+    for depth, count in enumerate(tree.nodes_within.tolist()):
+        within = [node for node in range(1, tree.nodes) if len(ancestors(parents, node)) <= depth]
+        assert within == list(range(1, count + 1))
+
+
+def test_a_chain_is_a_tree_with_one_child_a_node() -> None:
+    tree = Tree((1, 1, 1), CPU)
+    assert tree.parent.tolist() == [-1, 0, 1, 2]
+    assert tree.nodes_within.tolist() == [0, 1, 2, 3]
+
+
+# Rows ---------------------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(tree: Tree, state: SequenceState, nodes: slice) -> Rows:
+    ids = ints(0, 100, (len(state.done), nodes.stop - nodes.start), generator(1))
+    return tree.rows(state, state.length, ids, nodes, PAGE_SIZE)
+
+
+def each_row(tree: Tree, state: SequenceState, nodes: slice) -> list[tuple[int, int, int]]:
+    """(row, slot, node) in the order of the rows."""
+    pairs = [(slot, node) for slot in range(len(state.done)) for node in range(nodes.start, nodes.stop)]
+    return [(row, slot, node) for row, (slot, node) in enumerate(pairs)]
+
+
+@pytest.fixture(params=["all", "a level"])
+def part(request: pytest.FixtureRequest) -> tuple[Tree, slice]:
+    """What the target verifies, and what the draft runs."""
+    tree = Tree((3, 2, 1), CPU)
+    return tree, slice(0, tree.nodes) if request.param == "all" else tree.levels[2]
+
+
+LENGTHS = [0, 7, 30]
+
+
+def test_a_row_s_position_is_its_depth_behind_the_root_s(part: tuple[Tree, slice]) -> None:
+    (tree, nodes), state = part, sequences(LENGTHS)
+    rows, parents = rows_of(tree, state, nodes), tree_parents(tree.children)
+    for row, slot, node in each_row(tree, state, nodes):
+        assert int(rows.positions[row]) == LENGTHS[slot] + len(ancestors(parents, node))
+        assert int(rows.row_seq[row]) == slot
+
+
+def test_a_row_sees_the_committed_text_and_its_own_ancestors(part: tuple[Tree, slice]) -> None:
+    """The text up to the root as prefix; behind it the ancestors in order, and the node itself, as suffix."""
+    (tree, nodes), state = part, sequences(LENGTHS)
+    rows, parents = rows_of(tree, state, nodes), tree_parents(tree.children)
+    assert rows.suffix_slots is not None and rows.suffix_len is not None
+    for row, slot, node in each_row(tree, state, nodes):
+        path = ancestors(parents, node)
+        assert int(rows.prefix_len[row]) == LENGTHS[slot] + 1
+        assert int(rows.suffix_len[row]) == len(path)
+        suffix = rows.suffix_slots[row, : len(path)].tolist()
+        assert suffix == [place(state, slot, LENGTHS[slot] + each) for each in path]
+
+
+def test_every_node_has_a_place_of_its_own_behind_the_root(part: tuple[Tree, slice]) -> None:
+    (tree, nodes), state = part, sequences(LENGTHS)
+    rows = rows_of(tree, state, nodes)
+    for row, slot, node in each_row(tree, state, nodes):
+        assert int(rows.kv_slots[row]) == place(state, slot, LENGTHS[slot] + node)
+
+
+def test_rows_keep_the_order_of_their_tokens() -> None:
+    tree, state = Tree((2, 2), CPU), sequences([3, 5])
+    ids = torch.arange(14, dtype=torch.int32).view(2, 7)
+    rows = tree.rows(state, state.length, ids, slice(0, 7), PAGE_SIZE)
+    assert rows.ids.tolist() == list(range(14))
+
+
+# Moves --------------------------------------------------------------------------------------------------------------------------
+
+
+def walk(shape: tuple[int, ...], steps: int, dice: torch.Generator) -> list[int]:
+    """Nodes accepted, one a level from the root's children on."""
+    parents, node, path = tree_parents(shape), 0, []
+    for _ in range(min(steps, len(shape))):
+        children = children_of(parents, node)
+        node = children[int(torch.randint(0, len(children), (), generator=dice))]
+        path.append(node)
+    return path
+
+
+def kv_of(state: SequenceState) -> Tensor:
+    """A cache whose places all hold numbers of their own: [2 layers, 2, pages, PAGE_SIZE, 1, 2]."""
+    pages = 1 + state.page_table.numel()
+    shape = (2, 2, pages, PAGE_SIZE, 1, 2)
+    return torch.arange(2 * 2 * pages * PAGE_SIZE * 2, dtype=torch.float32).view(shape)
+
+
+@given(shape=shapes, seed=st.integers(0, 1000), data=st.data())
+def test_the_accepted_path_is_moved_behind_the_root_and_nothing_else_is(
+    shape: tuple[int, ...], seed: int, data: st.DataObject
+) -> None:
+    """Each sequence by its own path, one accepts nothing; the last slot is done, and has none."""
+    tree, dice = Tree(shape, CPU), generator(seed)
+    lengths = data.draw(st.lists(st.integers(0, 31), min_size=2, max_size=4))
+    state = sequences(lengths, seed)
+    paths = [walk(shape, data.draw(st.integers(0, tree.depth)), dice) for _ in lengths[:-1]]
+    committed = i32([[0, *nodes] + [-1] * (tree.nodes - 1 - len(nodes)) for nodes in paths] + [[-1] * tree.nodes])
+    before = kv_of(state)
+    cache = SimpleNamespace(kv=before.clone(), page_size=PAGE_SIZE)
+    tree.compact(cache, state, i32(lengths), committed)  # type: ignore[arg-type]
+    expected = before.clone()
+    for slot, nodes in enumerate(paths):
+        for step, node in enumerate(nodes, 1):
+            source = place(state, slot, lengths[slot] + node)
+            expected.flatten(2, 3)[:, :, place(state, slot, lengths[slot] + step)] = before.flatten(2, 3)[:, :, source]
+    assert cache.kv.equal(expected)
