@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -128,10 +129,12 @@ def verify_example(tree: bool) -> Arguments:
     }
 
 
+@cache
 def examples() -> list[tuple[str, Arguments]]:
     return [*forward_examples(DTYPES[0]), *decision_examples()]
 
 
 def example(op: str) -> Arguments:
     """The op's first, and fullest, example; fresh tensors each time."""
-    return next(arguments for name, arguments in examples() if name == op)
+    arguments = next(arguments for name, arguments in examples() if name == op)
+    return {name: x.clone() if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}

@@ -176,6 +176,46 @@ def test_a_value_out_of_range_touches_no_memory_but_the_op_s_own(op: str, name: 
     getattr(ssd_ops, op)(**changed(op, changes))
 
 
+# What CUDA asks beyond the CPU.
+BEYOND_THE_CPU: list[tuple[str, str, Arguments]] = [
+    ("embed", "table must have one of the dtypes", {"table": torch.zeros(4, 6)}),
+    ("pack_weight", "weight must have a multiple of 8 inputs", {"weight": torch.zeros(6, 12)}),
+    ("linear", "x must have a multiple of 8 inputs", {"x": torch.zeros(3, 12)}),
+    ("linear", "x must start at a multiple of 16 bytes", {"x": torch.zeros(25)[1:].view(3, 8)}),
+    ("linear", "weight must start at a multiple of 16 bytes", {"weight": torch.zeros(513)[1:].view(16, 32)}),
+    ("rope_store_kv", "q must have a head size up to 256", {"head_size": 258}),
+    ("paged_attention", "q must have a head size of 64, 80, 96, 128 or 256", {"head_size": 48}),
+    ("paged_attention", "q's rows must lie a multiple of 8 elements apart", {"q": torch.zeros(3, 260)[:, :256].view(3, 4, 64)}),
+    ("paged_attention", "q must start at a multiple of 16 bytes", {"q": torch.zeros(769)[1:].view(3, 4, 64)}),
+    ("move_kv", "kv must have places of a multiple of 16 bytes", {"kv": torch.zeros(2, 2, 3, 4, 1, 4)}),
+]
+
+
+@pytest.mark.skipif(chosen.name == "cpu", reason="cpu: can compute these")
+@pytest.mark.parametrize("op, sentence, changes", **named(BEYOND_THE_CPU))
+def test_what_a_cuda_kernel_cannot_compute_is_refused_by_name(op: str, sentence: str, changes: dict[str, Any]) -> None:
+    arguments = example(op)
+    dtype = torch.float32 if "dtypes" in sentence else chosen.dtypes[0]
+    for name, value in changes.items():
+        if name == "head_size":
+            heads = {n: x for n, x in arguments.items() if (isinstance(x, Tensor) and x.dtype == dtype) or n == "cos_sin"}
+            arguments |= {n: torch.zeros(*x.shape[:-1], value, dtype=x.dtype) for n, x in heads.items() if x is not None}
+        else:  # rounding a view makes a tensor of its own, which starts where it likes
+            shape, stride, offset = value.shape, value.stride(), value.storage_offset()
+            whole = torch.zeros(value.untyped_storage().nbytes() // 4, dtype=dtype)
+            arguments[name] = whole.as_strided(shape, stride, offset)
+    with pytest.raises(RuntimeError, match=re.escape(sentence)):
+        getattr(ssd_ops, op)(**arguments)
+
+
+@pytest.mark.skipif(chosen.name == "cpu", reason="cpu: has no counters")
+def test_more_rows_than_there_are_counters_for_are_refused() -> None:
+    rows = 65537
+    arguments = {"logits": torch.zeros(rows, 1), "temperature": torch.ones(rows), "top_k": torch.zeros(rows, dtype=torch.int32)}
+    with pytest.raises(RuntimeError, match="at most 65536 results .* not 65537; pass fewer rows at a time"):
+        ssd_ops.row_stats(**arguments, top_p=torch.ones(rows), min_p=torch.zeros(rows))
+
+
 @only_on_the_cpu("has no threads that could find a mistake each")
 def test_an_op_that_refused_on_several_threads_still_works() -> None:
     """What is wrong with one slot may be found by any thread; it must reach the caller, and leave nothing behind."""
