@@ -83,9 +83,20 @@ GREEDY = SamplingParams(max_new_tokens=24)
 
 
 @pytest.fixture(scope="module")
-def autoregressive() -> dict[str, list[list[int]]]:
-    """The tokens of PROMPTS, by dtype; filled as they are asked for."""
+def known() -> dict[str, list[list[int]]]:
     return {}
+
+
+@pytest.fixture
+def autoregressive(engine: Callable[..., Any], known: dict[str, list[list[int]]]) -> Callable[[str], list[list[int]]]:
+    """The tokens of PROMPTS in a dtype, decoded when they are first asked for."""
+
+    def tokens(dtype: str) -> list[list[int]]:
+        if dtype not in known:
+            known[dtype] = tokens_of(decode(engine, "ar", None, PROMPTS, GREEDY, dtype=dtype, max_batch=2, threads=1))
+        return known[dtype]
+
+    return tokens
 
 
 @pytest.mark.parametrize(
@@ -98,12 +109,15 @@ def autoregressive() -> dict[str, list[list[int]]]:
     ],
 )
 def test_greedy_decoding_gives_the_same_tokens_in_every_mode(
-    engine: Callable[..., Any], autoregressive: dict[str, list[list[int]]], mode: str, draft: str, batch: int, dtype: str
+    engine: Callable[..., Any],
+    autoregressive: Callable[[str], list[list[int]]],
+    mode: str,
+    draft: str,
+    batch: int,
+    dtype: str,
 ) -> None:
-    if dtype not in autoregressive:
-        autoregressive[dtype] = tokens_of(decode(engine, "ar", None, PROMPTS, GREEDY, dtype=dtype, max_batch=2, threads=1))
-    found = decode(engine, mode, draft, PROMPTS, GREEDY, dtype=dtype, max_batch=batch, threads=1)
-    assert tokens_of(found) == autoregressive[dtype]
+    found = decode(engine, mode, draft, PROMPTS, GREEDY, dtype=dtype, max_batch=batch, threads=1, fallback="neural")
+    assert tokens_of(found) == autoregressive(dtype)
     tokens = sum(len(completion.token_ids) for completion in found)
     assert sum(completion.stats.rounds for completion in found) <= 0.8 * tokens
     if mode == "ssd":
@@ -122,6 +136,27 @@ def test_a_text_to_repeat_needs_no_draft_model(engine: Callable[..., Any]) -> No
     (found,) = decode(engine, "sd", "ngram", [prompt], params, threads=1)
     assert found.token_ids == expected
     assert len(found.token_ids) - 1 >= 3 * found.stats.rounds
+
+
+@pytest.mark.parametrize(
+    "mode,draft,options",
+    [
+        ("sd", "self:25", {"tree": (3, 2, 1)}),
+        ("sd", "ngram", {"lookahead": 6}),
+        ("ssd", "self:25", {"fallback": "ngram", "fan_out": "uniform"}),
+        ("ssd", "self:25", {"fallback": "auto"}),
+    ],
+    ids=str,
+)
+def test_greedy_decoding_gives_the_same_tokens_however_it_speculates(
+    engine: Callable[..., Any],
+    autoregressive: Callable[[str], list[list[int]]],
+    mode: str,
+    draft: str,
+    options: dict[str, Any],
+) -> None:
+    found = decode(engine, mode, draft, PROMPTS, GREEDY, dtype="bfloat16", max_batch=3, threads=1, **options)
+    assert tokens_of(found) == autoregressive("bfloat16")
 
 
 @pytest.mark.parametrize("processing", PROCESSINGS)
@@ -218,7 +253,8 @@ def test_greedy_grid(
     params = SamplingParams(max_new_tokens=TOKENS, ignore_eos=True)
     if dtype not in references:
         references[dtype] = measure("ar", None, prompts, params, None, dtype=dtype, max_batch=8, threads=2)
-    found = measure(mode, draft, prompts, params, references[dtype], dtype=dtype, max_batch=batch, threads=threads)
+    options = {"dtype": dtype, "max_batch": batch, "threads": threads, "fallback": "neural"}
+    found = measure(mode, draft, prompts, params, references[dtype], **options)
     assert found.count == TOKENS * len(prompts)
     assert differing(found, references[dtype]) == 0
     if mode != "ar":
