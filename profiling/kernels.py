@@ -2,9 +2,9 @@
 
     python profiling/kernels.py [--only linear,attention] [--results profiling/results]
 
-Calls are captured in a graph, each on data of its own so that none finds it in the cache, and the graph is replayed. A floor is the
-bytes a call must read over the bandwidth measured beside it, or one more node in a graph, whichever is longer. The result is one
-JSON file; profiling/tables.py makes the pages from those.
+Calls are captured in a graph, each with weights, keys or logits that no call before left in the cache, and the graph is
+replayed. A floor is the bytes a call must read over the bandwidth measured beside it, or one more node in a graph, whichever is
+longer. The result is one JSON file; profiling/tables.py makes the pages from those.
 """
 
 from __future__ import annotations

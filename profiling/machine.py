@@ -75,9 +75,10 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
+    """Of the sources; SSD_COMMIT names it where they were copied without their history."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
+    return done.stdout.strip() or os.environ.get("SSD_COMMIT")
 
 
 # A GPU -------------------------------------------------------------------------------------------------------------------------
