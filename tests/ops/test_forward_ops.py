@@ -75,7 +75,9 @@ LINEAR_SIZES = [  # rows, in, out, bias
     (7, 65, 100, True),
     (8, 257, 32, False),
     (9, 96, 62, True),
+    (24, 72, 34, True),
     (40, 100, 66, False),
+    (40, 40, 16_930, False),  # so wide that a kernel may choose larger tiles
     (300, 67, 50, True),
 ]
 
@@ -103,6 +105,18 @@ def test_linear(dtype: torch.dtype, epilogue: str, rows: int, n_in: int, n_out: 
 @pytest.mark.parametrize("rows, n_in, n_out", [(1, 5, 1), (4, 63, 17), (9, 128, 33), (40, 7, 15), (300, 9, 31)])
 def test_linear_with_an_odd_number_of_outputs(dtype: torch.dtype, epilogue: str, rows: int, n_in: int, n_out: int) -> None:
     assert_linear(dtype, epilogue, rows, n_in, n_out, biased=True)
+
+
+@dtypes
+def test_linear_with_very_many_outputs(dtype: torch.dtype) -> None:
+    """So many that a kernel gives more of them to a block; that changes no bit of a row."""
+    g = generator(4)
+    n_in, n_out = inputs(40), 16_912
+    x, weight = torch.randn(34, n_in, generator=g).to(dtype), torch.randn(n_out, n_in, generator=g).to(dtype)
+    packed = ops.pack_weight(weight, "none")
+    got = ops.linear(x, packed, n_out)
+    assert_rounds_to(got, reference.linear(x, weight))
+    assert_same_bits(got[33:], ops.linear(x[33:], packed, n_out))
 
 
 @dtypes
@@ -185,6 +199,7 @@ ATTENTION_SHAPES = [
     (16, 96, 2, 2),
     (64, 256, 4, 1),
     (1, 256, 1, 1),
+    (16, 64, 16, 1),
     (16, 16, 3, 1),
 ]
 ATTENTION_SHAPES = [s for s in ATTENTION_SHAPES if s[1] in (chosen.attention_head_sizes or [s[1]])]
@@ -216,6 +231,29 @@ def test_paged_attention_with_any_number_of_rows(dtype: torch.dtype, rows: int) 
     arguments = keys.see(row_seq, [1 + (7 * row) % 20 for row in range(rows)])
     q = torch.randn(rows, 3, 64, generator=generator(rows)).to(dtype)
     assert_attention(ops.paged_attention(q, scale=0.125, **arguments), reference.paged_attention(q, scale=0.125, **arguments))
+
+
+@dtypes
+@pytest.mark.parametrize("size", [64, 80, 96, 128, 256])
+def test_paged_attention_of_many_branches_of_one_sequence(dtype: torch.dtype, size: int) -> None:
+    rows = 24
+    keys = PagedKeys([50], 1, size, 16, dtype, seed=size)
+    arguments = keys.see([0] * rows, [20 + row for row in range(rows)], [2] * rows)
+    q = torch.randn(rows, 4, size, generator=generator(size)).to(dtype)
+    assert_attention(ops.paged_attention(q, scale=0.1, **arguments), reference.paged_attention(q, scale=0.1, **arguments))
+
+
+@dtypes
+@pytest.mark.parametrize("size", [64, 80, 96, 128, 256])
+def test_paged_attention_of_many_queries_that_share_keys(dtype: torch.dtype, size: int) -> None:
+    """Rows without a suffix, and more queries a K/V head than a kernel's smallest tile; alone a row has the same bits."""
+    keys = PagedKeys([150], 1, size, 16, dtype, seed=size)
+    arguments = keys.see([0] * 10, [1 + 16 * row for row in range(10)])
+    q = torch.randn(10, 3, size, generator=generator(size)).to(dtype)
+    got = ops.paged_attention(q, scale=size**-0.5, **arguments)
+    assert_attention(got, reference.paged_attention(q, scale=size**-0.5, **arguments))
+    alone = arguments | {"row_seq": arguments["row_seq"][8:9], "prefix_len": arguments["prefix_len"][8:9]}
+    assert_same_bits(got[8:9], ops.paged_attention(q[8:9], scale=size**-0.5, **alone))
 
 
 @dtypes
