@@ -114,8 +114,8 @@ def paged_attention(
 ) -> Tensor:
     """Attention of rows over a paged prefix of their sequence, then over an explicit suffix of further KV slots.
 
-    q: [R, Hq, D] (rows may be strided); k_cache, v_cache: [pages, page_size, Hkv, D]; Hq a multiple of Hkv; D a
-    multiple of 16, on CUDA 64, 80, 96, 128 or 256.
+    q: [R, Hq, D] (rows may be strided); k_cache, v_cache: [pages, page_size, Hkv, D]; Hq a multiple of Hkv,
+    at most 32 times (CUDA: 16); D a multiple of 16 up to 256 (CUDA: 64, 80, 96, 128 or 256). scale: on CUDA above 0.
     page_table: [S, P] int32; row_seq: [R] int32 in [0, S); prefix_len: [R] int32 ≥ 0.
     suffix_slots: [R, W] int32, of which the first suffix_len[R] count; both or neither. A row must see at least one key.
     Key j of a row is page_table's for j < prefix_len, else suffix_slots[j − prefix_len]; moving a key between the two changes no

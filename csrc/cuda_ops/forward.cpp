@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::array kHeadDims{64, 80, 96, 128, 256};  // that paged_attention is compiled for
 constexpr int64_t kMaxRotatedDim = 256;
-constexpr int64_t kMaxGroup = 32;       // query heads that share a K/V head
+constexpr int64_t kMaxGroup = 16;       // query heads that share a K/V head
 constexpr int64_t kInputsTogether = 8;  // 16 bytes of x
 
 Tensor embed(const Tensor& ids, const Tensor& table) {
@@ -156,6 +156,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
               "q must have a head size of 64, 80, 96, 128 or 256 on CUDA, not ", sizes.head_dim);
   TORCH_CHECK(sizes.rows <= 1 || q.stride(0) % kInputsTogether == 0, "q's rows must lie a multiple of ", kInputsTogether,
               " elements apart on CUDA, not ", q.stride(0));
+  TORCH_CHECK(scale > 0.0, "scale must be positive on CUDA, not ", scale);
   check_aligned(q, "q");
   check_aligned(k_cache, "k_cache");
   check_aligned(v_cache, "v_cache");

@@ -185,6 +185,8 @@ BEYOND_THE_CPU: list[tuple[str, str, Arguments]] = [
     ("linear", "weight must start at a multiple of 16 bytes", {"weight": torch.zeros(513)[1:].view(16, 32)}),
     ("rope_store_kv", "q must have a head size up to 256", {"head_size": 258}),
     ("paged_attention", "q must have a head size of 64, 80, 96, 128 or 256", {"head_size": 48}),
+    ("paged_attention", "at most 16 times, not 34", {"q": torch.zeros(3, 34, 64)}),
+    ("paged_attention", "scale must be positive", {"scale": -1.0}),
     ("paged_attention", "q's rows must lie a multiple of 8 elements apart", {"q": torch.zeros(3, 260)[:, :256].view(3, 4, 64)}),
     ("paged_attention", "q must start at a multiple of 16 bytes", {"q": torch.zeros(769)[1:].view(3, 4, 64)}),
     ("move_kv", "kv must have places of a multiple of 16 bytes", {"kv": torch.zeros(2, 2, 3, 4, 1, 4)}),
@@ -200,6 +202,8 @@ def test_what_a_cuda_kernel_cannot_compute_is_refused_by_name(op: str, sentence:
         if name == "head_size":
             heads = {n: x for n, x in arguments.items() if (isinstance(x, Tensor) and x.dtype == dtype) or n == "cos_sin"}
             arguments |= {n: torch.zeros(*x.shape[:-1], value, dtype=x.dtype) for n, x in heads.items() if x is not None}
+        elif not isinstance(value, Tensor):
+            arguments[name] = value
         else:  # rounding a view makes a tensor of its own, which starts where it likes
             shape, stride, offset = value.shape, value.stride(), value.storage_offset()
             whole = torch.zeros(value.untyped_storage().nbytes() // 4, dtype=dtype)
