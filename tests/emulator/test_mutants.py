@@ -84,12 +84,12 @@ MUTANTS = [
     ),
     # What only another order of blocks shows, or a second launch.
     Mutant(
-        "arrivals: the last is not waited for",
+        "arrivals: the last but one finishes",
         "arrivals.cuh",
         "== blocks - 1;",
-        "== blocks - blocks;",
-        "sample_draws",
-        ("sample.cu",),
+        "== (blocks > 1 ? blocks - 2 : 0);",
+        "large_vocabulary",
+        ("row_stats.cu",),
     ),
     Mutant("arrivals: not zero again", "arrivals.cuh", "    if (last) *arrivals = 0;\n", "", "sample_draws", ("sample.cu",)),
     # Arithmetic.
