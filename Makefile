@@ -79,9 +79,9 @@ test-emulator: emulator
 	wait $$on_emulator; emulator=$$?; cat build/emulator/tests.log; exit $$((ops | emulator))
 endif
 
-# With the Python there is, and its CUDA torch: nothing is downloaded.
+# With the Python there is, and its CUDA torch: nothing is downloaded. RESULTS=DIR leaves the result files there.
 gpu-check:
-	$(PYTHON) profiling/gpu_check.py
+	$(PYTHON) profiling/gpu_check.py $(if $(RESULTS),--results "$(RESULTS)")
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info ssd/*.so ssd/_build_info.py
