@@ -43,7 +43,7 @@ class Must:
     at_most: float | None = None
 
 
-def over(row: Row, rows: list[Row], **other: Any) -> float:
+def over(row: Row, rows: list[Row], /, **other: Any) -> float:
     """The row's time over that of the case which differs in `other` alone."""
     shape = row["shape"] | other
     return float(

@@ -1,0 +1,76 @@
+"""profiling/: what must hold is judged by the worst figure, pages say what was not run, and tools without a GPU say so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+PROFILING = Path(__file__).resolve().parents[1] / "profiling"
+
+
+@pytest.fixture(autouse=True)
+def _profiling_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PROFILING))
+
+
+def row(kernel: str, us: float, fraction: float, size: int = 0, **shape: Any) -> dict[str, Any]:
+    return {"kernel": kernel, "shape": shape, "us": {"median": us}, "fraction_of_floor": fraction, "bytes": size, "peers": {}}
+
+
+def test_what_must_hold_is_judged_by_the_worst_case() -> None:
+    from kernels import judged
+
+    rows = [row("linear", 50, fraction, 200_000_000, rows=n) for n, fraction in ((1, 0.9), (8, 0.84), (16, 0.1))]
+    (must,) = [m for m in judged(rows) if "100 MB" in m["what"]]
+    assert (must["worst"], must["holds"]) == (0.84, False)
+
+
+def test_a_time_over_another_is_that_of_the_same_shape() -> None:
+    from kernels import judged
+
+    rows = [row("linear", us, 0.9, model="Llama-3.1-8B", part="qkv", rows=n) for n, us in ((1, 20.0), (64, 25.0))]
+    (must,) = [m for m in judged(rows) if "64 rows" in m["what"]]
+    assert (must["worst"], must["holds"]) == (1.25, True)
+
+
+def test_nothing_is_judged_that_was_not_timed() -> None:
+    from kernels import judged
+
+    assert judged([]) == []
+
+
+def test_the_status_page_names_every_op_and_says_what_was_not_run() -> None:
+    from tables import gpu_status, op_names
+
+    assert set(op_names()) == {
+        name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("ssd::")
+    }
+    page = gpu_status([])
+    assert page.count("| not yet run | not yet run | not yet run |") == len(op_names())
+
+
+def test_the_status_page_counts_the_tests_of_an_op() -> None:
+    from tables import gpu_status
+
+    machine = {"device": "some GPU", "torch": "2", "commit": "abc", "date": "2030-01-01"}
+    run = {
+        "what": "gpu-tests",
+        "machine": machine,
+        "outcomes": {"passed": 4},
+        "skipped": {},
+        "ops": {"fork": {"passed": 4, "failed": 1}},
+    }
+    assert "| `fork` | not yet run | 4 passed, **1 failed** | not yet run | some GPU | abc | 2030-01-01 |" in gpu_status([run])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("tool", ["gpu_check.py", "kernels.py"])
+def test_a_tool_says_in_one_sentence_that_there_is_no_gpu(tool: str) -> None:
+    done = subprocess.run([sys.executable, PROFILING / tool], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.startswith("SKIPPED: ") and done.stderr.strip().count("\n") == 0
