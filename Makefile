@@ -13,7 +13,7 @@ RUN := $(BIN)/python -P
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 SOURCES := $(shell find cmake csrc -type f) CMakeLists.txt
 CXX_FILES := $(shell find csrc tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-CUDA_HEADER := $(firstword $(wildcard $(CUDA_HOME)/include/cuda_runtime.h /usr/local/cuda/include/cuda_runtime.h))
+CUDA_HEADER := $(firstword $(wildcard $(CUDA_HOME)/include/cuda_runtime.h /usr/local/cuda/include/cuda_runtime.h /usr/include/cuda_runtime.h))
 # The outer Python's scripts too: cmake or ninja may be there already.
 export PATH := $(abspath $(BIN)):$(shell $(OUTER) -c 'import sysconfig; print(sysconfig.get_path("scripts"))' 2>/dev/null):$(PATH)
 
