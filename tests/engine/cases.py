@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 import tiny
-from ssd import Completion, Engine
+from ssd import Completion, Engine, SamplingParams
 
 VOCABULARY = tiny.vocabulary_of_bytes()
 PADDED = 288  # rows of the models' heads: beyond the vocabulary they stand for nothing
@@ -38,6 +38,24 @@ def random_prompt(length: int, seed: int = 0) -> list[int]:
 
 def random_prompts(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
     return [random_prompt(length, seed + i) for i, length in enumerate(lengths)]
+
+
+def autoregressive_tokens(
+    models: Models, prompts: Sequence[list[int]], params: Sequence[SamplingParams]
+) -> dict[str, list[list[int]]]:
+    """What greedy decoding must give, by dtype: decoded one sequence at a time, on one thread."""
+    tokens = {}
+    for dtype in ("float32", "bfloat16"):
+        with Engine(models.target, None, "ar", dtype=dtype, max_batch=1, threads=1) as engine:
+            tokens[dtype] = tokens_of(engine.decode(prompts, params))
+    return tokens
+
+
+def as_asked(completions: list[Completion], mode: str) -> list[Completion]:
+    """The completions, decoded in that mode and with no draft lost."""
+    assert {completion.stats.mode for completion in completions} == {mode}
+    assert not any(completion.degraded for completion in completions)
+    return completions
 
 
 def tokens_of(completions: Sequence[Completion]) -> list[list[int]]:

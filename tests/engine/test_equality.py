@@ -16,8 +16,18 @@ from pathlib import Path
 import pytest
 
 import tiny
-from engine.cases import MakeEngine, Models, accepted_in_all, hits_and_look_ups, random_prompts, tokens_of, was_cut_in_a_round
-from ssd import Completion, Engine, SamplingParams
+from engine.cases import (
+    MakeEngine,
+    Models,
+    accepted_in_all,
+    as_asked,
+    autoregressive_tokens,
+    hits_and_look_ups,
+    random_prompts,
+    tokens_of,
+    was_cut_in_a_round,
+)
+from ssd import Completion, SamplingParams
 
 # One token; around a page (16) and two; around a prefill chunk (256). More of them than any case has slots.
 PROMPTS = random_prompts((1, 17, 2, 256, 15, 257, 33, 16, 1, 300, 31, 255))
@@ -92,20 +102,13 @@ def decode(
         max_batch=batch or case.batch, threads=1 if batch else case.threads, draft_threads=case.draft_threads,
         fallback=case.fallback, saguaro_c=case.saguaro_c,
     )  # fmt: skip
-    completions: list[Completion] = built.decode(PROMPTS, params)
-    assert {completion.stats.mode for completion in completions} == {mode}
-    assert not any(completion.degraded for completion in completions)
-    return completions
+    return as_asked(built.decode(PROMPTS, params), mode)
 
 
 @pytest.fixture(scope="session")
 def autoregressive(models: Models) -> dict[str, list[list[int]]]:
     """The tokens of PROMPTS with GREEDY, by dtype."""
-    tokens = {}
-    for dtype in ("float32", "bfloat16"):
-        with Engine(models.target, None, "ar", dtype=dtype, max_batch=1, threads=1) as engine:
-            tokens[dtype] = tokens_of(engine.decode(PROMPTS, GREEDY))
-    return tokens
+    return autoregressive_tokens(models, PROMPTS, GREEDY)
 
 
 @pytest.mark.parametrize("batch,threads", [(3, 1), (8, 1), (8, 2)])

@@ -14,6 +14,7 @@ from engine.cases import (
     MakeEngine,
     Models,
     accepted_in_all,
+    autoregressive_tokens,
     hits_and_look_ups,
     random_prompt,
     random_prompts,
@@ -40,11 +41,7 @@ SAMPLED = [SamplingParams(temperature=0.5, max_new_tokens=n, seed=i) for i, n in
 @pytest.fixture(scope="module")
 def autoregressive(models: Models) -> dict[str, list[list[int]]]:
     """The tokens of PROMPTS with GREEDY, by dtype."""
-    tokens = {}
-    for dtype in ("float32", "bfloat16"):
-        with Engine(models.target, None, "ar", dtype=dtype, max_batch=1, threads=1) as engine:
-            tokens[dtype] = tokens_of(engine.decode(PROMPTS, GREEDY))
-    return tokens
+    return autoregressive_tokens(models, PROMPTS, GREEDY)
 
 
 # A draft without a model ----------------------------------------------------------------------------------------------------------

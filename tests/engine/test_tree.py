@@ -11,8 +11,18 @@ from typing import Any
 import pytest
 
 import tiny
-from engine.cases import MakeEngine, Models, accepted_in_all, random_prompt, random_prompts, tokens_of, was_cut_in_a_round
-from ssd import Completion, Engine, SamplingParams
+from engine.cases import (
+    MakeEngine,
+    Models,
+    accepted_in_all,
+    as_asked,
+    autoregressive_tokens,
+    random_prompt,
+    random_prompts,
+    tokens_of,
+    was_cut_in_a_round,
+)
+from ssd import Completion, SamplingParams
 from ssd.decoding.tree import Tree
 
 # One token; around a page (16) and two; around a prefill chunk (256). More of them than any case has slots.
@@ -59,20 +69,13 @@ def decode(
     engine: MakeEngine, case: Case, params: Sequence[SamplingParams], prompts: list[list[int]] = PROMPTS, **options: Any
 ) -> list[Completion]:
     options = {"max_batch": case.batch, "dtype": case.dtype, "threads": case.threads} | options
-    completions: list[Completion] = engine("sd", case.draft, tree=case.tree, **options).decode(prompts, params)
-    assert {completion.stats.mode for completion in completions} == {"sd"}
-    assert not any(completion.degraded for completion in completions)
-    return completions
+    return as_asked(engine("sd", case.draft, tree=case.tree, **options).decode(prompts, params), "sd")
 
 
 @pytest.fixture(scope="module")
 def autoregressive(models: Models) -> dict[str, list[list[int]]]:
     """The tokens of PROMPTS with GREEDY, by dtype."""
-    tokens = {}
-    for dtype in ("float32", "bfloat16"):
-        with Engine(models.target, None, "ar", dtype=dtype, max_batch=1, threads=1) as engine:
-            tokens[dtype] = tokens_of(engine.decode(PROMPTS, GREEDY))
-    return tokens
+    return autoregressive_tokens(models, PROMPTS, GREEDY)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
