@@ -53,30 +53,37 @@ inline Epilogue parse_epilogue(std::string_view name) {
 struct WeightSizes {
   int64_t outputs, inputs;
   Epilogue epilogue;
+  bool int8 = false;  // whole numbers, and a scale for each output
 };
 
-inline WeightSizes check_pack_weight(const Tensor& weight, std::string_view epilogue_name, RunDtypes dtypes) {
+// dtypes: of weights; int8 goes with a scale.
+inline WeightSizes check_pack_weight(const Tensor& weight, std::string_view epilogue_name, const OptionalTensor& scale,
+                                     RunDtypes dtypes) {
   check_run_dtype(weight, "weight", dtypes);
   check(weight, "weight", weight.scalar_type(), {-1, -1});
+  const bool int8 = weight.scalar_type() == at::kChar;
+  TORCH_CHECK(scale.has_value() == int8, "scale goes with int8 weights, and only with them");
+  check(scale, "scale", at::kFloat, {weight.size(0)});
   const Epilogue epilogue = parse_epilogue(epilogue_name);
   TORCH_CHECK(epilogue != Epilogue::kSiluMul || weight.size(0) % 2 == 0, "weight must hold as many gate rows as up rows, not ",
               weight.size(0), " in all");
-  return {.outputs = weight.size(0), .inputs = weight.size(1), .epilogue = epilogue};
+  return {.outputs = weight.size(0), .inputs = weight.size(1), .epilogue = epilogue, .int8 = int8};
 }
 
 struct LinearSizes {
   int64_t rows, inputs, outputs, columns;  // outputs: rows of the weight; columns: of y
   Epilogue epilogue;
+  bool int8;
 };
 
 struct PackedShape {
   int64_t outputs, inputs;
 };
 
-// packed_shape: a back end's own, from the weight's sizes.
+// packed_shape: a back end's own, from the weight's sizes. takes_int8: as weights, for a bfloat16 x.
 inline LinearSizes check_linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::string_view epilogue_name,
                                 const OptionalTensor& bias, const OptionalTensor& residual, RunDtypes dtypes,
-                                PackedShape packed_shape(const WeightSizes&)) {
+                                PackedShape packed_shape(const WeightSizes&), bool takes_int8 = false) {
   const Epilogue epilogue = parse_epilogue(epilogue_name);
   const bool gated = epilogue == Epilogue::kSiluMul;
   check_run_dtype(x, "x", dtypes);
@@ -84,15 +91,17 @@ inline LinearSizes check_linear(const Tensor& x, const Tensor& weight, int64_t o
   const int64_t rows = x.size(0), inputs = x.size(1), columns = gated ? out_features / 2 : out_features;
   TORCH_CHECK(out_features > 0 && (!gated || out_features % 2 == 0), "out_features must be positive", gated ? " and even" : "",
               ", not ", out_features);
-  const PackedShape packed = packed_shape({.outputs = out_features, .inputs = inputs, .epilogue = epilogue});
+  const bool int8 = takes_int8 && weight.scalar_type() == at::kChar;
+  TORCH_CHECK(!int8 || x.scalar_type() == at::kBFloat16, "x must be BFloat16 for int8 weights, not ", x.scalar_type());
+  const PackedShape packed = packed_shape({.outputs = out_features, .inputs = inputs, .epilogue = epilogue, .int8 = int8});
   TORCH_CHECK(weight.dim() == 2 && weight.size(0) == packed.outputs && weight.size(1) == packed.inputs,
               "weight must come from pack_weight with out_features = ", out_features, ", in = ", inputs,
               " and the same epilogue; its shape is ", weight.sizes());
-  check(weight, "weight", x.scalar_type(), {-1, -1});
+  check(weight, "weight", int8 ? at::kChar : x.scalar_type(), {-1, -1});
   check(bias, "bias", x.scalar_type(), {out_features});
   check(residual, "residual", x.scalar_type(), {rows, columns});
   TORCH_CHECK(residual.has_value() == (epilogue == Epilogue::kAdd), "residual goes with the epilogue add, and only with it");
-  return {.rows = rows, .inputs = inputs, .outputs = out_features, .columns = columns, .epilogue = epilogue};
+  return {.rows = rows, .inputs = inputs, .outputs = out_features, .columns = columns, .epilogue = epilogue, .int8 = int8};
 }
 
 struct RopeSizes {

@@ -8,7 +8,7 @@
 
 TORCH_LIBRARY(ssd, m) {
   // The forward pass. R rows; rows of one sequence are adjacent.
-  m.def("pack_weight(Tensor weight, str epilogue) -> Tensor");
+  m.def("pack_weight(Tensor weight, str epilogue, Tensor? scale=None) -> Tensor");
   m.def("embed(Tensor ids, Tensor table) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   m.def("add_rms_norm(Tensor x, Tensor(a!) residual, Tensor weight, float eps) -> Tensor");

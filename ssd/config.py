@@ -27,7 +27,8 @@ def _one_of(name: str, value: object, allowed: Collection[str]) -> None:
         raise SsdError(f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}.")
 
 
-def _within(name: str, value: float, low: float, high: float, *, whole: bool = False) -> None:
+def within(name: str, value: float, low: float, high: float, *, whole: bool = False) -> None:
+    """Raise SsdError unless the setting is a number in this range."""
     kind = "a whole number" if whole else "a number"
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
         limit = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}"
@@ -62,18 +63,18 @@ class SamplingParams:
         if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
             raise SsdError(f"stop is {self.stop!r}; it must be one or more strings that are not empty.")
         object.__setattr__(self, "stop", tuple(stop))
-        _within("temperature", self.temperature, 0, 100)
+        within("temperature", self.temperature, 0, 100)
         if 0 < self.temperature < 0.01:
             raise SsdError(f"temperature is {self.temperature!r}; use 0 for greedy decoding, or at least 0.01.")
-        _within("top_k", self.top_k, 0, 2**31 - 1, whole=True)
-        _within("top_p", self.top_p, 0, 1)
+        within("top_k", self.top_k, 0, 2**31 - 1, whole=True)
+        within("top_p", self.top_p, 0, 1)
         if self.top_p == 0:
             raise SsdError("top_p is 0, which keeps no token; use a number above 0, or temperature=0 for greedy decoding.")
-        _within("min_p", self.min_p, 0, 1)
-        _within("max_new_tokens", self.max_new_tokens, 1, 2**31 - 1, whole=True)
-        _within("logprobs", self.logprobs, 0, 100, whole=True)
+        within("min_p", self.min_p, 0, 1)
+        within("max_new_tokens", self.max_new_tokens, 1, 2**31 - 1, whole=True)
+        within("logprobs", self.logprobs, 0, 100, whole=True)
         if self.seed is not None:
-            _within("seed", self.seed, -(2**63), 2**63 - 1, whole=True)
+            within("seed", self.seed, -(2**63), 2**63 - 1, whole=True)
 
 
 @dataclass(frozen=True)
@@ -97,16 +98,16 @@ class SpeculationConfig:
     tree: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        _within("lookahead", self.lookahead, 1, MAX_LOOKAHEAD, whole=True)
-        _within("budget", self.budget, 1, MAX_BUDGET, whole=True)
+        within("lookahead", self.lookahead, 1, MAX_LOOKAHEAD, whole=True)
+        within("budget", self.budget, 1, MAX_BUDGET, whole=True)
         if isinstance(self.fan_out, str):
             _one_of("fan_out", self.fan_out, ("measured", "geometric", "uniform"))
         else:
             self._check_explicit_fan_out(self.fan_out)
         _one_of("fallback", self.fallback, get_args(Fallback))
-        _within("saguaro_c", self.saguaro_c, 0.01, 1)
+        within("saguaro_c", self.saguaro_c, 0.01, 1)
         if self.saguaro_f is not None:
-            _within("saguaro_f", self.saguaro_f, 1, 2**24 - 1, whole=True)
+            within("saguaro_f", self.saguaro_f, 1, 2**24 - 1, whole=True)
         if self.tree is not None:
             self._check_tree(self.tree)
             object.__setattr__(self, "lookahead", len(self.tree))
@@ -166,19 +167,19 @@ class EngineConfig:
             raise SsdError("draft_device and draft_sms place the draft on CUDA, which is not built yet; leave them out.")
         if not isinstance(self.draft, str | None):
             raise SsdError(f"draft is {self.draft!r}; it can be a model, 'self:N', 'ngram', 'auto' or None.")
-        _within("max_batch", self.max_batch, 1, 4096, whole=True)
+        within("max_batch", self.max_batch, 1, 4096, whole=True)
         if self.max_context is not None:
-            _within("max_context", self.max_context, 2, 2**24, whole=True)
-        _within("gpu_memory_utilization", self.gpu_memory_utilization, 0.01, 1)
+            within("max_context", self.max_context, 2, 2**24, whole=True)
+        within("gpu_memory_utilization", self.gpu_memory_utilization, 0.01, 1)
         for name in ("threads", "draft_threads"):
             if getattr(self, name) is not None:
-                _within(name, getattr(self, name), 1, 1024, whole=True)
+                within(name, getattr(self, name), 1, 1024, whole=True)
         if self.pace is not None:
             if not isinstance(self.pace, Sequence) or len(self.pace) != 2:
                 raise SsdError(f"pace is {self.pace!r}; it must be two numbers of milliseconds: (verify, draft).")
             for milliseconds in self.pace:
-                _within("pace", milliseconds, 0, 1e6)
-        _within("seed", self.seed, -(2**63), 2**63 - 1, whole=True)
+                within("pace", milliseconds, 0, 1e6)
+        within("seed", self.seed, -(2**63), 2**63 - 1, whole=True)
 
     def resolve_mode(self, has_draft: bool, tree: Sequence[int] | None = None) -> Mode:
         """What runs: "auto" is "sd" with a draft and "ar" without one, until the engine measures.

@@ -33,7 +33,7 @@ from ssd.decoding.verifier import Verifier
 from ssd.errors import CheckpointError, SsdError
 from ssd.models import registry
 from ssd.models.pair import Draft, Progress, load_draft, load_target
-from ssd.models.tokenizer import TextStream
+from ssd.models.tokenizer import TextStream, Tokenizer
 from ssd.models.transformer import KVCache, Transformer
 from ssd.native import PageAllocator, cpu_isa
 from ssd.prompts import Prompt, is_single, token_ids
@@ -159,6 +159,11 @@ class Engine:
     @property
     def target_model(self) -> Transformer:
         return self._target.model
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The target's, or None where its checkpoint has none."""
+        return self._target.tokenizer
 
     @overload
     def decode(self, prompts: Prompt, params: Params = None, *, raw: bool = False) -> Completion: ...  # type: ignore[overload-overlap]

@@ -29,15 +29,16 @@ _ssd = torch.ops.ssd
 # The forward pass ------------------------------------------------------------------------------------------------------------
 
 
-def pack_weight(weight: Tensor, epilogue: str = "none") -> Tensor:
+def pack_weight(weight: Tensor, epilogue: str = "none", scale: Tensor | None = None) -> Tensor:
     """Lay a weight out for `linear`, once, at load.
 
-    weight: [out, in], run dtype. For the epilogue "silu_mul" it holds the gate's rows over the up projection's, so out is even.
+    weight: [out, in], run dtype, or int8 with scale, [out] float32 (on a CPU; the weight is then its product with scale, and x must be
+    bfloat16). For the epilogue "silu_mul" it holds the gate's rows over the up projection's, so out is even.
     Returns an opaque tensor of the same dtype; its layout is the device's own and may be padded.
-    Raises RuntimeError for another dtype, an unknown epilogue, or an odd number of gate and up rows; on CUDA also where in is no
-    multiple of 8.
+    Raises RuntimeError for another dtype, a scale without int8 or int8 without one, an unknown epilogue, or an odd number of gate and
+    up rows; on CUDA also where in is no multiple of 8.
     """
-    return _ssd.pack_weight.default(weight, epilogue)
+    return _ssd.pack_weight.default(weight, epilogue, scale)
 
 
 def embed(ids: Tensor, table: Tensor) -> Tensor:
@@ -277,12 +278,13 @@ def ngram_propose(tokens: Tensor, length: Tensor, lookahead: int) -> tuple[Tenso
 
 
 @torch.library.register_fake("ssd::pack_weight")
-def _(weight: Tensor, epilogue: str) -> Tensor:
+def _(weight: Tensor, epilogue: str, scale: Tensor | None = None) -> Tensor:
     outputs, inputs = weight.shape
     if weight.device.type == "cuda":  # csrc/cuda/linear.cu
         return weight.new_empty(-(-outputs // 16) * 16, -(-inputs // 32) * 32)
     groups = 2 if epilogue == "silu_mul" else 1
-    return weight.new_empty(groups * -(-(outputs // groups) // 16) * 16, -(-inputs // 2) * 2)
+    scales = 4 if weight.dtype == torch.int8 else 0  # csrc/cpu/linear.cpp
+    return weight.new_empty(groups * -(-(outputs // groups) // 16) * 16, -(-inputs // 2) * 2 + scales)
 
 
 @torch.library.register_fake("ssd::embed")

@@ -1,6 +1,7 @@
 // pack_weight and linear. The inner loop and its floor are in simd/linear.cpp; here are the layout and the work split.
 //
-// Packed layout, per block of sixteen outputs: bf16 [in / 2, 16, 2], float [in, 16]; sizes padded with zeros. For silu_mul the
+// Packed layout, per block of sixteen outputs: bf16 [in / 2, 16, 2], float [in, 16]; sizes padded with zeros. int8 like bf16, behind
+// the block's scales: sixteen floats, which is four more inputs' room for each output. For silu_mul the
 // blocks of the gate and of the up projection alternate, and a work item is one of each: one stream over memory here too.
 // Weights are packed in the order they are used in, so what is read next lies behind the weight at hand.
 
@@ -8,6 +9,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "huge_pages.h"
@@ -22,22 +24,29 @@ int64_t blocks_of(int64_t outputs) { return (outputs + kBlock - 1) / kBlock; }
 // Weights that are packed side by side: the gate's and the up projection's for silu_mul.
 int64_t groups_of(Epilogue epilogue) { return epilogue == Epilogue::kSiluMul ? 2 : 1; }
 
+int64_t padded(int64_t inputs) { return (inputs + 1) / 2 * 2; }
+
 PackedShape packed_shape(const WeightSizes& sizes) {
   const int64_t groups = groups_of(sizes.epilogue);
-  return {.outputs = groups * blocks_of(sizes.outputs / groups) * kBlock, .inputs = (sizes.inputs + 1) / 2 * 2};
+  return {.outputs = groups * blocks_of(sizes.outputs / groups) * kBlock,
+          .inputs = padded(sizes.inputs) + (sizes.int8 ? kScaleBytes / kBlock : 0)};
 }
 
 // Consecutive inputs that lie side by side in a packed weight or a tile of x.
 template <typename T>
 constexpr int64_t kInputsTogether = sizeof(T) == sizeof(float) ? 1 : 2;
 
-// Blocks go to every `stride`th place of `packed`.
+// Blocks of block_size go to every `stride`th place of `packed`. scale: [outputs], or null.
 template <typename T>
-void pack(const T* weight, int64_t outputs, int64_t in, int64_t padded_in, int64_t stride, T* packed) {
+void pack(const T* weight, const float* scale, int64_t outputs, int64_t in, int64_t block_size, int64_t stride, T* packed) {
   constexpr int64_t kTogether = kInputsTogether<T>;
   parallel_for(blocks_of(outputs), 8, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin * kBlock; o < std::min(end * kBlock, outputs); ++o) {
-      T* block = packed + o / kBlock * stride * kBlock * padded_in;
+      T* block = packed + o / kBlock * stride * block_size;
+      if (scale != nullptr) {
+        std::memcpy(block + o % kBlock * sizeof(float), scale + o, sizeof(float));
+        block += kScaleBytes;
+      }
       for (int64_t k = 0; k < in; ++k)
         block[(k / kTogether * kBlock + o % kBlock) * kTogether + k % kTogether] = weight[o * in + k];
     }
@@ -67,40 +76,50 @@ Tensor tile_rows(const Tensor& x, int64_t padded_in) {
   return tiles;
 }
 
-Tensor pack_weight(const Tensor& weight, std::string_view epilogue_name) {
-  const WeightSizes sizes = check_pack_weight(weight, epilogue_name, kCpuDtypes);
+Tensor pack_weight(const Tensor& weight, std::string_view epilogue_name, const OptionalTensor& scale) {
+  constexpr std::array kDtypes{at::kFloat, at::kBFloat16, at::kChar};
+  const WeightSizes sizes = check_pack_weight(weight, epilogue_name, scale, kDtypes);
   const PackedShape shape = packed_shape(sizes);
   const int64_t groups = groups_of(sizes.epilogue), outputs = sizes.outputs / groups, in = sizes.inputs;
+  const int64_t block_size = kBlock * shape.inputs;
   Tensor packed = huge_pages({shape.outputs, shape.inputs}, weight.options());
-  with_run_dtype(weight, [&]<typename T>(T) {
+  const auto pack_groups = [&]<typename T>(T) {
+    const float* scales = data_or_null<float>(scale);
     for (int64_t g = 0; g < groups; ++g)
-      pack(data<T>(weight) + g * outputs * in, outputs, in, shape.inputs, groups,
-           mutable_data<T>(packed) + g * kBlock * shape.inputs);
-  });
+      pack(data<T>(weight) + g * outputs * in, scales != nullptr ? scales + g * outputs : nullptr, outputs, in, block_size,
+           groups, mutable_data<T>(packed) + g * block_size);
+  };
+  if (sizes.int8) {
+    pack_groups(int8_t{});
+  } else {
+    with_run_dtype(weight, pack_groups);
+  }
   return packed;
 }
 
 void run(const LinearTile<bf16>& tile) { kernels().linear_bf16(tile); }
 void run(const LinearTile<float>& tile) { kernels().linear_float(tile); }
+void run(const LinearTile<bf16, int8_t>& tile) { kernels().linear_int8(tile); }
 
 Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::string_view epilogue_name,
               const OptionalTensor& bias, const OptionalTensor& residual) {
-  const LinearSizes sizes = check_linear(x, weight, out_features, epilogue_name, bias, residual, kCpuDtypes, packed_shape);
+  const LinearSizes sizes =
+      check_linear(x, weight, out_features, epilogue_name, bias, residual, kCpuDtypes, packed_shape, true);
   const bool gated = sizes.epilogue == Epilogue::kSiluMul, float_y = sizes.epilogue == Epilogue::kFloat32;
-  const int64_t rows = sizes.rows, columns = sizes.columns, padded_in = weight.size(1), blocks = blocks_of(columns);
+  const int64_t rows = sizes.rows, columns = sizes.columns, padded_in = padded(sizes.inputs), blocks = blocks_of(columns);
 
   Tensor y = at::empty({rows, columns}, x.options().dtype(float_y ? at::kFloat : x.scalar_type()));
   const Tensor x_tiles = rows == 1 && padded_in == sizes.inputs ? x : tile_rows(x, padded_in);
-  with_run_dtype(x, [&]<typename T>(T) {
-    const T* packed = data<T>(weight);
+  const auto run_blocks = [&]<typename T, typename W>(T, W) {
+    const W* packed = data<W>(weight);
     const T* biases = data_or_null<T>(bias);
     const T* residuals = data_or_null<T>(residual);
-    const int64_t block_size = kBlock * padded_in;
+    const int64_t block_size = kBlock * weight.size(1);
     const int64_t up_bias = gated ? columns : 0;  // the gate's come first
     const auto work = [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t first = block * kBlock;
-        run(LinearTile<T>{
+        run(LinearTile<T, W>{
             .x = data<T>(x_tiles),
             .weight = packed + (gated ? 2 * block + 1 : block) * block_size,
             .gate = gated ? packed + 2 * block * block_size : nullptr,
@@ -117,7 +136,12 @@ Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::
       }
     };
     parallel_for(blocks, 1, work, packed + weight.numel());
-  });
+  };
+  if (sizes.int8) {
+    run_blocks(bf16{}, int8_t{});
+  } else {
+    with_run_dtype(x, [&]<typename T>(T) { run_blocks(T{}, T{}); });
+  }
   return y;
 }
 

@@ -68,8 +68,8 @@ void check_inputs(int64_t inputs, const char* name) {
               inputs);
 }
 
-Tensor pack_weight(const Tensor& weight, std::string_view epilogue_name) {
-  const WeightSizes sizes = check_pack_weight(weight, epilogue_name, kCudaDtypes);
+Tensor pack_weight(const Tensor& weight, std::string_view epilogue_name, const OptionalTensor& scale) {
+  const WeightSizes sizes = check_pack_weight(weight, epilogue_name, scale, kCudaDtypes);
   check_inputs(sizes.inputs, "weight");
   check_aligned(weight, "weight");
   const Call call{{"weight", weight}};

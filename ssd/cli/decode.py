@@ -171,7 +171,7 @@ def _prompts(prompt: str | None, path: Path | None, field: str) -> list[str]:
     if (prompt is None) == (path is None):
         raise o.WrongUsage("give a prompt ('-' reads it from stdin) or --prompts FILE.jsonl, one of the two.")
     if path is not None:
-        return list(_read_prompts(path, field))
+        return list(read_prompts(path, field))
     assert prompt is not None
     if prompt != "-":
         return [o.check_text(prompt, "the prompt")]
@@ -181,7 +181,8 @@ def _prompts(prompt: str | None, path: Path | None, field: str) -> list[str]:
         raise SsdError("the prompt on stdin is not valid Unicode text; give it as UTF-8.") from None
 
 
-def _read_prompts(path: Path, field: str) -> Iterator[str]:
+def read_prompts(path: Path, field: str) -> Iterator[str]:
+    """The prompts of a file with one JSON object a line. Raises SsdError."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:

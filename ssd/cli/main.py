@@ -17,6 +17,7 @@ from ssd import __version__
 from ssd.cli.console import say
 from ssd.cli.decode import decode
 from ssd.cli.demo import demo
+from ssd.cli.distill import distill
 from ssd.cli.doctor import doctor
 from ssd.cli.options import WrongUsage
 from ssd.cli.pull import pull
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (decode, demo, pull, doctor):
+for command in (decode, demo, distill, pull, doctor):
     app.command()(command)
 
 

@@ -83,14 +83,17 @@ def parse_fan_out(fan_out: str) -> str | tuple[int, ...]:
 
 def parse_tree(tree: str | None) -> tuple[int, ...] | None:
     """Raises SsdError unless it is whole numbers with commas between them."""
-    if tree is None:
+    return parse_numbers("--tree", tree, "children a node, level by level,", "3,2,1,1")
+
+
+def parse_numbers(name: str, text: str | None, what: str, example: str) -> tuple[int, ...] | None:
+    """Whole numbers with commas between them. Raises SsdError."""
+    if text is None:
         return None
     try:
-        return tuple(int(number) for number in tree.split(","))
+        return tuple(int(number) for number in text.split(","))
     except ValueError:
-        raise SsdError(
-            f"--tree is {tree!r}; give children a node, level by level, with commas between them: 3,2,1,1."
-        ) from None
+        raise SsdError(f"{name} is {text!r}; give {what} with commas between them: {example}.") from None
 
 
 def parse_pace(pace: str | None) -> tuple[float, float] | None:

@@ -11,14 +11,18 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ssd.errors import CheckpointError, one_line
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+BORROWED = "ssd_embeddings"  # config.json's key of a draft without embeddings of its own
 GGUF_FAMILIES = ("llama", "qwen2", "qwen3")  # Mistral goes by "llama" there
 
 
@@ -46,7 +50,7 @@ class ModelConfig:
     attention_bias: q, k and v projections carry a bias. attention_output_bias: the output projection does too (Llama's own
     attention_bias sets both, Qwen2 has the first alone). qk_norm: an RMSNorm over each head of q and k before rope (Qwen3).
     frequency_factors: [head_dim / 2], what a GGUF file's rope_freqs.weight divides the rope frequencies by.
-    eos_token_ids: every id that ends a text.
+    eos_token_ids: every id that ends a text. borrows_embeddings: a draft that has its target's embeddings (and, tied, output rows).
     Raises CheckpointError where the numbers contradict each other.
     """
 
@@ -68,6 +72,7 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     eos_token_ids: tuple[int, ...] = ()
+    borrows_embeddings: bool = False
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
@@ -139,6 +144,7 @@ class ModelConfig:
             mlp_bias=bool(getattr(config, "mlp_bias", False)),
             qk_norm=family == "qwen3",
             eos_token_ids=_ids(generation.get("eos_token_id", config.eos_token_id)),
+            borrows_embeddings=raw.get(BORROWED) == "target",
         )
 
     @classmethod
@@ -200,6 +206,49 @@ class ModelConfig:
             qk_norm=family == "qwen3",
             eos_token_ids=tuple(dict.fromkeys(metadata[key] for key in ends if key in metadata)),
         )
+
+    def to_transformers(self, **changes: Any) -> PreTrainedConfig:
+        """The same shape as transformers' configuration, for a config.json or a model to train. changes: keys of config.json.
+
+        `frequency_factors` have no place there: who builds a model from it must give it `rope_frequencies`.
+        """
+        from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+
+        family: type[PreTrainedConfig] = LlamaConfig
+        if self.qk_norm:
+            family = Qwen3Config
+        elif self.attention_bias and not self.attention_output_bias:
+            family = Qwen2Config
+        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
+        if self.rope_scaling is not None:
+            rope |= {
+                "rope_type": "llama3",
+                "factor": self.rope_scaling.factor,
+                "low_freq_factor": self.rope_scaling.low_freq_factor,
+                "high_freq_factor": self.rope_scaling.high_freq_factor,
+                "original_max_position_embeddings": self.rope_scaling.original_max_position,
+            }
+        keys: dict[str, Any] = {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "max_position_embeddings": self.max_position,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_parameters": rope,
+            "tie_word_embeddings": self.tie_embeddings,
+            "bos_token_id": None,
+            "eos_token_id": list(self.eos_token_ids) or None,
+        }
+        if family is not Qwen2Config:
+            keys["attention_bias"] = self.attention_bias
+        if family is LlamaConfig:
+            keys["mlp_bias"] = self.mlp_bias
+        return family(**keys | changes)
 
     def rope_frequencies(self) -> Tensor:
         """Radians a position, for each pair of head lanes: [head_dim / 2], float64, scaled as the checkpoint asks.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ssd.errors import SsdError
 from ssd.models import registry
+from ssd.models.quantise import SCALE, quantise
 from ssd.models.tokenizer import Tokenizer, check_compatible
 from ssd.models.transformer import Transformer
-from ssd.models.weights import Checkpoint, load_checkpoint
+from ssd.models.weights import EMBEDDINGS, LM_HEAD, Checkpoint, load_checkpoint
 
 Progress = Callable[[float], None]
 
@@ -46,6 +47,10 @@ def load_target(
     """places: positions to prepare for a model with this context. progress: called with the
     fraction done, 0 to 1. Raises SsdError, CheckpointError."""
     checkpoint = load_checkpoint(registry.resolve(name), dtype, lambda fraction: progress(fraction / 2))
+    if checkpoint.config.borrows_embeddings:
+        raise SsdError(
+            f"{name!r} is a draft without embeddings of its own; give it as draft, beside the target it was made for."
+        )
     positions = places(checkpoint.config.max_position)
     model = _transformer(
         checkpoint, dtype, device, positions, _real_ids(checkpoint), lambda fraction: progress((1 + fraction) / 2)
@@ -65,6 +70,8 @@ def load_draft(name: str, target: Target, positions: int) -> Draft:
     if target.tokenizer is not None and checkpoint.tokenizer is not None:
         check_compatible(target.tokenizer, checkpoint.tokenizer)
     vocabulary, device = target.model.vocab_size, target.model.device
+    if checkpoint.config.borrows_embeddings:
+        _lend_embeddings(target, checkpoint, name)
     if checkpoint.draft_vocab is None:
         columns = min(vocabulary, _real_ids(checkpoint))
         return Draft(_transformer(checkpoint, target.model.dtype, device, positions, columns))
@@ -76,6 +83,24 @@ def load_draft(name: str, target: Target, positions: int) -> Draft:
     draft_id_of = torch.full((vocabulary,), -1, dtype=torch.int32, device=device)
     draft_id_of[ids.long()] = torch.arange(len(ids), dtype=torch.int32, device=device)
     return Draft(_transformer(checkpoint, target.model.dtype, device, positions, len(ids)), ids, draft_id_of)
+
+
+def _lend_embeddings(target: Target, draft: Checkpoint, name: str) -> None:
+    """Give a draft that `ssd distill` made the target's embeddings, and what goes with them."""
+    ours, theirs = target.model.config, draft.config
+    for what in ("vocab_size", "hidden_size"):
+        if getattr(ours, what) != getattr(theirs, what):
+            raise SsdError(
+                f"the draft {name!r} was made for a target of {what} {getattr(theirs, what)}, and {target.name!r} has "
+                f"{getattr(ours, what)}; use the target it was made for."
+            )
+    draft.config = replace(theirs, rope_scaling=ours.rope_scaling, frequency_factors=ours.frequency_factors)
+    table = draft.tensors[EMBEDDINGS] = target.model.embeddings
+    if LM_HEAD not in draft.tensors and draft.draft_vocab is not None:
+        rows = table[draft.draft_vocab.to(table.device).long()]
+        if any(name.endswith(SCALE) for name in draft.tensors):
+            rows, draft.tensors[LM_HEAD + SCALE] = quantise(rows)
+        draft.tensors[LM_HEAD] = rows
 
 
 def _real_ids(checkpoint: Checkpoint) -> int:

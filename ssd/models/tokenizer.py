@@ -150,6 +150,20 @@ class Tokenizer:
             raise SsdError(f"the model's chat template refuses these messages: {one_line(error)}") from error
         return list(ids)
 
+    def user_turn(self, text: str) -> list[int]:
+        """The ids of a conversation that breaks off in its first user message, behind `text`.
+
+        Raises SsdError where the model has no chat template, or one that does not show the message.
+        """
+        if not self._tokenizer.chat_template:
+            raise SsdError("this model has no chat template, and without one it cannot make up chats; give a chat model")
+        mark = "\N{OBJECT REPLACEMENT CHARACTER}"
+        shown = str(self._tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False))
+        before, found, _ = shown.partition(mark)
+        if not found:
+            raise SsdError("the model's chat template does not show a user's message; give a chat model")
+        return list(self._tokenizer.encode(before + text, add_special_tokens=False, **_QUIET))
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ssd import ops
 from ssd.models.config import ModelConfig
+from ssd.models.quantise import SCALE, dequantise
 
 
 @dataclass
@@ -49,8 +50,8 @@ class _Linear:
     bias: Tensor | None = None
 
     @classmethod
-    def pack(cls, weight: Tensor, epilogue: str = "none", bias: Tensor | None = None) -> _Linear:
-        return cls(ops.pack_weight(weight.contiguous(), epilogue), weight.shape[0], epilogue, bias)
+    def pack(cls, weight: Tensor, epilogue: str = "none", bias: Tensor | None = None, scale: Tensor | None = None) -> _Linear:
+        return cls(ops.pack_weight(weight.contiguous(), epilogue, scale), weight.shape[0], epilogue, bias)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return ops.linear(x, self.weight, self.out_features, self.epilogue, self.bias, residual)
@@ -100,31 +101,40 @@ class Transformer:
         columns: int | None = None,
         progress: Callable[[float], None] = lambda fraction: None,
     ) -> Transformer:
-        """tensors: by their Hugging Face names; consumed, so that each is freed once it is packed. positions: the longest a sequence
-        gets. columns: rows of the head that are used, for a padded vocabulary (None: all). progress: called with the fraction packed.
+        """tensors: by their Hugging Face names; consumed, so that each is freed once it is packed. An int8 weight comes with its scale;
+        it stays int8 where the device computes with it (a CPU, in bfloat16). positions: the longest a sequence gets. columns: rows of
+        the head that are used, for a padded vocabulary (None: all). progress: called with the fraction packed.
         """
+        keep_int8 = device.type == "cpu" and dtype == torch.bfloat16
 
         def take(name: str) -> Tensor:
             return tensors.pop(name).to(device, dtype)
 
-        def take_bias(*names: str) -> Tensor | None:
+        def take_all(names: list[str]) -> Tensor | None:
             return torch.cat([take(name) for name in names]) if names[0] in tensors else None
+
+        def linear(*names: str, epilogue: str = "none", rows: int | None = None) -> _Linear:
+            """The linears of these names as one."""
+            bias = take_all([f"{name}.bias" for name in names])
+            weight = torch.cat([tensors.pop(f"{name}.weight").to(device) for name in names])[:rows]
+            if f"{names[0]}.weight{SCALE}" not in tensors:
+                return _Linear.pack(weight.to(dtype), epilogue, bias)
+            scale = torch.cat([tensors.pop(f"{name}.weight{SCALE}").to(device) for name in names])[:rows]
+            if keep_int8:
+                return _Linear.pack(weight, epilogue, bias, scale)
+            return _Linear.pack(dequantise(weight, scale).to(dtype), epilogue, bias)
 
         def layer(i: int) -> _Layer:
             attention, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
-            qkv = [f"{attention}.{part}_proj" for part in "qkv"]
-            gate_up = [f"{mlp}.gate_proj", f"{mlp}.up_proj"]
             return _Layer(
                 input_norm=take(f"model.layers.{i}.input_layernorm.weight"),
-                qkv=_Linear.pack(torch.cat([take(f"{p}.weight") for p in qkv]), bias=take_bias(*(f"{p}.bias" for p in qkv))),
+                qkv=linear(*(f"{attention}.{part}_proj" for part in "qkv")),
                 q_norm=take(f"{attention}.q_norm.weight") if config.qk_norm else None,
                 k_norm=take(f"{attention}.k_norm.weight") if config.qk_norm else None,
-                attention_out=_Linear.pack(take(f"{attention}.o_proj.weight"), "add", take_bias(f"{attention}.o_proj.bias")),
+                attention_out=linear(f"{attention}.o_proj", epilogue="add"),
                 mlp_norm=take(f"model.layers.{i}.post_attention_layernorm.weight"),
-                gate_up=_Linear.pack(
-                    torch.cat([take(f"{p}.weight") for p in gate_up]), "silu_mul", take_bias(*(f"{p}.bias" for p in gate_up))
-                ),
-                down=_Linear.pack(take(f"{mlp}.down_proj.weight"), "add", take_bias(f"{mlp}.down_proj.bias")),
+                gate_up=linear(f"{mlp}.gate_proj", f"{mlp}.up_proj", epilogue="silu_mul"),
+                down=linear(f"{mlp}.down_proj", epilogue="add"),
             )
 
         layers = []
@@ -132,10 +142,16 @@ class Transformer:
             layers.append(layer(i))
             progress((i + 1) / config.num_layers)
         table = take("model.embed_tokens.weight").contiguous()
-        head = take("lm_head.weight") if "lm_head.weight" in tensors else table
+        tensors.setdefault("lm_head.weight", table)
+        head = linear("lm_head", epilogue="float32", rows=columns)
         angles = torch.outer(torch.arange(positions, dtype=torch.float64), config.rope_frequencies().double())
         cos_sin = torch.cat([angles.cos(), angles.sin()], dim=-1).float().to(device)
-        return cls(config, table, layers, take("model.norm.weight"), _Linear.pack(head[:columns], "float32"), cos_sin)
+        return cls(config, table, layers, take("model.norm.weight"), head, cos_sin)
+
+    @property
+    def embeddings(self) -> Tensor:
+        """[vocabulary, d]: what a draft made for this model borrows."""
+        return self._table
 
     def first_layers(self, count: int) -> Transformer:
         """A draft made of this model's first layers, its own norm and its own head; weights are shared, not copied."""

@@ -7,7 +7,7 @@ checkpoint either loads whole or is refused with a sentence that names the tenso
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,9 +18,11 @@ from torch import Tensor
 from ssd.errors import CheckpointError, one_line
 from ssd.models.config import ModelConfig
 from ssd.models.gguf import GGUFFile
+from ssd.models.quantise import SCALE
 from ssd.models.tokenizer import Tokenizer
 
 DRAFT_VOCAB = "draft_vocab"
+EMBEDDINGS = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 
 _DTYPES = {"F64", "F32", "F16", "BF16"}
@@ -31,9 +33,10 @@ _DRAFT_VOCAB_DTYPES = {"I32", "I64"}
 class Checkpoint:
     """A model in memory.
 
-    tensors: by their Hugging Face names ("model.layers.0.self_attn.q_proj.weight"), contiguous, in the asked dtype, exactly those
-    of `expected_tensors`; lm_head.weight is absent where the embeddings are tied. draft_vocab: [Vd] int32, the target id of each
-    row of a draft's trimmed lm_head, ascending; None where the vocabulary is whole. tokenizer: None where the directory has none.
+    tensors: by their Hugging Face names ("model.layers.0.self_attn.q_proj.weight"), contiguous, exactly those of `expected_tensors`,
+    in the asked dtype but for int8 matrices and their scales; lm_head.weight is absent where the embeddings are tied. draft_vocab:
+    [Vd] int32, the target id of each row of a draft's trimmed lm_head, ascending; None where the vocabulary is whole. tokenizer: None
+    where the directory has none.
     """
 
     config: ModelConfig
@@ -44,11 +47,19 @@ class Checkpoint:
     path: Path
 
 
-def expected_tensors(config: ModelConfig, draft_vocab_size: int | None = None) -> dict[str, tuple[int, ...]]:
-    """The name and shape of every weight of a model with this configuration. draft_vocab_size: rows of a trimmed lm_head."""
+def expected_tensors(
+    config: ModelConfig, draft_vocab_size: int | None = None, int8: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every weight of a model with this configuration. draft_vocab_size: rows of a trimmed lm_head. int8: its
+    matrices are whole numbers, each with a scale for every output (ssd/models/quantise.py).
+
+    A draft that borrows its target's embeddings has none, and no lm_head either where the target's is tied to them.
+    """
     hidden, inner = config.hidden_size, config.intermediate_size
     q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    if not config.borrows_embeddings:
+        shapes[EMBEDDINGS] = (config.vocab_size, hidden)
     linears = {  # name: (out, in, has a bias)
         "self_attn.q_proj": (q_size, hidden, config.attention_bias),
         "self_attn.k_proj": (kv_size, hidden, config.attention_bias),
@@ -71,7 +82,17 @@ def expected_tensors(config: ModelConfig, draft_vocab_size: int | None = None) -
     shapes["model.norm.weight"] = (hidden,)
     if not config.tie_embeddings:
         shapes[LM_HEAD] = (draft_vocab_size or config.vocab_size, hidden)
+    if int8:
+        shapes |= {name + SCALE: shape[:1] for name, shape in shapes.items() if len(shape) == 2 and name != EMBEDDINGS}
     return shapes
+
+
+def read_config(path: Path) -> ModelConfig:
+    """The configuration of a checkpoint, without its weights. Raises CheckpointError."""
+    if path.is_dir():
+        return ModelConfig.from_directory(path)
+    file = GGUFFile(path)
+    return ModelConfig.from_gguf_metadata(file.metadata, file.tensor_names, file.frequency_factors)
 
 
 def load_checkpoint(path: Path, dtype: torch.dtype, progress: Callable[[float], None] | None = None) -> Checkpoint:
@@ -112,13 +133,16 @@ def _load_directory(path: Path, dtype: torch.dtype, progress: Callable[[float], 
             if not name.endswith("rotary_emb.inv_freq"):  # a buffer that old checkpoints carry; computed here
                 shapes[name], home[name] = shape, file
     draft_vocab_shape = shapes.pop(DRAFT_VOCAB, None)
-    if draft_vocab_shape is not None and config.tie_embeddings:
+    if draft_vocab_shape is not None and config.tie_embeddings and not config.borrows_embeddings:
         raise CheckpointError(
             f"{path} has a draft_vocab, so it needs an lm_head.weight of its own; set tie_word_embeddings to false in its config.json"
         )
-    repeated_head = config.tie_embeddings and LM_HEAD in shapes  # some tied checkpoints store the embedding twice
-    expected = expected_tensors(config, draft_vocab_shape[0] if draft_vocab_shape else None)
-    _check(path, shapes, expected | ({LM_HEAD: expected["model.embed_tokens.weight"]} if repeated_head else {}))
+    repeated_head = (
+        config.tie_embeddings and LM_HEAD in shapes and EMBEDDINGS in shapes
+    )  # some tied checkpoints store the embedding twice
+    int8 = any(name.endswith(SCALE) for name in shapes)
+    expected = expected_tensors(config, draft_vocab_shape[0] if draft_vocab_shape else None, int8)
+    _check(path, shapes, expected | ({LM_HEAD: expected[EMBEDDINGS]} if repeated_head else {}))
 
     tensors: dict[str, Tensor] = {}
     for file in dict.fromkeys(home.values()):
@@ -126,9 +150,9 @@ def _load_directory(path: Path, dtype: torch.dtype, progress: Callable[[float], 
             for name in (name for name, its_file in home.items() if its_file == file):
                 tensor = handle.get_tensor(name)
                 # A copy even in the same dtype: it is aligned, and survives the file being replaced.
-                tensors[name] = tensor.to(torch.int32 if name == DRAFT_VOCAB else dtype, copy=True)
+                tensors[name] = tensor.to(_dtype_in_memory(name, home, dtype), copy=True)
                 progress(len(tensors) / len(home))
-    if repeated_head and not torch.equal(tensors.pop(LM_HEAD), tensors["model.embed_tokens.weight"]):
+    if repeated_head and not torch.equal(tensors.pop(LM_HEAD), tensors[EMBEDDINGS]):
         raise CheckpointError(
             f"{path} ties its embeddings but has another lm_head.weight; set tie_word_embeddings to false in its config.json"
         )
@@ -136,6 +160,14 @@ def _load_directory(path: Path, dtype: torch.dtype, progress: Callable[[float], 
     if draft_vocab is not None:
         _check_draft_vocab(path, draft_vocab, config.vocab_size)
     return Checkpoint(config, tensors, draft_vocab, Tokenizer.from_directory(path), path.resolve().name, path)
+
+
+def _dtype_in_memory(name: str, names: Collection[str], dtype: torch.dtype) -> torch.dtype:
+    if name == DRAFT_VOCAB:
+        return torch.int32
+    if name.endswith(SCALE):
+        return torch.float32
+    return torch.int8 if name + SCALE in names else dtype
 
 
 def _safetensors_files(path: Path) -> list[Path]:
@@ -160,9 +192,14 @@ def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     shapes = {}
     try:
         with safe_open(file, framework="pt") as handle:
-            for name in handle.keys():  # noqa: SIM118  (not a mapping)
+            names = set(handle.keys())
+            for name in names:
                 view = handle.get_slice(name)
-                stored, allowed = view.get_dtype(), _DRAFT_VOCAB_DTYPES if name == DRAFT_VOCAB else _DTYPES
+                stored, allowed = view.get_dtype(), _DTYPES
+                if name == DRAFT_VOCAB:
+                    allowed = _DRAFT_VOCAB_DTYPES
+                elif name + SCALE in names:
+                    allowed = {"I8"}
                 if stored not in allowed:
                     raise CheckpointError(
                         f"{file} stores {name} as {stored}; the supported types are {', '.join(sorted(allowed))}"

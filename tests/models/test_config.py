@@ -61,16 +61,16 @@ def test_generation_config_names_further_ends_of_text(tmp_path: Path) -> None:
     assert ModelConfig.from_directory(tmp_path).eos_token_ids == (9, 11)
 
 
-@pytest.mark.parametrize(
-    "config,switches",
-    [
-        (LlamaConfig(**SIZES), (False, False, False, False)),
-        (LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True), (True, True, True, False)),
-        (MistralConfig(**SIZES, sliding_window=None), (False, False, False, False)),
-        (Qwen2Config(**SIZES), (True, False, False, False)),
-        (Qwen3Config(**SIZES), (False, False, False, True)),
-    ],
-)
+FAMILIES = [
+    (LlamaConfig(**SIZES), (False, False, False, False)),
+    (LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True), (True, True, True, False)),
+    (MistralConfig(**SIZES, sliding_window=None), (False, False, False, False)),
+    (Qwen2Config(**SIZES), (True, False, False, False)),
+    (Qwen3Config(**SIZES), (False, False, False, True)),
+]
+
+
+@pytest.mark.parametrize("config,switches", FAMILIES)
 def test_a_family_sets_its_switches(tmp_path: Path, config: Any, switches: tuple[bool, ...]) -> None:
     config.save_pretrained(tmp_path)
     ours = ModelConfig.from_directory(tmp_path)
@@ -182,3 +182,15 @@ def test_a_config_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, con
     with pytest.raises(CheckpointError, match=r"config\.json") as refusal:
         ModelConfig.from_directory(tmp_path)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [config for config, _ in FAMILIES]
+    + [LlamaConfig(**SIZES, rope_parameters=LLAMA3 | {"rope_type": "llama3", "rope_theta": 1e4})],
+)
+def test_a_configuration_survives_the_way_through_transformers(tmp_path: Path, config: Any) -> None:
+    config.save_pretrained(tmp_path)
+    expected = ModelConfig.from_directory(tmp_path)
+    expected.to_transformers().save_pretrained(tmp_path)
+    assert ModelConfig.from_directory(tmp_path) == expected

@@ -42,7 +42,7 @@ def teacher_forced(model: Transformer, ids: list[int], chunk: int = 128) -> Tens
     """The logits behind every token, [tokens, V], from one sequence whose pages lie scattered in the cache."""
     count = -(-len(ids) // PAGE_SIZE)
     pages = 1 + torch.randperm(count, generator=torch.Generator().manual_seed(0)).int()
-    cache = KVCache(model.config, 1 + count, PAGE_SIZE, torch.float32, CPU)
+    cache = KVCache(model.config, 1 + count, PAGE_SIZE, model.dtype, CPU)
     positions = torch.arange(len(ids), dtype=torch.int32)
     kv_slots = pages[positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
     hidden = []

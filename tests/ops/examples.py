@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ops.backend import attention_head_size, inputs
+from ops.backend import attention_head_size, chosen, inputs
 from ops.cases import DTYPES, PagedKeys, generator, i32, ints, sampling, tree_parents, verify_state
 from ssd import ops
 
@@ -29,7 +29,7 @@ def forward_examples(dtype: torch.dtype) -> list[tuple[str, Arguments]]:
         ("move_kv", {"kv": activations(2, 2, 3, 4, 1, 16), "src": i32([5, 6]), "dst": i32([1, -1])}),
     ]
     for epilogue in ops.EPILOGUES:
-        examples.append(("pack_weight", {"weight": weight, "epilogue": epilogue}))
+        examples.append(("pack_weight", {"weight": weight, "epilogue": epilogue, "scale": None}))
         linear = {
             "x": activations(3, n_in),
             "weight": ops.pack_weight(weight, epilogue),
@@ -39,6 +39,11 @@ def forward_examples(dtype: torch.dtype) -> list[tuple[str, Arguments]]:
         linear["bias"] = activations(6)
         linear["residual"] = activations(3, 6) if epilogue == "add" else None
         examples.append(("linear", linear))
+    if chosen.name == "cpu" and dtype == torch.bfloat16:
+        weight, scale = torch.tensor([[3, -127, 5], [7, 0, 127]], dtype=torch.int8), torch.tensor([0.5, 0.25])
+        examples.append(("pack_weight", {"weight": weight, "epilogue": "none", "scale": scale}))
+        packed = ops.pack_weight(weight, "none", scale)
+        examples.append(("linear", {"x": activations(3, 3), "weight": packed, "out_features": 2, "epilogue": "none"}))
     rope = {
         "q": activations(3, 4, 16),
         "k": activations(3, 2, 16),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import reference
-from ops.backend import chosen, inputs
+from ops.backend import chosen, inputs, only_on_the_cpu
 from ops.cases import DTYPE_NAMES, DTYPES, NAN, PagedKeys, assert_rounds_to, assert_same_bits, generator, i32, ints
 from ssd import ops
 
@@ -117,6 +117,20 @@ def test_linear_with_very_many_outputs(dtype: torch.dtype) -> None:
     got = ops.linear(x, packed, n_out)
     assert_rounds_to(got, reference.linear(x, weight))
     assert_same_bits(got[33:], ops.linear(x[33:], packed, n_out))
+
+
+@only_on_the_cpu("int8 weights are the CPU's")
+@pytest.mark.parametrize("epilogue", ops.EPILOGUES)
+@pytest.mark.parametrize("rows, n_in, n_out, biased", LINEAR_SIZES)
+def test_linear_with_int8_weights(epilogue: str, rows: int, n_in: int, n_out: int, biased: bool) -> None:
+    g = generator(1000 * rows + n_in)
+    x = torch.randn(rows, n_in, generator=g).bfloat16()
+    weight = torch.randint(-128, 128, (n_out, n_in), generator=g, dtype=torch.int8)
+    scale = torch.rand(n_out, generator=g) / n_in**0.5
+    bias = torch.randn(n_out, generator=g).bfloat16() if biased else None
+    residual = torch.randn(rows, n_out, generator=g).bfloat16() if epilogue == "add" else None
+    got = ops.linear(x, ops.pack_weight(weight, epilogue, scale), n_out, epilogue, bias, residual)
+    assert_rounds_to(got, reference.linear(x, weight.double() * scale[:, None].double(), epilogue, bias, residual))
 
 
 @dtypes

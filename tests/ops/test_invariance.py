@@ -83,6 +83,14 @@ def linear(g: torch.Generator, dtype: torch.dtype) -> Rows:
     )
 
 
+def linear_int8(g: torch.Generator, dtype: torch.dtype) -> Rows:
+    n_in, n_out = int(ints(1, 260, (), g)), 2 * int(ints(1, 60, (), g))
+    epilogue = ("none", "silu_mul")[int(ints(0, 2, (), g))]
+    x = torch.randn(MANY, n_in, generator=g).bfloat16()
+    weight = ops.pack_weight(ints(-128, 128, (n_out, n_in), g).to(torch.int8), epilogue, torch.rand(n_out, generator=g))
+    return Rows(lambda index: [ops.linear(x[index], weight, n_out, epilogue)])
+
+
 def rope_store_kv(g: torch.Generator, dtype: torch.dtype) -> Rows:
     q, k, v = (torch.randn(MANY, heads, 80, generator=g).to(dtype) for heads in (3, 1, 1))
     cos_sin = torch.randn(64, 80, generator=g)
@@ -188,7 +196,7 @@ def ngram_propose(g: torch.Generator, dtype: torch.dtype) -> Rows:
 
 POOLS = [
     embed, rms_norm, add_rms_norm, linear, rope_store_kv, paged_attention, row_stats, sample, fork, verify, cache_lookup,
-    ngram_propose,
+    ngram_propose, *([linear_int8] if chosen.name == "cpu" else []),
 ]  # fmt: skip
 every_op = pytest.mark.parametrize("pool", POOLS, ids=[pool.__name__ for pool in POOLS])
 

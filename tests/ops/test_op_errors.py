@@ -60,6 +60,7 @@ def test_a_tensor_of_another_kind_is_refused_by_name(op: str, name: str, spoil: 
 MISFITS: list[tuple[str, str, Arguments]] = [
     ("pack_weight", "epilogue", {"epilogue": "gelu"}),
     ("pack_weight", "weight", {"weight": torch.zeros(5, 4), "epilogue": "silu_mul"}),
+    ("pack_weight", "scale", {"scale": torch.ones(6)}),
     ("embed", "table", {"table": torch.zeros(0, 6)}),
     ("rms_norm", "weight", {"weight": torch.zeros(5)}),
     ("add_rms_norm", "residual", {"residual": torch.zeros(2, 6)}),
@@ -174,6 +175,15 @@ DECISIONS = ("fork", "verify", "cache_lookup", "ngram_propose")
 @pytest.mark.parametrize("op, name, changes", **named([case for case in WRONG_VALUES if case[0] in DECISIONS] + ABSURD_VALUES))
 def test_a_value_out_of_range_touches_no_memory_but_the_op_s_own(op: str, name: str, changes: dict[str, Any]) -> None:
     getattr(ssd_ops, op)(**changed(op, changes))
+
+
+@only_on_the_cpu("int8 weights are the CPU's")
+def test_int8_weights_need_their_scales_and_a_bfloat16_input() -> None:
+    weight, scale = torch.zeros(6, 4, dtype=torch.int8), torch.ones(6)
+    assert_refused("pack_weight", {"weight": weight, "epilogue": "none"}, "scale")
+    assert_refused("pack_weight", {"weight": weight, "epilogue": "none", "scale": scale[:5]}, "scale")
+    packed = ssd_ops.pack_weight(weight, "none", scale)
+    assert_refused("linear", {"x": torch.zeros(2, 4), "weight": packed, "out_features": 6, "epilogue": "none"}, "x")
 
 
 # What CUDA asks beyond the CPU.

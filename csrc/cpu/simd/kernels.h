@@ -20,12 +20,15 @@ constexpr int kBlock = 16;  // outputs in one block of a packed weight, and floa
 // Rows of x side by side, as many as a tile's sums find registers for.
 constexpr int kRowTile = 8;
 
-// One block of outputs for all rows, from the sums to the rounded result: one step of `linear`.
-template <typename T>
+// A packed block of int8 weights begins with its outputs' scales, sixteen floats.
+constexpr int kScaleBytes = kBlock * sizeof(float);
+
+// One block of outputs for all rows, from the sums to the rounded result: one step of `linear`. T: the run dtype; W: the weights'.
+template <typename T, typename W = T>
 struct LinearTile {
   const T* x;       // packed by tiles of kRowTile rows, the last of fewer: [in / 2, rows of the tile, 2] (bf16) or [in, rows]
-  const T* weight;  // the packed block, [in / 2, 16, 2] (bf16) or [in, 16] (float)
-  const T* gate;    // the gate's packed block, for silu(gate) * up; else null
+  const W* weight;  // the packed block, [in / 2, 16, 2] (bf16; int8 behind its scales) or [in, 16] (float)
+  const W* gate;    // the gate's packed block, for silu(gate) * up; else null
   const T* bias;    // [16], or null
   const T* gate_bias;          // [16], or null
   const T* residual;           // [rows, 16], rows y_stride apart, or null
@@ -71,6 +74,7 @@ struct Kernels {
   const char* name;
   void (*linear_bf16)(const LinearTile<bf16>&);
   void (*linear_float)(const LinearTile<float>&);
+  void (*linear_int8)(const LinearTile<bf16, int8_t>&);
   void (*attention_bf16)(const AttentionTile<bf16>&);
   void (*attention_float)(const AttentionTile<float>&);
   // y[d] = x[d] / rms(x) * weight[d]; with a residual, the rounded sum replaces it and is what gets normalised.

@@ -11,24 +11,45 @@
 namespace ssd::SSD_ISA {
 namespace {
 
-inline Vec step(Vec sum, const float* weight, const float* x) { return fma(load(weight), splat(*x), sum); }
-inline Vec step(Vec sum, const bf16* weight, const bf16* x) { return dot_pair(sum, weight, x); }
+// What a step multiplies with: the weights of one input, or of two, for sixteen outputs.
+inline Vec weights(const float* line) { return load(line); }
+inline Pairs weights(const bf16* line) { return pairs(line); }
+inline Pairs weights(const int8_t* line) { return pairs(line); }
+
+inline Vec step(Vec sum, Vec weight, const float* x) { return fma(weight, splat(*x), sum); }
+inline Vec step(Vec sum, const Pairs& weight, const bf16* x) { return dot(sum, weight, x); }
 
 template <typename T>
 constexpr int kInputsAStep = sizeof(T) == sizeof(float) ? 1 : 2;
 
+// A block of int8 weights has its scales in front.
+template <typename W>
+const W* first_line(const W* block) {
+  return block;
+}
+inline const int8_t* first_line(const int8_t* block) { return block + kScaleBytes; }
+
+template <typename W>
+Vec scaled(Vec sum, const W*) {
+  return sum;
+}
+inline Vec scaled(Vec sum, const int8_t* block) { return sum * load(reinterpret_cast<const float*>(block)); }
+
 constexpr int kAheadBytes = 2048;  // of the weights, where one row alone does not keep enough reads in flight
 
-template <typename T, int ROWS>
-inline void multiply(const T* weight, const T* x, int64_t in, Vec (&sum)[ROWS]) {
+template <typename T, typename W, int ROWS>
+inline void multiply(const W* block, const T* x, int64_t in, Vec (&sum)[ROWS]) {
+  const W* line = first_line(block);
   for (int r = 0; r < ROWS; ++r) sum[r] = splat(0.0f);
   for (int64_t k = 0; k < in; k += kInputsAStep<T>) {
-    if constexpr (ROWS <= 2) __builtin_prefetch(reinterpret_cast<const char*>(weight) + kAheadBytes);
+    if constexpr (ROWS <= 2) __builtin_prefetch(reinterpret_cast<const char*>(line) + kAheadBytes);
+    const auto weight = weights(line);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) sum[r] = step(sum[r], weight, x + r * kInputsAStep<T>);
-    weight += kInputsAStep<T> * kBlock;
+    line += kInputsAStep<T> * kBlock;
     x += kInputsAStep<T> * ROWS;
   }
+  for (int r = 0; r < ROWS; ++r) sum[r] = scaled(sum[r], block);
 }
 
 template <typename T>
@@ -47,8 +68,8 @@ void store_some(Y* p, Vec a, int count) {
   for (int i = 0; i < count; ++i) p[i] = all[i];
 }
 
-template <typename T>
-void finish(const LinearTile<T>& tile, int64_t row, Vec sum, const Vec* gate) {
+template <typename T, typename W>
+void finish(const LinearTile<T, W>& tile, int64_t row, Vec sum, const Vec* gate) {
   if (tile.bias != nullptr) sum = sum + load_some(tile.bias, tile.outputs);
   if (gate != nullptr) {
     const Vec biased = tile.gate_bias != nullptr ? *gate + load_some(tile.gate_bias, tile.outputs) : *gate;
@@ -63,8 +84,8 @@ void finish(const LinearTile<T>& tile, int64_t row, Vec sum, const Vec* gate) {
   }
 }
 
-template <typename T, int ROWS>
-void rows_tile(const LinearTile<T>& tile, int64_t row) {
+template <int ROWS, typename T, typename W>
+void rows_tile(const LinearTile<T, W>& tile, int64_t row) {
   const T* x = tile.x + row * tile.in;
   Vec sum[ROWS];
   if (tile.gate != nullptr) {
@@ -74,29 +95,30 @@ void rows_tile(const LinearTile<T>& tile, int64_t row) {
     for (int r = 0; r < ROWS; ++r) finish(tile, row + r, sum[r], gate + r);
   } else {
     multiply(tile.weight, x, tile.in, sum);
-    for (int r = 0; r < ROWS; ++r) finish<T>(tile, row + r, sum[r], nullptr);
+    for (int r = 0; r < ROWS; ++r) finish(tile, row + r, sum[r], nullptr);
   }
 }
 
 // The last rows, fewer than kRowTile, in one tile of their number.
-template <typename T, int ROWS>
-void last_rows(const LinearTile<T>& tile, int64_t row) {
+template <int ROWS, typename T, typename W>
+void last_rows(const LinearTile<T, W>& tile, int64_t row) {
   if constexpr (ROWS > 0) {
-    if (tile.rows - row == ROWS) return rows_tile<T, ROWS>(tile, row);
-    last_rows<T, ROWS - 1>(tile, row);
+    if (tile.rows - row == ROWS) return rows_tile<ROWS>(tile, row);
+    last_rows<ROWS - 1>(tile, row);
   }
 }
 
-template <typename T>
-void linear_rows(const LinearTile<T>& tile) {
+template <typename T, typename W>
+void linear_rows(const LinearTile<T, W>& tile) {
   int64_t row = 0;
-  for (; row + kRowTile <= tile.rows; row += kRowTile) rows_tile<T, kRowTile>(tile, row);
-  last_rows<T, kRowTile - 1>(tile, row);
+  for (; row + kRowTile <= tile.rows; row += kRowTile) rows_tile<kRowTile>(tile, row);
+  last_rows<kRowTile - 1>(tile, row);
 }
 
 }  // namespace
 
 void linear_bf16(const LinearTile<bf16>& tile) { linear_rows(tile); }
 void linear_float(const LinearTile<float>& tile) { linear_rows(tile); }
+void linear_int8(const LinearTile<bf16, int8_t>& tile) { linear_rows(tile); }
 
 }  // namespace ssd::SSD_ISA

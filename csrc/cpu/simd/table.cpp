@@ -8,8 +8,7 @@
 namespace ssd::SSD_ISA {
 
 extern const Kernels table;
-const Kernels table = {
-    SSD_TEXT(SSD_ISA), linear_bf16, linear_float, attention_bf16, attention_float, rms_norm_bf16, rms_norm_float, largest,
-    probabilities,     race_times,  sum};
+const Kernels table = {SSD_TEXT(SSD_ISA), linear_bf16,    linear_float, linear_int8,   attention_bf16, attention_float,
+                       rms_norm_bf16,     rms_norm_float, largest,      probabilities, race_times,     sum};
 
 }  // namespace ssd::SSD_ISA

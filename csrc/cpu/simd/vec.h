@@ -36,12 +36,24 @@ inline bool any_greater(Vec a, float b) { return _mm512_cmp_ps_mask(a.v, _mm512_
 inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
+// Two weights of each lane, to multiply with. Every int8 is a bf16.
+struct Pairs {
+  __m512bh v;
+};
+
+inline Pairs pairs(const bf16* w) { return {reinterpret_cast<__m512bh>(_mm512_loadu_si512(w))}; }
+inline Pairs pairs(const int8_t* w) {
+  const auto* source = reinterpret_cast<const __m128i*>(w);
+  const __m512 lo = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(source)));
+  const __m512 hi = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(source + 1)));
+  return {_mm512_cvtne2ps_pbh(hi, lo)};
+}
+
 // acc[i] += w[2i] * x[0] + w[2i + 1] * x[1]
-inline Vec dot_pair(Vec acc, const bf16* w, const bf16* x) {
+inline Vec dot(Vec acc, Pairs w, const bf16* x) {
   int32_t pair;
   std::memcpy(&pair, x, sizeof pair);
-  const __m512i weights = _mm512_loadu_si512(w);
-  return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(weights), reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)))};
+  return {_mm512_dpbf16_ps(acc.v, w.v, reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)))};
 }
 
 #elif defined(__AVX2__)
@@ -83,9 +95,26 @@ inline float reduce_max(Vec a) {
   return _mm_cvtss_f32(_mm_max_ss(four, _mm_shuffle_ps(four, four, 1)));
 }
 
-inline Vec dot_pair(Vec acc, const bf16* w, const bf16* x) {
-  const __m256i lo = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
-  const __m256i hi = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w) + 1);
+struct Pairs {
+  __m256i lo, hi;
+};
+
+inline Pairs pairs(const bf16* w) {
+  const auto* source = reinterpret_cast<const __m256i*>(w);
+  return {_mm256_loadu_si256(source), _mm256_loadu_si256(source + 1)};
+}
+inline __m256i eight_pairs(const int8_t* w) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w));
+  const auto upper_half = [](__m128i eight) {
+    return _mm256_srli_epi32(_mm256_castps_si256(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight))), 16);
+  };
+  const __m256i packed = _mm256_packus_epi32(upper_half(bytes), upper_half(_mm_srli_si128(bytes, 8)));
+  return _mm256_permute4x64_epi64(packed, 0xD8);
+}
+inline Pairs pairs(const int8_t* w) { return {eight_pairs(w), eight_pairs(w + kBlock)}; }
+
+inline Vec dot(Vec acc, Pairs w, const bf16* x) {
+  const __m256i lo = w.lo, hi = w.hi;
   const __m256i odd = _mm256_set1_epi32(static_cast<int32_t>(0xFFFF0000u));
   const Vec x0 = splat(std::bit_cast<float>(static_cast<uint32_t>(x[0].bits) << 16));
   const Vec x1 = splat(std::bit_cast<float>(static_cast<uint32_t>(x[1].bits) << 16));
@@ -143,9 +172,20 @@ inline float reduce_max(Vec a) {
   for (int i = 1; i < kBlock; ++i) largest = a.v[i] > largest ? a.v[i] : largest;
   return largest;
 }
-inline Vec dot_pair(Vec acc, const bf16* w, const bf16* x) {
+struct Pairs {
+  Vec first, second;
+};
+
+inline Pairs pairs(const bf16* w) {
+  return {each([=](int i) { return widen(w[2 * i]); }), each([=](int i) { return widen(w[2 * i + 1]); })};
+}
+inline Pairs pairs(const int8_t* w) {
+  return {each([=](int i) { return static_cast<float>(w[2 * i]); }),
+          each([=](int i) { return static_cast<float>(w[2 * i + 1]); })};
+}
+inline Vec dot(Vec acc, const Pairs& w, const bf16* x) {
   const float x0 = widen(x[0]), x1 = widen(x[1]);
-  return each([&](int i) { return (acc.v[i] + widen(w[2 * i]) * x0) + widen(w[2 * i + 1]) * x1; });
+  return each([&](int i) { return (acc.v[i] + w.first.v[i] * x0) + w.second.v[i] * x1; });
 }
 
 #endif

@@ -1,0 +1,172 @@
+"""`distill`: from a target's name to a draft that the engine loads. The steps, in order, each in a file of its own:
+
+chats (the target makes up the data) → training (its hidden states, then the student) → report (on chats held out) → export.
+
+What a run needs to go on, if it is cut short, lies in the folder `run` beside the draft: chats.jsonl, hidden.bin, checkpoint.pt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ssd.config import within
+from ssd.distill import chats as data
+from ssd.distill.export import MadeFrom, write_draft
+from ssd.distill.report import Worth, agreements, worth
+from ssd.distill.student import build, frequent_ids, outer_layers, output_rows, weights_of
+from ssd.distill.training import Schedule, Status, Texts, train
+from ssd.engine import Engine
+from ssd.errors import SsdError
+from ssd.models import registry
+from ssd.models.quantise import SCALE, quantise
+from ssd.models.weights import DRAFT_VOCAB, LM_HEAD, load_checkpoint, read_config
+
+CONTEXT = 1024  # tokens of a chat at most
+DATA_SHARE = 0.4  # of a time budget, for the chats and the target's hidden states
+ENOUGH_HELD_OUT = 24  # chats, for a figure on the way
+
+Stage = Callable[[str], Callable[[float], None]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a draft is made.
+
+    layers: of the target's shape. from_layers: the target's layers they start from (None: its outermost). vocab: ids the draft can
+    propose. weights: "int8" or "bfloat16", as the draft is stored and runs on a CPU. tokens: of all answers the target makes up.
+    answer_tokens: of one, at most. epochs: over the data. learning_rate: at its highest. batch_tokens: a step. time_budget: minutes
+    for everything (None: as long as it takes); up to two fifths are spent on the data. threads: None: all cores. seed: of the data's
+    and the training's order.
+
+    Raises SsdError for a value outside its range.
+    """
+
+    layers: int = 4
+    from_layers: Sequence[int] | None = None
+    vocab: int = 8192
+    weights: str = "int8"
+    tokens: int = 1_000_000
+    answer_tokens: int = 192
+    epochs: float = 4.0
+    learning_rate: float = 1e-3
+    batch_tokens: int = 4096
+    time_budget: float | None = None
+    device: str = "auto"
+    threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        within("layers", self.layers, 1, 1024, whole=True)
+        within("vocab", self.vocab, 1, 2**24, whole=True)
+        within("tokens", self.tokens, 1, 10**12, whole=True)
+        within("answer_tokens", self.answer_tokens, 2, CONTEXT // 2, whole=True)
+        within("epochs", self.epochs, 0, 1e6)
+        within("learning_rate", self.learning_rate, 0, 1)
+        within("batch_tokens", self.batch_tokens, 1, 2**24, whole=True)
+        if self.time_budget is not None:
+            within("time_budget", self.time_budget, 0.01, 1e6)
+        if self.weights not in ("int8", "bfloat16"):
+            raise SsdError(f"weights is {self.weights!r}; it can be 'int8' or 'bfloat16'.")
+        if self.from_layers is not None and len(self.from_layers) != self.layers:
+            raise SsdError(f"from_layers names {len(self.from_layers)} layers, and layers is {self.layers}; name as many.")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise SsdError(f"device is {self.device!r}; it can be 'auto', 'cpu' or 'cuda'.")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise SsdError("device is 'cuda', and torch finds no GPU; use 'cpu'.")
+
+
+def distill(
+    target: str,
+    out: Path,
+    recipe: Recipe,
+    prompts: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    resume: bool = False,
+    stage: Stage = lambda name: lambda fraction: None,
+    status: Callable[[Status], None] = lambda status: None,
+) -> dict[str, Worth]:
+    """Make a draft for `target` in the folder `out`, and return what it is worth on chats held out, by domain.
+
+    prompts: a user's own messages; they are answered too. exclude: texts that no chat may share 13 words in a row with. resume: go on
+    with the run in `out`. stage: called with the name of each step, returns what is called with the fraction of it that is done.
+    status: called behind each step of the training. Raises SsdError, CheckpointError.
+    """
+    began = time.monotonic()
+    run = out / "run"
+    if run.exists() and not resume:
+        raise SsdError(f"{out} holds a run already; go on with it with --resume, or choose another folder.")
+    if resume and not run.exists():
+        raise SsdError(f"{out} holds no run to go on with; leave --resume out.")
+    device = torch.device("cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu")
+    path = registry.resolve(target)
+    config = read_config(path)
+    layers = list(recipe.from_layers) if recipe.from_layers is not None else outer_layers(recipe.layers, config.num_layers)
+    for layer in layers:
+        if not 0 <= layer < config.num_layers:
+            raise SsdError(f"from_layers has {layer}; {target!r} has layers 0 to {config.num_layers - 1}.")
+    seconds = recipe.time_budget * 60 if recipe.time_budget is not None else None
+
+    # The data.
+    checkpoint_file, chats_file = run / "checkpoint.pt", run / "chats.jsonl"
+    with Engine(target, None, "ar", max_batch=data.BATCH, max_context=min(config.max_position, CONTEXT), threads=recipe.threads,
+                progress=stage("Loading the target")) as engine:  # fmt: skip
+        tokenizer = engine.tokenizer
+        if tokenizer is None:
+            raise SsdError(f"{target!r} has no tokenizer, and without one it cannot make up chats; give a chat model.")
+        tokenizer.user_turn("")  # or there is no chat template: said before anything is written
+        run.mkdir(parents=True, exist_ok=True)
+        if not checkpoint_file.exists():
+            data.synthesise(
+                engine, tokenizer, chats_file, recipe.tokens, recipe.answer_tokens, prompts, recipe.seed,
+                lambda: seconds is None or time.monotonic() - began < seconds * DATA_SHARE * 0.7,
+                stage("The target makes up chats"),
+            )  # fmt: skip
+    chats = data.read(chats_file)
+    if exclude:
+        chats = list(data.without_overlap(chats, exclude, tokenizer))
+    held_out = [i for i in range(len(chats)) if i % data.HELD_OUT_EVERY == 0]
+    trained = [i for i in range(len(chats)) if i % data.HELD_OUT_EVERY]
+    if not trained or not any(chats[i].greedy for i in held_out):
+        raise SsdError(f"{chats_file} has {len(chats)} chats, too few to train on; make more --tokens.")
+
+    # The target's hidden states, and the student.
+    checkpoint = load_checkpoint(path, torch.bfloat16)
+    texts = Texts(chats, run / "hidden.bin", config.hidden_size)
+    if not texts.filled:
+        teacher = build(config, checkpoint.tensors, range(config.num_layers), torch.bfloat16, device)
+        texts.fill(teacher, device, recipe.batch_tokens, stage("The target's hidden states"))
+        del teacher
+    student = build(config, checkpoint.tensors, layers, torch.float32, device)
+    draft_vocab = frequent_ids(chats, recipe.vocab, tokenizer.vocab_size)
+    head = output_rows(checkpoint.tensors)[draft_vocab.long()].to(device, torch.bfloat16)
+
+    def evaluate() -> float:
+        some = [i for i in held_out if chats[i].greedy][:ENOUGH_HELD_OUT]
+        return float(torch.cat(agreements(student, head, draft_vocab, texts, some)).float().mean())
+
+    left = None
+    if seconds is not None:  # what the data left, or half of what was meant for training
+        left = max(seconds - (time.monotonic() - began), seconds * (1 - DATA_SHARE) / 2)
+    schedule = Schedule(recipe.epochs, left, recipe.learning_rate, recipe.batch_tokens, recipe.seed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.threads or threads)
+    try:
+        steps = train(student, head, texts, trained, schedule, checkpoint_file, evaluate, status)
+        found = worth(student, head, draft_vocab, texts, held_out)
+    finally:
+        torch.set_num_threads(threads)
+    tensors = weights_of(student)
+    if not config.tie_embeddings:
+        tensors[LM_HEAD] = head.cpu()
+    if recipe.weights == "int8":
+        for name in [name for name, tensor in tensors.items() if tensor.dim() == 2]:
+            tensors[name], tensors[name + SCALE] = quantise(tensors[name])
+    tensors[DRAFT_VOCAB] = draft_vocab
+    made_from = MadeFrom(target, layers, len(trained), sum(len(chats[i].answer) for i in trained), steps)
+    write_draft(out, replace(config, num_layers=len(layers)), tensors, recipe, made_from, found)
+    return found
