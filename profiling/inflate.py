@@ -1,0 +1,142 @@
+"""A small trained model in a large model's shape: the same function, so real acceptance and hit rates, at the large shape's cost.
+
+    python profiling/inflate.py smollm2-135m --shape Llama-3.1-8B --out DIR
+
+Everything added is zero where it would be heard: spare width, heads and neurons; whole layers whose output projections are zero.
+What a larger shape changes by itself is undone: the RMSNorms' mean over more lanes by their weights and eps, attention's scale by
+the queries, the rotary frequencies by theta. Ids beyond the small vocabulary get logits far below all others, from one spare lane that
+holds a tiny constant. The directory has no tokenizer, so that an engine computes the whole head: prompts are ids of the small model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ssd.models import registry
+from ssd.models.config import ModelConfig
+from ssd.models.weights import EMBEDDINGS, LM_HEAD, expected_tensors, load_checkpoint
+
+CONSTANT = 2.0**-10  # in the spare lane of every embedding: next to nothing in a norm
+LOUD = 2.0**30  # a padding row's answer to it
+SIZES = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
+
+
+def inflate(small: ModelConfig, tensors: dict[str, Tensor], shape: ModelConfig) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """tensors: the small model's, by their Hugging Face names. shape: its sizes count, and whether the head is tied. Returns the large
+    model's configuration and tensors. Raises ValueError where the small model does not fit in."""
+    _check(small, shape)
+    large = replace(
+        small,
+        **{name: getattr(shape, name) for name in SIZES},
+        tie_embeddings=shape.tie_embeddings,
+        rms_norm_eps=small.rms_norm_eps * small.hidden_size / shape.hidden_size,
+        rope_theta=small.rope_theta ** (shape.head_dim / small.head_dim),  # the first pairs turn as they did
+    )
+    width = range(small.hidden_size)
+    neurons = range(small.intermediate_size)
+    rotated, plain = _lanes(small, large, rotated=True), _lanes(small, large, rotated=False)
+    group, large_group = (each.num_heads // each.num_kv_heads for each in (small, large))
+    query_heads = [head // group * large_group + head % group for head in range(small.num_heads)]
+    queries = [head * large.head_dim + lane for head in query_heads for lane in rotated]
+    keys = [head * large.head_dim + lane for head in range(small.num_kv_heads) for lane in rotated]
+    values = [head * large.head_dim + lane for head in range(small.num_kv_heads) for lane in plain]
+    seen = [head * large.head_dim + lane for head in query_heads for lane in plain]
+    places: dict[str, tuple[Sequence[int], Sequence[int]]] = {  # of a weight's rows and columns
+        "q_proj": (queries, width), "k_proj": (keys, width), "v_proj": (values, width), "o_proj": (width, seen),
+        "gate_proj": (neurons, width), "up_proj": (neurons, width), "down_proj": (width, neurons),
+    }  # fmt: skip
+    norm_scale = (small.hidden_size / large.hidden_size) ** 0.5
+    query_scale = (large.head_dim / small.head_dim) ** 0.5
+
+    generator = torch.Generator().manual_seed(0)
+    shapes = expected_tensors(large)
+    found = {}
+    for name, size in shapes.items():
+        if name in (EMBEDDINGS, LM_HEAD):
+            continue
+        kind = name.split(".")[-2]
+        weight = torch.zeros(size)
+        if name not in tensors:  # an added layer
+            if kind in places and kind not in ("o_proj", "down_proj"):
+                weight.normal_(0, size[-1] ** -0.5, generator=generator)
+            elif "norm" in kind:
+                weight[: small.hidden_size] = 1
+        elif "norm" in kind:
+            weight[: small.hidden_size] = tensors[name].float() * norm_scale
+        else:
+            rows, columns = (torch.tensor(each) for each in places[kind])
+            source = tensors[name].float() * (query_scale if kind == "q_proj" else 1)
+            if source.dim() == 1:  # a bias
+                weight[rows] = source
+            else:
+                weight[rows[:, None], columns] = source
+        found[name] = weight
+    _embed(small, large, tensors, found)
+    return large, found
+
+
+def _check(small: ModelConfig, shape: ModelConfig) -> None:
+    if small.qk_norm or small.frequency_factors is not None:
+        raise ValueError("a model with norms on its heads, or with frequency factors, cannot be inflated")
+    for name in SIZES:
+        if getattr(shape, name) < getattr(small, name):
+            raise ValueError(f"{name} is {getattr(shape, name)}; the small model has {getattr(small, name)}")
+    if shape.num_heads // shape.num_kv_heads < small.num_heads // small.num_kv_heads:
+        raise ValueError("more query heads share a key head in the small model than in the large one")
+    if shape.vocab_size > small.vocab_size and shape.hidden_size == small.hidden_size:
+        raise ValueError("a larger vocabulary needs a spare lane, so a larger hidden_size")
+
+
+def _lanes(small: ModelConfig, large: ModelConfig, *, rotated: bool) -> list[int]:
+    """Where a head's lanes go: the two halves of a rotated head each to the beginning of a half."""
+    if not rotated:
+        return list(range(small.head_dim))
+    half, large_half = small.head_dim // 2, large.head_dim // 2
+    return [*range(half), *range(large_half, large_half + half)]
+
+
+def _embed(small: ModelConfig, large: ModelConfig, tensors: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """The embeddings and the head, with ids that are never said behind the small vocabulary."""
+    if large.tie_embeddings and LM_HEAD in tensors:
+        raise ValueError("the small model's head is its own, and the shape's is tied")
+    words, spare = slice(small.vocab_size), small.hidden_size
+    table = torch.zeros(large.vocab_size, large.hidden_size)
+    table[words, : small.hidden_size] = tensors[EMBEDDINGS].float()
+    if large.vocab_size > small.vocab_size:
+        table[words, spare] = CONSTANT
+        found["model.norm.weight"][spare] = 1
+    found[EMBEDDINGS] = table
+    head = table
+    if not large.tie_embeddings:
+        head = found[LM_HEAD] = torch.zeros_like(table)
+        head[words, : small.hidden_size] = tensors.get(LM_HEAD, tensors[EMBEDDINGS]).float()
+    if large.vocab_size > small.vocab_size:
+        head[small.vocab_size :, spare] = -LOUD
+
+
+def main() -> None:
+    from passes import MODELS
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("small", help="a known model, a directory or a .gguf file")
+    parser.add_argument("--shape", choices=sorted(MODELS), required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    checkpoint = load_checkpoint(registry.resolve(args.small), torch.float32)
+    config, tensors = inflate(checkpoint.config, checkpoint.tensors, MODELS[args.shape])
+    args.out.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, args.out / "model.safetensors")
+    keys = config.to_transformers(dtype="bfloat16").to_diff_dict()
+    (args.out / "config.json").write_text(json.dumps(keys, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""An inflated model says what the small one says: logits within 1e-4, padding ids never."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from models.test_transformer import BOUND, build, error, random_ids, teacher_forced
+from ssd.models.config import ModelConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "profiling"))
+from inflate import inflate
+
+LARGER = {
+    "wider": {"hidden_size": 160},
+    "more layers": {"num_layers": 5},
+    "more neurons": {"intermediate_size": 224},
+    "more heads": {"num_heads": 9, "num_kv_heads": 3},
+    "larger heads": {"head_dim": 32},
+    "more ids": {"hidden_size": 80, "vocab_size": 130},
+    "all of it": {
+        "hidden_size": 128, "intermediate_size": 160, "num_layers": 4, "num_heads": 12, "num_kv_heads": 4, "head_dim": 64,
+        "vocab_size": 200,
+    },
+}  # fmt: skip
+SMALL: dict[str, dict[str, Any]] = {
+    "a head of its own": {},
+    "tied": {"tie_word_embeddings": True},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "rope scaled": {"rope_parameters": tiny.LLAMA3_ROPE | {"rope_theta": 10000.0}},
+}
+
+
+@pytest.mark.parametrize("larger", LARGER)
+@pytest.mark.parametrize("kind", SMALL)
+def test_logits_are_the_small_models(tmp_path: Path, kind: str, larger: str) -> None:
+    tensors = tiny.write_model(tmp_path, **SMALL[kind])
+    small = ModelConfig.from_directory(tmp_path)
+    large, inflated = inflate(small, tensors, replace(small, **LARGER[larger]))
+    ids = random_ids(small.vocab_size, 150)
+    logits = teacher_forced(build(large, inflated), ids)
+    real = logits[:, : small.vocab_size]
+    assert error(real, teacher_forced(build(small, tensors), ids)) <= BOUND
+    assert logits.shape[1] == large.vocab_size
+    if large.vocab_size > small.vocab_size:
+        assert bool((logits[:, small.vocab_size :] < -1000).all())
+
+
+@pytest.mark.parametrize(
+    "changes,reason",
+    [
+        ({"hidden_size": 32}, "hidden_size is 32; the small model has 64"),
+        ({"num_heads": 4, "num_kv_heads": 4}, "more query heads share a key head"),
+        ({"vocab_size": 200}, "a larger vocabulary needs a spare lane"),
+        ({"hidden_size": 80, "tie_embeddings": True}, "head is its own, and the shape's is tied"),
+    ],
+    ids=str,
+)
+def test_a_shape_that_the_model_does_not_fit_in_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    tensors = tiny.write_model(tmp_path)
+    small = ModelConfig.from_directory(tmp_path)
+    with pytest.raises(ValueError, match=reason):
+        inflate(small, tensors, replace(small, **changes))
