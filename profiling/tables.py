@@ -109,9 +109,44 @@ def hit_rates_section(result: Row) -> str:
     return f"{title}{made_on(machine)}.  \n{made_with}\n\n{markdown(lines)}\n"
 
 
+def drafts_section(result: Row) -> str:
+    """Of profiling/drafts.py: what each draft costs, and what it is worth on each set of prompts."""
+    machine, settings = result["machine"], result["settings"]
+    steps = [(step["rows"], step["threads"]) for step in result["drafts"][0]["steps"]]
+    costs = [
+        ["draft", "layers", "ids", "MB a step", *(f"ms, {r} row{'s' * (r > 1)}, {t} thread{'s' * (t > 1)}" for r, t in steps)]
+    ]
+    worths = [["draft", "prompts", "count", "tokens a round, mean", "95 %", "all tokens over all rounds"]]
+    for draft in result["drafts"]:
+        costs.append(
+            [draft["draft"], str(draft["layers"]), str(draft["vocabulary"]), figure(draft["weight_bytes"] / 1e6)]
+            + [figure(step["ms"], 2) for step in draft["steps"]]
+        )
+        rows = [
+            (f"{name}{kind}", each[key])
+            for name, each in draft["sets"].items()
+            for key, kind in (("all", ""), ("in_a_circle", ", running in a circle"), ("others", ", others"))
+        ]
+        for name, row in [*rows, ("all", draft["all"])]:
+            if row is not None:
+                ends = " to ".join(figure(end, 2) for end in row["mean_95"])
+                worths.append(
+                    [draft["draft"], name, str(row["prompts"]), figure(row["mean"], 2), ends, figure(row["pooled"], 2)]
+                )
+    digests = ", ".join(f"{name} (sha256 {digest[:12]})" for name, digest in settings["prompts"].items())
+    made_with = (
+        f"{digests}; {settings['max_new_tokens']} tokens, greedy, K = {settings['lookahead']}; a step is timed by itself "
+        "(`python profiling/drafts.py --help`)."
+    )
+    title = f"\n## {result['what']}: drafts for {settings['target']}\n\n"
+    return f"{title}{made_on(machine)}.  \n{made_with}\n\n{markdown(costs)}\n\n{markdown(worths)}\n"
+
+
+SECTIONS = {"modes": decode_section, "hit_rates": hit_rates_section, "drafts": drafts_section}
+
+
 def benchmarks(results: list[Row]) -> str:
-    pages = [decode_section(result) for result in results if "modes" in result]
-    return BENCHMARKS + "".join(pages + [hit_rates_section(result) for result in results if "hit_rates" in result])
+    return BENCHMARKS + "".join(section(result) for kind, section in SECTIONS.items() for result in results if kind in result)
 
 
 # docs/gpu-status.md --------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,6 @@ import pytest
 import tiny
 from models.test_transformer import BOUND, build, error, random_ids, teacher_forced
 from ssd.models.config import ModelConfig
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "profiling"))
-from inflate import inflate
 
 LARGER = {
     "wider": {"hidden_size": 160},
@@ -36,9 +33,15 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture
+def inflate(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "profiling"))
+    return import_module("inflate").inflate
+
+
 @pytest.mark.parametrize("larger", LARGER)
 @pytest.mark.parametrize("kind", SMALL)
-def test_logits_are_the_small_models(tmp_path: Path, kind: str, larger: str) -> None:
+def test_logits_are_the_small_models(inflate: Any, tmp_path: Path, kind: str, larger: str) -> None:
     tensors = tiny.write_model(tmp_path, **SMALL[kind])
     small = ModelConfig.from_directory(tmp_path)
     large, inflated = inflate(small, tensors, replace(small, **LARGER[larger]))
@@ -61,7 +64,9 @@ def test_logits_are_the_small_models(tmp_path: Path, kind: str, larger: str) -> 
     ],
     ids=str,
 )
-def test_a_shape_that_the_model_does_not_fit_in_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+def test_a_shape_that_the_model_does_not_fit_in_is_refused(
+    inflate: Any, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
     tensors = tiny.write_model(tmp_path)
     small = ModelConfig.from_directory(tmp_path)
     with pytest.raises(ValueError, match=reason):

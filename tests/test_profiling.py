@@ -44,6 +44,46 @@ def test_nothing_is_judged_that_was_not_timed() -> None:
     assert judged([]) == []
 
 
+def test_the_drafts_page_counts_circles_apart() -> None:
+    from tables import drafts_section
+
+    def row(prompts: int, mean: float) -> dict[str, Any]:
+        return {"prompts": prompts, "mean": mean, "mean_95": [mean - 0.1, mean + 0.1], "pooled": mean}
+
+    page = drafts_section(
+        {
+            "what": "drafts",
+            "machine": {"device": "a CPU", "torch": "2", "commit": "c", "date": "d"},
+            "settings": {"prompts": {"a.jsonl": "0" * 64}, "max_new_tokens": 8, "lookahead": 4, "target": "t"},
+            "drafts": [
+                {
+                    "draft": "self:2", "layers": 2, "vocabulary": 100, "weight_bytes": 2_500_000, "all": row(5, 1.9),
+                    "sets": {"a": {"all": row(5, 1.9), "in_a_circle": row(2, 3.5), "others": None}},
+                    "steps": [{"rows": 1, "threads": 1, "ms": 0.5}, {"rows": 8, "threads": 2, "ms": 0.75}],
+                }
+            ],
+        }
+    )  # fmt: skip
+    assert "| self:2 | 2 | 100 | 2.5 | 0.50 | 0.75 |" in page
+    assert "| self:2 | a, running in a circle | 2 | 3.50 | 3.40 to 3.60 | 3.50 |" in page
+    assert "others" not in page
+
+
+def test_a_text_that_ends_by_repeating_itself_runs_in_a_circle() -> None:
+    from drafts import runs_in_a_circle
+
+    words = list(range(100, 150))
+    for circle, times, so in (
+        ([1], 16, True),
+        ([1], 15, False),
+        ([1, 2, 3], 6, True),
+        (list(range(9)), 3, True),
+        (list(range(9)), 2, False),
+    ):
+        assert runs_in_a_circle(words + circle * times) is so
+    assert not runs_in_a_circle(words) and not runs_in_a_circle([])
+
+
 def test_the_status_page_names_every_op_and_says_what_was_not_run() -> None:
     from tables import gpu_status, op_names
 

@@ -15,6 +15,7 @@ import ssd
 from ssd.distill.report import LOOKAHEADS, Worth
 from ssd.models import registry
 from ssd.models.config import BORROWED, ModelConfig
+from ssd.models.quantise import SCALE, quantise
 from ssd.models.weights import DRAFT_VOCAB
 
 if TYPE_CHECKING:
@@ -35,13 +36,20 @@ class MadeFrom:
 def write_draft(
     out: Path,
     config: ModelConfig,
-    tensors: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    draft_vocab: Tensor,
     recipe: Recipe,
     made_from: MadeFrom,
     found: Mapping[str, Worth],
 ) -> None:
-    """config: the draft's shape. tensors: its weights by their Hugging Face names, draft_vocab among them."""
-    (out / "model.safetensors").write_bytes(save(dict(tensors), metadata={"format": "pt"}))
+    """config: the draft's shape. weights: by their Hugging Face names."""
+    tensors = {DRAFT_VOCAB: draft_vocab}
+    for name, weight in weights.items():
+        if recipe.weights == "int8" and weight.dim() == 2:
+            tensors[name], tensors[name + SCALE] = quantise(weight)
+        else:
+            tensors[name] = weight.bfloat16().contiguous()
+    (out / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     keys = config.to_transformers(dtype="bfloat16").to_diff_dict() | {BORROWED: "target"}
     report = {
         "made_from": asdict(made_from),
@@ -51,7 +59,7 @@ def write_draft(
     for name, document in (("config.json", keys), ("report.json", report)):
         (out / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     size = sum(tensor.nbytes for tensor in tensors.values())
-    card = _card(recipe, made_from, found, size, len(tensors[DRAFT_VOCAB]))
+    card = _card(recipe, made_from, found, size, len(draft_vocab))
     (out / "README.md").write_text(card, encoding="utf-8")
 
 

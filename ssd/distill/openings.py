@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 OWN = "own"  # the domain of prompts that a user brings
-SHARES = {"code": 0.34, "maths": 0.33, "writing": 0.15, "questions": 0.18}
+SHARES = {"code": 0.32, "maths": 0.38, "writing": 0.13, "questions": 0.17}
 
 
 def _list(text: str) -> list[str]:

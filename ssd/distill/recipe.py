@@ -8,7 +8,8 @@ What a run needs to go on, if it is cut short, lies in the folder `run` beside t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from ssd.distill.training import Schedule, Status, Texts, train
 from ssd.engine import Engine
 from ssd.errors import SsdError
 from ssd.models import registry
-from ssd.models.quantise import SCALE, quantise
-from ssd.models.weights import DRAFT_VOCAB, LM_HEAD, load_checkpoint, read_config
+from ssd.models.config import ModelConfig
+from ssd.models.tokenizer import Tokenizer
+from ssd.models.weights import LM_HEAD, load_checkpoint, read_config
 
 CONTEXT = 1024  # tokens of a chat at most
 DATA_SHARE = 0.4  # of a time budget, for the chats and the target's hidden states
@@ -105,68 +107,94 @@ def distill(
     device = torch.device("cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu")
     path = registry.resolve(target)
     config = read_config(path)
-    layers = list(recipe.from_layers) if recipe.from_layers is not None else outer_layers(recipe.layers, config.num_layers)
-    for layer in layers:
-        if not 0 <= layer < config.num_layers:
-            raise SsdError(f"from_layers has {layer}; {target!r} has layers 0 to {config.num_layers - 1}.")
+    layers = _layers(recipe, target, config)
+    checkpoint_file = run / "checkpoint.pt"
+    goes_on = checkpoint_file.exists()
     seconds = recipe.time_budget * 60 if recipe.time_budget is not None else None
+    in_time = _until(began + seconds * DATA_SHARE * 0.7 if seconds is not None else None)
 
-    # The data.
-    checkpoint_file, chats_file = run / "checkpoint.pt", run / "chats.jsonl"
-    with Engine(target, None, "ar", max_batch=data.BATCH, max_context=min(config.max_position, CONTEXT), threads=recipe.threads,
-                progress=stage("Loading the target")) as engine:  # fmt: skip
-        tokenizer = engine.tokenizer
-        if tokenizer is None:
-            raise SsdError(f"{target!r} has no tokenizer, and without one it cannot make up chats; give a chat model.")
-        tokenizer.user_turn("")  # or there is no chat template: said before anything is written
-        run.mkdir(parents=True, exist_ok=True)
-        if not checkpoint_file.exists():
-            data.synthesise(
-                engine, tokenizer, chats_file, recipe.tokens, recipe.answer_tokens, prompts, recipe.seed,
-                lambda: seconds is None or time.monotonic() - began < seconds * DATA_SHARE * 0.7,
-                stage("The target makes up chats"),
-            )  # fmt: skip
-    chats = data.read(chats_file)
+    chats, tokenizer = _chats(target, config, recipe, run, prompts, None if goes_on else in_time, stage)
     if exclude:
         chats = list(data.without_overlap(chats, exclude, tokenizer))
-    held_out = [i for i in range(len(chats)) if i % data.HELD_OUT_EVERY == 0]
     trained = [i for i in range(len(chats)) if i % data.HELD_OUT_EVERY]
+    held_out = [i for i in range(len(chats)) if i % data.HELD_OUT_EVERY == 0]
     if not trained or not any(chats[i].greedy for i in held_out):
-        raise SsdError(f"{chats_file} has {len(chats)} chats, too few to train on; make more --tokens.")
+        raise SsdError(f"{run} has {len(chats)} chats, too few to train on; make more --tokens.")
 
-    # The target's hidden states, and the student.
-    checkpoint = load_checkpoint(path, torch.bfloat16)
+    tensors = load_checkpoint(path, torch.bfloat16).tensors
     texts = Texts(chats, run / "hidden.bin", config.hidden_size)
     if not texts.filled:
-        teacher = build(config, checkpoint.tensors, range(config.num_layers), torch.bfloat16, device)
+        teacher = build(config, tensors, range(config.num_layers), torch.bfloat16, device)
         texts.fill(teacher, device, recipe.batch_tokens, stage("The target's hidden states"))
         del teacher
-    student = build(config, checkpoint.tensors, layers, torch.float32, device)
+    student = build(config, tensors, layers, torch.float32, device)
     draft_vocab = frequent_ids(chats, recipe.vocab, tokenizer.vocab_size)
-    head = output_rows(checkpoint.tensors)[draft_vocab.long()].to(device, torch.bfloat16)
+    head = output_rows(tensors)[draft_vocab.long()].to(device, torch.bfloat16)
 
     def evaluate() -> float:
         some = [i for i in held_out if chats[i].greedy][:ENOUGH_HELD_OUT]
         return float(torch.cat(agreements(student, head, draft_vocab, texts, some)).float().mean())
 
     left = None
-    if seconds is not None:  # what the data left, or half of what was meant for training
-        left = max(seconds - (time.monotonic() - began), seconds * (1 - DATA_SHARE) / 2)
+    if seconds is not None:  # training that goes on has its own share, whatever is left of this run
+        of_its_own = seconds * (1 - DATA_SHARE)
+        left = of_its_own if goes_on else max(seconds - (time.monotonic() - began), of_its_own / 2)
     schedule = Schedule(recipe.epochs, left, recipe.learning_rate, recipe.batch_tokens, recipe.seed)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(recipe.threads or threads)
-    try:
+    with _threads(recipe.threads):
         steps = train(student, head, texts, trained, schedule, checkpoint_file, evaluate, status)
         found = worth(student, head, draft_vocab, texts, held_out)
-    finally:
-        torch.set_num_threads(threads)
-    tensors = weights_of(student)
-    if not config.tie_embeddings:
-        tensors[LM_HEAD] = head.cpu()
-    if recipe.weights == "int8":
-        for name in [name for name, tensor in tensors.items() if tensor.dim() == 2]:
-            tensors[name], tensors[name + SCALE] = quantise(tensors[name])
-    tensors[DRAFT_VOCAB] = draft_vocab
+
     made_from = MadeFrom(target, layers, len(trained), sum(len(chats[i].answer) for i in trained), steps)
-    write_draft(out, replace(config, num_layers=len(layers)), tensors, recipe, made_from, found)
+    weights = weights_of(student) | ({} if config.tie_embeddings else {LM_HEAD: head.cpu()})
+    write_draft(out, replace(config, num_layers=len(layers)), weights, draft_vocab, recipe, made_from, found)
     return found
+
+
+def _layers(recipe: Recipe, target: str, config: ModelConfig) -> list[int]:
+    """Of the target, that the student starts from. Raises SsdError."""
+    if recipe.from_layers is None:
+        return outer_layers(recipe.layers, config.num_layers)
+    for layer in recipe.from_layers:
+        if not 0 <= layer < config.num_layers:
+            raise SsdError(f"from_layers has {layer}; {target!r} has layers 0 to {config.num_layers - 1}.")
+    return list(recipe.from_layers)
+
+
+def _chats(
+    target: str,
+    config: ModelConfig,
+    recipe: Recipe,
+    run: Path,
+    own: Sequence[str],
+    go_on: Callable[[], bool] | None,
+    stage: Stage,
+) -> tuple[list[data.Chat], Tokenizer]:
+    """The chats of this run, and of what they are made. go_on: whether to make more; None: those there are will do."""
+    context, loading = min(config.max_position, CONTEXT), stage("Loading the target")
+    with Engine(
+        target, None, "ar", max_batch=data.BATCH, max_context=context, threads=recipe.threads, progress=loading
+    ) as engine:
+        tokenizer = engine.tokenizer
+        if tokenizer is None:
+            raise SsdError(f"{target!r} has no tokenizer, and without one it cannot make up chats; give a chat model.")
+        tokenizer.user_turn("")  # or there is no chat template: said before anything is written
+        run.mkdir(parents=True, exist_ok=True)
+        file = run / "chats.jsonl"
+        if go_on is not None:
+            progress = stage("The target makes up chats")
+            data.synthesise(engine, tokenizer, file, recipe.tokens, recipe.answer_tokens, own, recipe.seed, go_on, progress)
+    return data.read(file), tokenizer
+
+
+def _until(deadline: float | None) -> Callable[[], bool]:
+    return lambda: deadline is None or time.monotonic() < deadline
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

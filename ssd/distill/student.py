@@ -57,9 +57,8 @@ def build(
 
 
 def weights_of(student: Decoder) -> dict[str, Tensor]:
-    """The student's own weights by their Hugging Face names, float32; norms, which are stored as they are, bfloat16."""
-    own = {f"model.{name}": p.detach().cpu() for name, p in student.body.named_parameters()}
-    return {name: tensor.contiguous() if tensor.dim() == 2 else tensor.bfloat16() for name, tensor in own.items()}
+    """The student's own weights by their Hugging Face names, float32."""
+    return {f"model.{name}": parameter.detach().cpu() for name, parameter in student.body.named_parameters()}
 
 
 def output_rows(tensors: Mapping[str, Tensor]) -> Tensor:

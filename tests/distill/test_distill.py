@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import tiny
 from ssd import Engine, SamplingParams
@@ -113,7 +114,8 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
     run = Run(tmp_path, SHORT)
     steps, chats = run.statuses[-1].step, (run.out / "run" / "chats.jsonl").read_text()
     run.statuses.clear()
-    run.distill(replace(SHORT, epochs=3), resume=True)
+    run.distill(replace(SHORT, epochs=3, weights="bfloat16"), resume=True)
+    assert {t.dtype for t in load_file(run.out / "model.safetensors").values()} == {torch.bfloat16, torch.int32}
     assert [status.step for status in run.statuses] == list(range(steps + 1, 3 * steps + 1))
     assert (run.out / "run" / "chats.jsonl").read_text() == chats
 
