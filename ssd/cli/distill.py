@@ -71,7 +71,7 @@ def distill(
     learning_rate: Annotated[float, o.option("--learning-rate", help="At its highest.", panel=TRAINING)] = 1e-3,
     batch_tokens: Annotated[int, o.option("--batch-tokens", help="Tokens a step.", panel=TRAINING)] = 4096,
     time_budget: Annotated[
-        float | None, o.option("--time-budget", help="Minutes for everything.", panel=TRAINING, metavar="MINUTES")
+        float | None, o.option("--time-budget", help="Minutes for everything, about.", panel=TRAINING, metavar="MINUTES")
     ] = None,
     resume: Annotated[bool, o.option("--resume", help="Go on with the run in the folder.", panel=TRAINING)] = False,
     device: Annotated[str, o.option("--device", help="Of the training: 'cpu', 'cuda' or 'auto'.", panel=o.MACHINE)] = "auto",

@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +61,29 @@ def synthesise(
     """Append chats to `file`, one JSON object a line, until all answers in it have `tokens` tokens, or `go_on` says no.
 
     own: a user's messages, answered first. answer_tokens: of an answer at most. What is in the file already is kept and counted:
-    a run that was cut short goes on where it was. Raises SsdError where the target has no chat template.
+    a run that was cut short goes on where it was. However short the time, one batch is made. Raises SsdError where the target has no
+    chat template, or a context too small for a chat.
     """
+    longest = len(tokenizer.user_turn("")) + MESSAGE_TOKENS + 2 * answer_tokens  # and room for a long opening
+    if longest > engine.max_context:
+        raise SsdError(
+            f"a chat with answers of {answer_tokens} tokens needs a context of {longest}, and the target's is {engine.max_context}; "
+            "lower answer_tokens."
+        )
     done = read(file) if file.exists() else []
+    _end_with_a_line(file)
     seen, count = {chat.message for chat in done}, sum(len(chat.answer) for chat in done)
     mine = [message for message in dict.fromkeys(own) if message not in seen]
     chance = random.Random(f"{seed}, {len(done)}")
-    while mine or (count < tokens and go_on()):
+    at_once = BATCH if not done else CHATS_A_CALL  # the first progress comes soon
+    while (mine or count < tokens) and (at_once == BATCH or go_on()):
         if mine:
-            messages, mine = [(OWN, message) for message in mine[:CHATS_A_CALL]], mine[CHATS_A_CALL:]
+            messages, mine = [(OWN, message) for message in mine[:at_once]], mine[at_once:]
         else:
             missing = -(-(tokens - count) // answer_tokens)
-            drawn = _messages(engine, tokenizer, min(CHATS_A_CALL, max(BATCH, missing)), chance)
+            drawn = _messages(engine, tokenizer, min(at_once, max(BATCH, missing)), chance)
             messages = [pair for pair in drawn if pair[1] not in seen]
+        at_once = CHATS_A_CALL
         seen.update(message for _, message in messages)
         chats = _answers(engine, tokenizer, messages, answer_tokens, chance)
         with file.open("a", encoding="utf-8") as lines:
@@ -83,9 +96,19 @@ def _messages(engine: Engine, tokenizer: Tokenizer, count: int, chance: random.R
     """Messages of a user as the target imagines them, with their domains."""
     domains = chance.choices(list(SHARES), list(SHARES.values()), k=count)
     openings = [opening(domain, chance) for domain in domains]
-    params = [SamplingParams(**MESSAGE, max_new_tokens=MESSAGE_TOKENS, seed=chance.getrandbits(62)) for _ in openings]
-    completions = engine.decode([tokenizer.user_turn(text) for text in openings], params)
-    messages = [begun + completion.text for begun, completion in zip(openings, completions, strict=True)]
+    end = tokenizer.turn_end()
+    stop = (end,) if end else ()
+    params = [
+        SamplingParams(**MESSAGE, max_new_tokens=MESSAGE_TOKENS, stop=stop, seed=chance.getrandbits(62)) for _ in openings
+    ]
+    turns = [tokenizer.user_turn(text) for text in openings]
+    completions = engine.decode(turns, params)
+    messages = []
+    for begun, turn, completion in zip(openings, turns, completions, strict=True):
+        # Behind the turn's own last token, so that a space between the two is kept; up to the first special token.
+        said = list(takewhile(tokenizer.is_visible, completion.token_ids))
+        more = tokenizer.decode([turn[-1], *said])[len(tokenizer.decode(turn[-1:])) :]
+        messages.append(begun + (more.partition(end)[0] if end else more))
     return [(domain, message) for domain, message in zip(domains, messages, strict=True) if message.strip()]
 
 
@@ -96,6 +119,8 @@ def _answers(
     for domain, message in messages:
         prompt = tokenizer.chat([{"role": "user", "content": message}])
         if len(prompt) + answer_tokens > engine.max_context:
+            if domain == OWN:
+                warnings.warn(f"a prompt of {len(prompt)} tokens is too long to learn from: {message[:40]!r}..", stacklevel=2)
             continue
         greedy = chance.random() >= SAMPLED_SHARE
         chats.append(Chat(domain, message, prompt, [], greedy))
@@ -109,7 +134,8 @@ def _answers(
 def read(file: Path) -> list[Chat]:
     """The chats of a file that `synthesise` wrote. Raises SsdError for another file, and for one without chats."""
     try:
-        chats = [Chat(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+        *lines, _ = file.read_text(encoding="utf-8").split("\n")  # behind the last end of line: nothing, or what was cut short
+        chats = [Chat(**json.loads(line)) for line in lines]
     except (OSError, ValueError, TypeError) as error:
         raise SsdError(f"{file} is not a file of chats ({one_line(error)}); delete it to make it again.") from None
     if not chats:
@@ -117,12 +143,23 @@ def read(file: Path) -> list[Chat]:
     return chats
 
 
-def without_overlap(chats: Iterable[Chat], texts: Iterable[str], tokenizer: Tokenizer, words: int = 13) -> Iterator[Chat]:
-    """The chats that share no run of so many words with any of the texts, in message or answer: no benchmark among them."""
-    known = {gram for text in texts for gram in _grams(text, words)}
-    for chat in chats:
-        if known.isdisjoint(_grams(chat.message + "\n" + tokenizer.decode(chat.answer), words)):
-            yield chat
+def _end_with_a_line(file: Path) -> None:
+    """Take away a last line that was cut short, so that what is appended begins on its own."""
+    if file.exists():
+        text = file.read_text(encoding="utf-8")
+        if not text.endswith("\n"):
+            file.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+
+
+def overlaps(chat: Chat, texts: Iterable[str], tokenizer: Tokenizer, words: int = 13) -> bool:
+    """Whether the chat shares a run of so many words with any of the texts, in message or answer."""
+    known = _all_grams(tuple(texts), words)
+    return not known.isdisjoint(_grams(chat.message + "\n" + tokenizer.decode(chat.answer), words))
+
+
+@lru_cache(maxsize=1)
+def _all_grams(texts: tuple[str, ...], words: int) -> frozenset[tuple[str, ...]]:
+    return frozenset(gram for text in texts for gram in _grams(text, words))
 
 
 def _grams(text: str, words: int) -> set[tuple[str, ...]]:

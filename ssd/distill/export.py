@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class MadeFrom:
-    """What went into a draft. layers: of the target, that it started from; answer_tokens: in all chats it was trained on."""
+    """What went into a draft. layers: of the target, that it started from; own: chats that a user's prompts began; answer_tokens: in all
+    chats it was trained on."""
 
     target: str
     layers: Sequence[int]
     chats: int
+    own: int
     answer_tokens: int
     steps: int
 
@@ -73,13 +75,14 @@ def _card(recipe: Recipe, made_from: MadeFrom, found: Mapping[str, Worth], size:
     for domain, each in found.items():
         figures = " | ".join(f"{each.tokens_per_round[k]:.2f}" for k in ks)
         table.append(f"| {domain}, {each.answers} | {each.tokens} | {each.agreement:.1%} | {figures} |")
+    users = f", {made_from.own} of them from a user's prompts" if made_from.own else " by itself"
     paragraphs = [
         f"# A draft for {target}",
         f"A decoder of {recipe.layers} layers ({size / 1e6:.1f} MB) that proposes what `{target}` will say next, for speculative "
         f"decoding with `ssd`. It is no model to chat with: it borrows the target's embeddings, and can say {vocab} of its tokens.",
-        f"Made by `ssd distill` (ssd {ssd.__version__}) from {source}, and from nothing else. Its layers start from the target's layers "
+        f"Made by `ssd distill` (ssd {ssd.__version__}) from {source}. Its layers start from the target's layers "
         f"{', '.join(map(str, made_from.layers))}, and were trained for {made_from.steps} steps on {made_from.chats} chats that the "
-        f"target made up by itself ({made_from.answer_tokens} tokens of answers). It is a derivative of the target, under its licence.",
+        f"target made up{users} ({made_from.answer_tokens} tokens of answers). It is a derivative of the target, under its licence.",
         "Loss: KL(target ‖ draft) over the draft's vocabulary, and a little of the distance between the last hidden states; AdamW, "
         f"learning rate {recipe.learning_rate:g} with warm-up and cosine. report.json has all settings.",
         "On greedy answers held out from training; on the right, the tokens that a round of greedy speculative decoding commits, by "

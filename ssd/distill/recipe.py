@@ -2,22 +2,25 @@
 
 chats (the target makes up the data) → training (its hidden states, then the student) → report (on chats held out) → export.
 
-What a run needs to go on, if it is cut short, lies in the folder `run` beside the draft: chats.jsonl, hidden.bin, checkpoint.pt.
+What a run needs to go on, if it is cut short, lies in the folder `run` beside the draft: run.json, chats.jsonl, hidden.bin, checkpoint.pt.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ssd.config import within
 from ssd.distill import chats as data
 from ssd.distill.export import MadeFrom, write_draft
+from ssd.distill.openings import OWN
 from ssd.distill.report import Worth, agreements, worth
 from ssd.distill.student import build, frequent_ids, outer_layers, output_rows, weights_of
 from ssd.distill.training import Schedule, Status, Texts, train
@@ -25,6 +28,7 @@ from ssd.engine import Engine
 from ssd.errors import SsdError
 from ssd.models import registry
 from ssd.models.config import ModelConfig
+from ssd.models.quantise import dequantise, quantise
 from ssd.models.tokenizer import Tokenizer
 from ssd.models.weights import LM_HEAD, load_checkpoint, read_config
 
@@ -42,7 +46,7 @@ class Recipe:
     layers: of the target's shape. from_layers: the target's layers they start from (None: its outermost). vocab: ids the draft can
     propose. weights: "int8" or "bfloat16", as the draft is stored and runs on a CPU. tokens: of all answers the target makes up.
     answer_tokens: of one, at most. epochs: over the data. learning_rate: at its highest. batch_tokens: a step. time_budget: minutes
-    for everything (None: as long as it takes); up to two fifths are spent on the data. threads: None: all cores. seed: of the data's
+    for everything, about (None: as long as it takes); up to two fifths are spent on the data. threads: None: all cores. seed: of the data's
     and the training's order.
 
     Raises SsdError for a value outside its range.
@@ -95,8 +99,9 @@ def distill(
     """Make a draft for `target` in the folder `out`, and return what it is worth on chats held out, by domain.
 
     prompts: a user's own messages; they are answered too. exclude: texts that no chat may share 13 words in a row with. resume: go on
-    with the run in `out`. stage: called with the name of each step, returns what is called with the fraction of it that is done.
-    status: called behind each step of the training. Raises SsdError, CheckpointError.
+    with the run in `out`, which must have been begun with the same target, layers, vocab and seed. stage: called with the name of each
+    step, returns what is called with the fraction of it that is done. status: called behind each step of the training.
+    Raises SsdError, CheckpointError.
     """
     began = time.monotonic()
     run = out / "run"
@@ -113,13 +118,17 @@ def distill(
     seconds = recipe.time_budget * 60 if recipe.time_budget is not None else None
     in_time = _until(began + seconds * DATA_SHARE * 0.7 if seconds is not None else None)
 
-    chats, tokenizer = _chats(target, config, recipe, run, prompts, None if goes_on else in_time, stage)
+    if resume:
+        _check_begun_as(run / "run.json", target, layers, recipe)
+    chats, tokenizer = _chats(target, config, layers, recipe, run, prompts, None if goes_on else in_time, stage)
+    kept = list(range(len(chats)))
     if exclude:
-        chats = list(data.without_overlap(chats, exclude, tokenizer))
-    trained = [i for i in range(len(chats)) if i % data.HELD_OUT_EVERY]
-    held_out = [i for i in range(len(chats)) if i % data.HELD_OUT_EVERY == 0]
+        kept = [i for i in kept if not data.overlaps(chats[i], exclude, tokenizer)]
+    held_out = [place for place, i in enumerate(kept) if i % data.HELD_OUT_EVERY == 0]
+    trained = [place for place, i in enumerate(kept) if i % data.HELD_OUT_EVERY]
+    chats = [chats[i] for i in kept]
     if not trained or not any(chats[i].greedy for i in held_out):
-        raise SsdError(f"{run} has {len(chats)} chats, too few to train on; make more --tokens.")
+        raise SsdError(f"{run} has {len(chats)} chats, too few to train on; give more tokens, or more time.")
 
     tensors = load_checkpoint(path, torch.bfloat16).tensors
     texts = Texts(chats, run / "hidden.bin", config.hidden_size)
@@ -139,12 +148,17 @@ def distill(
     if seconds is not None:  # training that goes on has its own share, whatever is left of this run
         of_its_own = seconds * (1 - DATA_SHARE)
         left = of_its_own if goes_on else max(seconds - (time.monotonic() - began), of_its_own / 2)
-    schedule = Schedule(recipe.epochs, left, recipe.learning_rate, recipe.batch_tokens, recipe.seed)
+    schedule = Schedule(recipe.epochs, left, seconds, recipe.learning_rate, recipe.batch_tokens, recipe.seed)
     with _threads(recipe.threads):
         steps = train(student, head, texts, trained, schedule, checkpoint_file, evaluate, status)
+        if recipe.weights == "int8":  # what is reported is what is written
+            for matrix in (*(p.data for p in student.body.parameters() if p.dim() == 2), head):
+                matrix.copy_(dequantise(*quantise(matrix)))
         found = worth(student, head, draft_vocab, texts, held_out)
 
-    made_from = MadeFrom(target, layers, len(trained), sum(len(chats[i].answer) for i in trained), steps)
+    learnt = [chats[i] for i in trained]
+    own = sum(chat.domain == OWN for chat in learnt)
+    made_from = MadeFrom(target, layers, len(learnt), own, sum(len(chat.answer) for chat in learnt), steps)
     weights = weights_of(student) | ({} if config.tie_embeddings else {LM_HEAD: head.cpu()})
     write_draft(out, replace(config, num_layers=len(layers)), weights, draft_vocab, recipe, made_from, found)
     return found
@@ -160,9 +174,25 @@ def _layers(recipe: Recipe, target: str, config: ModelConfig) -> list[int]:
     return list(recipe.from_layers)
 
 
+def _check_begun_as(file: Path, target: str, layers: Sequence[int], recipe: Recipe) -> None:
+    """Raise SsdError unless the run that goes on is of the same target and student."""
+    try:
+        begun = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise SsdError(f"{file.parent} holds no run to go on with; choose another folder, or delete it.") from None
+    for name, now in _begun_as(target, layers, recipe).items():
+        if begun.get(name) != now:
+            raise SsdError(f"this run was begun with {name} {begun.get(name)}, and now it is {now}; say the same again.")
+
+
+def _begun_as(target: str, layers: Sequence[int], recipe: Recipe) -> dict[str, Any]:
+    return {"target": target, "layers": list(layers), "vocab": recipe.vocab, "seed": recipe.seed}
+
+
 def _chats(
     target: str,
     config: ModelConfig,
+    layers: Sequence[int],
     recipe: Recipe,
     run: Path,
     own: Sequence[str],
@@ -179,6 +209,7 @@ def _chats(
             raise SsdError(f"{target!r} has no tokenizer, and without one it cannot make up chats; give a chat model.")
         tokenizer.user_turn("")  # or there is no chat template: said before anything is written
         run.mkdir(parents=True, exist_ok=True)
+        (run / "run.json").write_text(json.dumps(_begun_as(target, layers, recipe)) + "\n", encoding="utf-8")
         file = run / "chats.jsonl"
         if go_on is not None:
             progress = stage("The target makes up chats")

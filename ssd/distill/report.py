@@ -31,9 +31,10 @@ def agreements(student: Decoder, head: Tensor, draft_vocab: Tensor, texts: Texts
     found = []
     for i in of:
         start, ids = len(texts.chats[i].prompt), texts.ids[i]
-        with torch.inference_mode(), torch.autocast(head.device.type, torch.bfloat16):
-            hidden = student(ids[None, :-1].to(head.device))[0, start - 1 :]
-            best = (hidden.to(head.dtype) @ head.T).argmax(dim=-1).cpu()
+        with torch.inference_mode():
+            with torch.autocast(head.device.type, torch.bfloat16):
+                hidden = student(ids[None, :-1].to(head.device))[0, start - 1 :]
+            best = (hidden.float() @ head.float().T).argmax(dim=-1).cpu()  # float32, as the engine's logits
         found.append(draft_vocab.long()[best] == ids[start:])
     return found
 

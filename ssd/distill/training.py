@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,17 @@ class Texts:
         self.first = torch.tensor([0, *map(len, self.ids)]).cumsum(0).tolist()
         self._file = hidden_file
         rows = self.first[-1]
-        whole = hidden_file.exists() and hidden_file.stat().st_size == rows * hidden_size * 2
+        size = rows * hidden_size * 2
+        whole = hidden_file.exists() and hidden_file.stat().st_size == size
         self.filled = whole and self._mark.exists() and self._mark.read_text() == self._content
+        if not self.filled:
+            self._mark.unlink(missing_ok=True)
+            hidden_file.unlink(missing_ok=True)
+            if (free := shutil.disk_usage(hidden_file.parent).free) < size:
+                raise SsdError(
+                    f"the target's hidden states take {size / 1e9:.1f} GB in {hidden_file.parent}, and {free / 1e9:.1f} GB are free; "
+                    "make room, or lower --tokens."
+                )
         self.hidden = torch.from_file(str(hidden_file), shared=True, size=rows * hidden_size, dtype=torch.bfloat16)
         self.hidden = self.hidden.view(rows, hidden_size)
 
@@ -165,10 +175,12 @@ class Status:
 
 @dataclass
 class Schedule:
-    """How long and how fast. epochs: over all chats, unless `seconds` are over before."""
+    """How long and how fast. epochs: over all chats, unless `seconds` are over before. budget: the seconds for everything that they
+    were taken from; a run that goes on with the same budget keeps its `seconds`."""
 
     epochs: float
     seconds: float | None
+    budget: float | None
     learning_rate: float
     batch_tokens: int
     seed: int
@@ -198,7 +210,9 @@ def train(
     )
     step, before = 0, 0.0
     if checkpoint.exists():
-        step, before = _load(checkpoint, student, optimizer)
+        step, before, seconds, budget = _load(checkpoint, student, optimizer)
+        if budget == schedule.budget:
+            schedule = replace(schedule, seconds=seconds)
     first_step, began, saved, looked = step, time.monotonic(), time.monotonic(), 0.0
     steps_an_epoch = len(texts.batches(of, schedule.batch_tokens, random.Random(schedule.seed)))
     last = max(1, round(schedule.epochs * steps_an_epoch))
@@ -230,12 +244,12 @@ def train(
         kl_mean += blend * (float(kl) - kl_mean)
         now = time.monotonic()
         if now - saved > CHECKPOINT_EVERY:
-            _save(checkpoint, student, optimizer, step, before + now - began)
+            _save(checkpoint, student, optimizer, schedule, step, before + now - began)
             saved = now
         if fraction() >= looked + 0.1:
             agreement, looked = evaluate(), fraction()
         report(Status(step, fraction(), rows_done / (now - began), kl_mean, agreement))
-    _save(checkpoint, student, optimizer, step, before + time.monotonic() - began)
+    _save(checkpoint, student, optimizer, schedule, step, before + time.monotonic() - began)
     return step
 
 
@@ -248,18 +262,26 @@ def _endless(texts: Texts, of: Sequence[int], schedule: Schedule, steps_an_epoch
         epoch, skipped = epoch + 1, 0
 
 
-def _save(file: Path, student: Decoder, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
-    state = {"student": student.body.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds}
+def _save(file: Path, student: Decoder, optimizer: torch.optim.Optimizer, schedule: Schedule, step: int, spent: float) -> None:
+    state = {
+        "student": student.body.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "spent": spent,
+        "seconds": schedule.seconds,
+        "budget": schedule.budget,
+    }
     partial = file.with_suffix(".partial")
     torch.save(state, partial)
     partial.replace(file)
 
 
-def _load(file: Path, student: Decoder, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+def _load(file: Path, student: Decoder, optimizer: torch.optim.Optimizer) -> tuple[int, float, float | None, float | None]:
+    """(step, seconds spent, the schedule's seconds, and its budget)."""
     try:
-        state = torch.load(file, weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
         student.body.load_state_dict(state["student"])
         optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"]), float(state["seconds"])
+        return state["step"], state["spent"], state["seconds"], state["budget"]
     except Exception as error:  # torch raises its own and pickle's
         raise SsdError(f"the checkpoint {file} is not of this student; choose another --out, or delete it.") from error

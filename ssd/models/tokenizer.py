@@ -142,27 +142,37 @@ class Tokenizer:
         """
         if not self._tokenizer.chat_template:
             raise SsdError("this model has no chat template; pass raw=True to give it the prompt as plain text")
+        return list(self._render(messages, return_dict=False, tokenizer_kwargs=_QUIET))
+
+    def _render(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Any:
         try:
-            ids = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], add_generation_prompt=True, return_dict=False, tokenizer_kwargs=_QUIET
+            return self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages], add_generation_prompt=True, **options
             )
-        except TemplateError as error:
+        except (TemplateError, ValueError) as error:  # ValueError: several templates, and none is the default
             raise SsdError(f"the model's chat template refuses these messages: {one_line(error)}") from error
-        return list(ids)
 
     def user_turn(self, text: str) -> list[int]:
         """The ids of a conversation that breaks off in its first user message, behind `text`.
 
         Raises SsdError where the model has no chat template, or one that does not show the message.
         """
+        return list(self._tokenizer.encode(self._around_a_message[0] + text, add_special_tokens=False, **_QUIET))
+
+    def turn_end(self) -> str:
+        """The first word that the chat template puts behind a user's message, "" if none; a special token's text where it is one."""
+        return next(iter(self._around_a_message[1].split()), "")
+
+    @cached_property
+    def _around_a_message(self) -> tuple[str, str]:
+        """What the chat template puts before and behind a user's only message."""
         if not self._tokenizer.chat_template:
             raise SsdError("this model has no chat template, and without one it cannot make up chats; give a chat model")
         mark = "\N{OBJECT REPLACEMENT CHARACTER}"
-        shown = str(self._tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False))
-        before, found, _ = shown.partition(mark)
+        before, found, behind = str(self._render([{"role": "user", "content": mark}], tokenize=False)).partition(mark)
         if not found:
             raise SsdError("the model's chat template does not show a user's message; give a chat model")
-        return list(self._tokenizer.encode(before + text, add_special_tokens=False, **_QUIET))
+        return before, behind
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids, special tokens left out."""

@@ -142,8 +142,8 @@ class Transformer:
             layers.append(layer(i))
             progress((i + 1) / config.num_layers)
         table = take("model.embed_tokens.weight").contiguous()
-        tensors.setdefault("lm_head.weight", table)
-        head = linear("lm_head", epilogue="float32", rows=columns)
+        tied = "lm_head.weight" not in tensors
+        head = _Linear.pack(table[:columns], "float32") if tied else linear("lm_head", epilogue="float32", rows=columns)
         angles = torch.outer(torch.arange(positions, dtype=torch.float64), config.rope_frequencies().double())
         cos_sin = torch.cat([angles.cos(), angles.sin()], dim=-1).float().to(device)
         return cls(config, table, layers, take("model.norm.weight"), head, cos_sin)

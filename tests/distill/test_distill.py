@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 import tiny
 from ssd import Engine, SamplingParams
 from ssd.distill import Recipe, distill
+from ssd.distill.chats import HELD_OUT_EVERY, read
 from ssd.distill.report import Worth
-from ssd.distill.training import Status
+from ssd.distill.training import Status, Texts
 from ssd.errors import SsdError
 from ssd.models.pair import load_draft, load_target
 
@@ -145,9 +146,40 @@ def test_there_must_be_a_run_to_go_on_with(run: Run, tmp_path: Path) -> None:
         distill(str(run.target), tmp_path / "new", RECIPE, resume=True)
 
 
-def test_another_student_cannot_go_on(run: Run) -> None:
-    with pytest.raises(SsdError, match=r"checkpoint\.pt is not of this student"):
+def test_another_student_or_target_cannot_go_on(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(SsdError, match=r"this run was begun with layers \[0, 3\], and now it is \[0, 1, 3\]"):
         run.distill(replace(RECIPE, layers=3), resume=True)
+    with pytest.raises(SsdError, match="this run was begun with target .*, and now it is .*other"):
+        distill(str(write_target(tmp_path / "other")), run.out, RECIPE, resume=True)
+
+
+def test_a_checkpoint_of_another_student_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path, SHORT)
+    torch.save({}, run.out / "run" / "checkpoint.pt")
+    with pytest.raises(SsdError, match=r"checkpoint\.pt is not of this student"):
+        run.distill(SHORT, resume=True)
+
+
+def test_answers_must_fit_in_the_context(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(SsdError, match="answers of 300 tokens needs a context of 713, and the target's is 512"):
+        distill(str(run.target), tmp_path / "draft", replace(RECIPE, answer_tokens=300))
+
+
+def test_a_chat_stays_held_out_whatever_is_excluded(tmp_path: Path) -> None:
+    """Otherwise a run that goes on would report on chats it was trained on."""
+    run = Run(tmp_path, SHORT)
+    chats = read(run.out / "run" / "chats.jsonl")
+    seen: list[list[int]] = []
+
+    def note(student: object, head: object, ids: object, texts: Texts, of: Sequence[int]) -> dict[str, Worth]:
+        seen.append([chats.index(texts.chats[i]) for i in of])
+        return run.found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ssd.distill.recipe.worth", note)
+        patch.setattr("ssd.distill.chats.overlaps", lambda chat, texts, tokenizer: chat == chats[3])
+        run.distill(replace(SHORT, epochs=2), resume=True, exclude=["anything"])
+    assert seen == [[i for i in range(len(chats)) if i % HELD_OUT_EVERY == 0]]
 
 
 def test_a_target_without_a_chat_template_is_refused(tmp_path: Path) -> None:
@@ -156,7 +188,7 @@ def test_a_target_without_a_chat_template_is_refused(tmp_path: Path) -> None:
     config.pop("chat_template", None)
     (target / "tokenizer_config.json").write_text(json.dumps(config))
     (target / "chat_template.jinja").unlink(missing_ok=True)
-    with pytest.raises(SsdError, match="this model has no chat template"):
+    with pytest.raises(SsdError, match="this model has no chat template, and without one it cannot make up chats"):
         distill(str(target), tmp_path / "draft", RECIPE)
     assert not (tmp_path / "draft").exists()
 
@@ -202,6 +234,7 @@ def test_a_recipe_outside_its_range_is_refused(changes: dict[str, Any], reason: 
 def test_a_file_of_other_things_is_no_data(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "draft" / "run"
     folder.mkdir(parents=True)
+    (folder / "run.json").write_text((run.out / "run" / "run.json").read_text())
     (folder / "chats.jsonl").write_text('{"text": 1}\n')
     with pytest.raises(SsdError, match=r"chats\.jsonl is not a file of chats"):
         distill(str(run.target), tmp_path / "draft", RECIPE, resume=True)

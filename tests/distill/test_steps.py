@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import tiny
 from models.test_transformer import BOUND, FAMILIES, error, random_ids, teacher_forced
 from models.test_transformer import build as build_transformer
 from ssd.distill import student, training
-from ssd.distill.chats import Chat, read, without_overlap
+from ssd.distill.chats import Chat, overlaps, read
 from ssd.distill.openings import OPENINGS, SHARES, opening
 from ssd.distill.report import tokens_per_round
 from ssd.distill.training import Texts
@@ -167,6 +168,34 @@ def test_a_user_turn_is_the_beginning_of_a_chat(tokenizer: Tokenizer) -> None:
     assert begun == whole[: len(begun)] and len(begun) > 1
 
 
+def test_the_template_says_how_a_user_turn_ends(tokenizer: Tokenizer) -> None:
+    assert tokenizer.turn_end() == "<|end|><|assistant|>"
+
+
+@pytest.mark.parametrize(
+    "template,reason",
+    [
+        ("{{ raise_exception('no') }}", "the model's chat template refuses these messages: no"),
+        ("hello", "does not show a user's message"),
+    ],
+)
+def test_a_template_that_shows_no_message_is_refused(tmp_path: Path, template: str, reason: str) -> None:
+    tiny.write_tokenizer(tmp_path, tiny.vocabulary_of_bytes())
+    (tmp_path / "chat_template.jinja").write_text(template)
+    found = Tokenizer.from_directory(tmp_path)
+    assert found is not None
+    with pytest.raises(SsdError, match=reason):
+        found.user_turn("the hen")
+
+
+def test_any_text_survives_the_file(tmp_path: Path) -> None:
+    """Also what str.splitlines takes for the end of a line; a last line that was cut short is left out."""
+    chats = [Chat("own", f"a{end}b", [1], [2], True) for end in ("\u2028", "\u2029", "\x85", "\n", "")]
+    lines = "".join(json.dumps(asdict(chat), ensure_ascii=False) + "\n" for chat in chats)
+    (tmp_path / "chats.jsonl").write_text(lines + '{"domain": "co', encoding="utf-8")
+    assert read(tmp_path / "chats.jsonl") == chats
+
+
 @pytest.mark.parametrize(
     "change,kept",
     [
@@ -181,7 +210,7 @@ def test_a_chat_that_shares_thirteen_words_is_left_out(tokenizer: Tokenizer, cha
     benchmark = "one two three four five six seven eight nine ten eleven twelve thirteen"
     chat = Chat("maths", "Say: " + change(benchmark), [1], tokenizer.encode("yes"), True)
     answer = Chat("maths", "Say it", [1], tokenizer.encode(change(benchmark)), True)
-    assert list(without_overlap([chat, answer], [benchmark], tokenizer)) == ([chat, answer] if kept else [])
+    assert [overlaps(each, [benchmark], tokenizer) for each in (chat, answer)] == [not kept] * 2
 
 
 def test_a_file_without_chats_is_refused(tmp_path: Path) -> None:
