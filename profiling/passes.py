@@ -32,9 +32,9 @@ MODELS = {
 class RandomTensors(dict[str, Tensor]):
     """A checkpoint's tensors, each made when it is taken: a large model is never in memory twice."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        self.shapes, self.dtype = expected_tensors(config), dtype
+        self.shapes, self.dtype, self.device = expected_tensors(config), dtype, device
 
     def __contains__(self, name: object) -> bool:
         return name in self.shapes
@@ -42,12 +42,13 @@ class RandomTensors(dict[str, Tensor]):
     def pop(self, name: str) -> Tensor:  # type: ignore[override]
         shape = self.shapes.pop(name)
         if len(shape) == 1:
-            return torch.ones(shape, device="cuda", dtype=self.dtype)
-        return torch.randn(shape, device="cuda", dtype=self.dtype).mul_(shape[1] ** -0.5)
+            return torch.ones(shape, device=self.device, dtype=self.dtype)
+        return torch.randn(shape, device=self.device, dtype=self.dtype).mul_(shape[1] ** -0.5)
 
 
-def random_model(config: ModelConfig, dtype: torch.dtype = BFLOAT16) -> Transformer:
-    return Transformer.from_tensors(config, RandomTensors(config, dtype), dtype, torch.device("cuda"), config.max_position)
+def random_model(config: ModelConfig, dtype: torch.dtype = BFLOAT16, device: str = "cuda") -> Transformer:
+    on = torch.device(device)
+    return Transformer.from_tensors(config, RandomTensors(config, dtype, on), dtype, on, config.max_position)
 
 
 def decode_rows(keys: int, rows: int, suffix: int) -> tuple[Rows, int]:

@@ -44,6 +44,14 @@ def test_nothing_is_judged_that_was_not_timed() -> None:
     assert judged([]) == []
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_random_model_is_made_tensor_by_tensor(tied: bool) -> None:
+    from passes import config, random_model
+
+    model = random_model(config(64, 32, 48, 2, 4, 2, 16, tied=tied, qk_norm=True), device="cpu")
+    assert model.vocab_size == 64 and model.config.num_layers == 2
+
+
 def test_the_drafts_page_counts_circles_apart() -> None:
     from tables import drafts_section
 
