@@ -26,6 +26,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WheelModel:
         wheel_size=len(CONTENT),
         size=len(CONTENT),
         sha256=hashlib.sha256(CONTENT).hexdigest(),
+        source="a tiny model",
+        licence="none",
     )
     monkeypatch.setattr(registry, "KNOWN", {"tiny": model})
     monkeypatch.setenv("SSD_CACHE", str(tmp_path / "cache"))
