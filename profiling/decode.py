@@ -25,8 +25,6 @@ import machine
 
 from ssd import Completion, Engine, SamplingParams
 
-RESULTS = Path(__file__).parent / "results"
-
 
 def prompts_of(path: Path, field: str, limit: int) -> list[str]:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:limit]]
@@ -137,11 +135,7 @@ def main() -> None:
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "stats": {m: [asdict(c.stats) for c in completions[m]] for m in modes},
     }
-    RESULTS.mkdir(exist_ok=True)
-    info = result["machine"]
-    path = RESULTS / f"{info['date']}-{machine.slug(info['device'])}-{args.name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(path)
+    machine.write_result(args.name, result)
 
 
 if __name__ == "__main__":

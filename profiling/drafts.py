@@ -20,7 +20,7 @@ from typing import Any
 
 import machine
 import torch
-from decode import RESULTS, interval, prompts_of
+from decode import interval, prompts_of
 
 from ssd import Completion, Engine, SamplingParams
 from ssd.models.pair import Draft, load_draft, load_target
@@ -132,14 +132,10 @@ def main() -> None:
         )
         print(json.dumps(drafts[-1]), flush=True)
 
-    info = machine.describe()
     settings = {k: v for k, v in vars(args).items() if k not in ("name", "prompts", "draft")}
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path, _ in files}
-    result = {"what": args.name, "machine": info, "settings": settings | {"prompts": digests}, "drafts": drafts}
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{info['date']}-{machine.slug(info['device'])}-{args.name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(path)
+    result = {"what": args.name, "machine": machine.describe(), "settings": settings | {"prompts": digests}, "drafts": drafts}
+    machine.write_result(args.name, result)
 
 
 if __name__ == "__main__":

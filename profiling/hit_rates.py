@@ -21,7 +21,7 @@ from statistics import mean
 from typing import Any
 
 import machine
-from decode import RESULTS, interval, prompts_of
+from decode import interval, prompts_of
 
 from ssd import Completion, Engine, SamplingParams
 from ssd.decoding.fanout import Measured, tables
@@ -166,14 +166,10 @@ def main() -> None:
                     cases.append(case | {"all": compare(pooled) | acceptance(everything)})
                     print(json.dumps(cases[-1]["all"] | case | {"sets": None}), flush=True)
 
-    info = machine.describe()
     settings = {k: v for k, v in vars(args).items() if k not in ("name", "prompts")}
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path, _ in files}
-    result = {"what": args.name, "machine": info, "settings": settings | {"prompts": digests}, "hit_rates": cases}
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{info['date']}-{machine.slug(info['device'])}-{args.name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(path)
+    result = {"what": args.name, "machine": machine.describe(), "settings": settings | {"prompts": digests}, "hit_rates": cases}
+    machine.write_result(args.name, result)
 
 
 if __name__ == "__main__":

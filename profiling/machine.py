@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import mmap
 import os
 import platform
@@ -19,6 +20,7 @@ import torch
 from ssd.native import cpu_isa
 
 GIB = 1 << 30
+RESULTS = Path(__file__).parent / "results"
 
 
 def describe() -> dict[str, Any]:
@@ -32,6 +34,15 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": _commit(),
     }
+
+
+def write_result(what: str, result: dict[str, Any]) -> None:
+    """Write a result with its machine under results/, named date-device-what.json, and print where."""
+    info = result["machine"]
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{info['date']}-{slug(info['device'])}-{what}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(path)
 
 
 def slug(text: str) -> str:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ssd.distill.training import Status
 
 STUDENT, DATA, TRAINING = "The draft", "Data", "Training"
-SHOWN_LOOKAHEADS = (1, 2, 3, 4, 6, 8)
 
 
 def distill(
@@ -146,11 +145,13 @@ def _bars() -> Iterator[tuple[Callable[[str], Callable[[float], None]], Callable
 
 
 def _print(found: Mapping[str, Worth], out: Path) -> None:
+    from ssd.distill.report import SHOWN
+
     table = Table(title="Answers held out: top-1 agreement, and tokens a round by lookahead K")
-    for column in ("domain", "tokens", "agreement", *(f"K = {k}" for k in SHOWN_LOOKAHEADS)):
+    for column in ("domain", "tokens", "agreement", *(f"K = {k}" for k in SHOWN)):
         table.add_column(column, justify="left" if column == "domain" else "right")
     for domain, each in found.items():
-        figures: list[Any] = [f"{each.tokens_per_round[k]:.2f}" for k in SHOWN_LOOKAHEADS]
+        figures: list[Any] = [f"{each.tokens_per_round[k]:.2f}" for k in SHOWN]
         table.add_row(domain, str(each.tokens), f"{each.agreement:.1%}", *figures)
     console = Console(highlight=False)
     console.print(table)

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 import ssd
-from ssd.distill.report import LOOKAHEADS, Worth
+from ssd.distill.report import SHOWN, Worth
 from ssd.models import registry
 from ssd.models.config import BORROWED, ModelConfig
 from ssd.models.quantise import SCALE, quantise
@@ -69,11 +69,10 @@ def _card(recipe: Recipe, made_from: MadeFrom, found: Mapping[str, Worth], size:
     target = made_from.target
     known = registry.KNOWN.get(target)
     source = f"{known.source}, licensed under {known.licence}" if known is not None else f"`{target}`, under its licence"
-    ks = [k for k in LOOKAHEADS if k in (1, 2, 3, 4, 6, 8)]
-    table = ["| held-out answers | tokens | top-1 agreement | " + " | ".join(f"K = {k}" for k in ks) + " |"]
-    table.append("| --- " * (3 + len(ks)) + "|")
+    table = ["| held-out answers | tokens | top-1 agreement | " + " | ".join(f"K = {k}" for k in SHOWN) + " |"]
+    table.append("| --- " * (3 + len(SHOWN)) + "|")
     for domain, each in found.items():
-        figures = " | ".join(f"{each.tokens_per_round[k]:.2f}" for k in ks)
+        figures = " | ".join(f"{each.tokens_per_round[k]:.2f}" for k in SHOWN)
         table.append(f"| {domain}, {each.answers} | {each.tokens} | {each.agreement:.1%} | {figures} |")
     users = f", {made_from.own} of them from a user's prompts" if made_from.own else " by itself"
     paragraphs = [

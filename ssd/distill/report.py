@@ -12,6 +12,7 @@ from ssd.distill.student import Decoder
 from ssd.distill.training import Texts
 
 LOOKAHEADS = range(1, 9)
+SHOWN = (1, 2, 3, 4, 6, 8)  # of them, in a table
 
 
 @dataclass
