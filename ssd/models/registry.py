@@ -22,6 +22,7 @@ from pathlib import Path
 from ssd.errors import SsdError, one_line
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_ASSETS = Path(__file__).parent / "assets"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
@@ -86,8 +87,9 @@ def resolve(name: str) -> Path:
 
 
 def default_draft(name: str) -> str | None:
-    """The draft that goes with a target, or None where there is none yet."""
-    return None
+    """The draft that the package brings for a known target, a folder that `ssd distill` wrote; None where there is none."""
+    folder = _ASSETS / name
+    return str(folder) if name in KNOWN and (folder / "config.json").exists() else None
 
 
 def pull(name: str, progress: Callable[[float], None] | None = None) -> Path:
