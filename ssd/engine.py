@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
 from typing import Any, overload
@@ -24,7 +26,7 @@ from ssd.decoding import fanout
 from ssd.decoding.autoregressive import Autoregressive
 from ssd.decoding.fallback import Fallback as FallbackChoice
 from ssd.decoding.fallback import NgramSpeculator
-from ssd.decoding.round import DraftFailed, Round, Verification
+from ssd.decoding.round import DraftFailed, Round, SlotReport, Verification
 from ssd.decoding.speculative import Speculative
 from ssd.decoding.speculator import Drafting, Speculator
 from ssd.decoding.ssd import SpeculativeSpeculative
@@ -40,7 +42,6 @@ from ssd.prompts import Prompt, is_single, token_ids
 from ssd.runtime.executor import Executor, PacedExecutor
 from ssd.runtime.memory import available_memory
 from ssd.runtime.trace import Trace
-from ssd.runtime.worker import Worker
 from ssd.scheduler import Request, Scheduler
 from ssd.state import DraftState, SequenceState, Speculation
 
@@ -48,6 +49,22 @@ PAGE_SIZE = 16  # tokens
 MEMORY_FRACTION = 0.5  # of the machine's available memory, for K/V on a CPU
 
 Params = SamplingParams | Sequence[SamplingParams] | None
+
+
+@dataclass
+class UnderWay:
+    """A prefill or a round that was begun, and whose each of its rows is: the slots' of a round, row 0 of a prefill."""
+
+    rows: list[tuple[int, Request]]
+    begun: Round | Verification
+
+    @property
+    def round(self) -> Round | None:
+        return self.begun if isinstance(self.begun, Round) else None
+
+    @property
+    def verification(self) -> Verification:
+        return self.begun.verification if isinstance(self.begun, Round) else self.begun
 
 
 class Engine:
@@ -126,7 +143,9 @@ class Engine:
         self._draft_threads = draft_threads or 1
         self._closed = False
         self.trace = Trace()
-        self._executor = Executor(self.trace) if pace is None else PacedExecutor(self.trace, pace)
+        self._executor = (
+            Executor(self.trace, self._draft_threads) if pace is None else PacedExecutor(self.trace, self._draft_threads, pace)
+        )
         self._target = load_target(
             self.config.target,
             getattr(torch, dtype_name),
@@ -205,7 +224,7 @@ class Engine:
     def close(self) -> None:
         """Stop the draft's thread. The engine cannot be used afterwards."""
         self._closed = True
-        self._loop.close()
+        self._executor.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -236,7 +255,8 @@ class Engine:
         )
         self._cache = KVCache(config, self._num_pages, PAGE_SIZE, self._target.model.dtype, self._device)
         self._pages = PageAllocator(self._num_pages)
-        self._scheduler = Scheduler(self._state, self._pages, PAGE_SIZE, proposed)
+        self._scheduler = Scheduler(self._state, self._pages, PAGE_SIZE, proposed, self._executor)
+        self._under_way: deque[UnderWay] = deque()
 
     def _build_loop(self, mode: str, draft_name: str | None) -> Autoregressive | Speculative | SpeculativeSpeculative:
         if mode != "ar" and draft_name is not None:
@@ -246,9 +266,8 @@ class Engine:
                 draft = load_draft(draft_name, self._target, self._positions(self.max_context))
                 speculator = self._build_speculator(mode, draft)
                 verifier = self._verifier(speculator.speculation, draft.draft_id_of)
-                if mode == "sd":
-                    return Speculative(verifier, speculator)
-                return SpeculativeSpeculative(verifier, speculator, Worker(self._draft_threads))
+                kind = Speculative if mode == "sd" else SpeculativeSpeculative
+                return kind(verifier, speculator, self._executor)
             except (CheckpointError, MemoryError, RuntimeError) as error:  # a draft that cannot be loaded or allocated
                 self._warn_of_draft(error)
         return self._autoregressive()
@@ -275,7 +294,7 @@ class Engine:
         slots, lookahead = self.config.max_batch, self.speculation_config.lookahead
         speculation = Speculation.allocate(slots, lookahead, self._device)
         draft = DraftState.allocate(slots, 0, lookahead, 0, self._device)
-        return Speculative(self._verifier(speculation), NgramSpeculator(self._state, speculation, draft, self._executor))
+        return Speculative(self._verifier(speculation), NgramSpeculator(self._state, speculation, draft), self._executor)
 
     @property
     def _proposed(self) -> int:
@@ -346,6 +365,7 @@ class Engine:
                     self._step()
                 yield
         finally:
+            self._under_way.clear()
             try:
                 for request in requests:
                     self._scheduler.release(request)
@@ -353,24 +373,62 @@ class Engine:
                 self._lock.release()
 
     def _step(self) -> None:
-        """Admit what fits, then run one round of all that runs."""
+        """Admit what fits, begin one round of all that runs, and read what earlier ones left."""
         while (request := self._scheduler.admit()) is not None:
-            self._collect(request, self._admit(request), 0)
-            request.stats.started()
+            self._begin([(0, request)], self._admit(request))
+            self._read(at_most=self._executor.in_flight)
         if self._scheduler.running:
             running = list(self._scheduler.running.items())
-            before = self._state.length.tolist()
-            result = self._round(self._scheduler.batch)
-            for slot, request in running:
-                self._account(request, result, before[slot])
-                self._collect(request, result.verification, slot)
+            self._begin(running, self._round(self._executor.batch(self._scheduler.batch)))
+        wants_logits = any(request.params.logprobs for request in self._scheduler.running.values())
+        self._read(at_most=0 if wants_logits or not self._scheduler.running else self._executor.in_flight)
+
+    def _begin(self, rows: list[tuple[int, Request]], begun: Round | Verification) -> None:
+        self._under_way.append(UnderWay(rows, begun))
+
+    def _read(self, at_most: int) -> None:
+        """Read what the oldest rounds left, until at most so many are under way."""
+        while len(self._under_way) > at_most:
+            self._take(self._under_way.popleft())
+
+    def _take(self, under_way: UnderWay) -> None:
+        """What a prefill or a round left: its tokens to their requests, its times to the stats. A request that had ended before, seen or
+        not, has no part in it."""
+        verification, round = under_way.verification, under_way.round
+        grown = []
+        for row, request in under_way.rows:
+            report = verification.slots[row]
+            committed = report.length + 1 - len(request.prompt) - len(request.token_ids)
+            if request.finish_reason is None and committed > 0:
+                grown.append((row, request, report, committed))
+        if round is not None:
+            reports = [report for _, _, report, _ in grown]
+            missed = not all(report.hit for report in reports)
+            try:
+                self._loop.learn(round, reports)
+            except DraftFailed as failure:
+                self._go_on_without_draft(failure.__cause__)
+                round.draft = None
+            ranks = [rank for *_, rank in round.seen.tolist()] if round.seen is not None else None
+        for row, request, report, committed in grown:
+            if round is None:
+                request.stats.started()
+            else:
+                rank = ranks[row] if ranks is not None else -1
+                accepted = min(report.accepted, committed)
+                request.stats.add(round, accepted=accepted, proposed=report.proposed, hit=report.hit, missed=missed, rank=rank)
+            self._collect(request, verification, row, report, committed)
 
     def _admit(self, request: Request) -> Verification:
+        def admit() -> Verification:
+            slot, length, samples = request.slot, len(request.prompt), request.params.temperature > 0
+            return self._executor.alone(lambda: self._loop.admit(slot, length, samples))
+
         try:
-            return self._loop.admit(request.slot)
+            return admit()
         except DraftFailed as failure:
             self._go_on_without_draft(failure.__cause__)
-            return self._loop.admit(request.slot)
+            return admit()
 
     def _round(self, n: int) -> Round:
         try:
@@ -381,7 +439,7 @@ class Engine:
 
     def _go_on_without_draft(self, error: BaseException | None) -> None:
         self._warn_of_draft(error)
-        self._loop.close()
+        self._executor.close()
         self._loop = self._autoregressive()
 
     def _warn_of_draft(self, error: BaseException | None) -> None:
@@ -390,26 +448,16 @@ class Engine:
             f"the draft failed ({self._failure}); decoding goes on without it, token by token", RuntimeWarning, stacklevel=2
         )
 
-    def _account(self, request: Request, result: Round, length_before: int) -> None:
-        slot, speculation = request.slot, result.speculation
-        committed = int(self._state.length[slot]) - length_before
-        accepted = min(int(self._state.outcome[slot, int(speculation.parity), 0]), committed) if speculation.lookahead else 0
-        rank = int(result.seen[slot, 3]) if result.seen is not None else -1
-        request.stats.add(
-            result, accepted=accepted, proposed=int(speculation.length[slot]), hit=bool(speculation.hit[slot]), rank=rank
-        )
-
-    def _collect(self, request: Request, verification: Verification, row: int) -> None:
-        """Take what was just committed, and retire the request if that ends it."""
-        slot = request.slot
-        seen, total = len(request.prompt) + len(request.token_ids), int(self._state.length[slot]) + 1
+    def _collect(self, request: Request, verification: Verification, row: int, report: SlotReport, committed: int) -> None:
+        """Take what was committed, and retire the request if that ends it."""
         taken = len(request.token_ids)
-        request.take(self._state.tokens[slot, seen:total].tolist())
+        request.take(report.newest[-committed:])
         if request.params.logprobs:
-            rows = verification.path[row, : len(request.token_ids) - taken].long()
-            request.logprobs += _logprobs(verification.logits[row, rows], request.token_ids[taken:], request.params.logprobs)
+            decided, new = verification.decided, request.token_ids[taken:]
+            rows = decided.path[row, : len(new)].long()
+            request.logprobs += _logprobs(decided.logits[row, rows], new, request.params.logprobs)
         request.degraded |= self._failure is not None
-        if request.finish_reason is None and int(self._state.done[slot]):
+        if request.finish_reason is None and report.done:
             ended = request.token_ids[-1] in self._target.model.config.eos_token_ids and not request.params.ignore_eos
             request.finish("eos" if ended else "length")
         if request.finish_reason is not None:

@@ -17,6 +17,7 @@ from ssd.config import SamplingParams
 from ssd.decoding.stats import SequenceStats
 from ssd.models.tokenizer import TextStream
 from ssd.native import PageAllocator
+from ssd.runtime.executor import Executor
 from ssd.state import SequenceState
 
 
@@ -77,8 +78,9 @@ class Request:
 class Scheduler:
     """Admits requests first come, first served. slack: tokens a round may store beyond a sequence's last."""
 
-    def __init__(self, state: SequenceState, pages: PageAllocator, page_size: int, slack: int) -> None:
+    def __init__(self, state: SequenceState, pages: PageAllocator, page_size: int, slack: int, executor: Executor) -> None:
         self._state = state
+        self._executor = executor
         self._pages = pages
         self._page_size = page_size
         self._slack = slack
@@ -109,8 +111,9 @@ class Scheduler:
         request.slot = heapq.heappop(self._free_slots)
         request.pages = self._pages.allocate(self.pages_for(request))
         self.running[request.slot] = request
-        self._state.admit(
-            request.slot, request.prompt, request.params, request.seed, request.max_length, torch.from_numpy(request.pages)
+        slot, pages = request.slot, torch.from_numpy(request.pages)
+        self._executor.alone(
+            lambda: self._state.admit(slot, request.prompt, request.params, request.seed, request.max_length, pages)
         )
         return request
 
@@ -121,7 +124,8 @@ class Scheduler:
         if request.pages is None:
             return
         del self.running[request.slot]
-        self._state.retire(request.slot)
+        slot = request.slot
+        self._executor.alone(lambda: self._state.retire(slot))  # rounds under way end before its pages are another's
         self._pages.free(request.pages)
         heapq.heappush(self._free_slots, request.slot)
         request.pages = None

@@ -203,6 +203,11 @@ class DraftState(SlotTables):
             seen=torch.full((slots, 4), -1, dtype=torch.int32, device=device),
         )
 
+    def hold_z(self, vocab_size: int) -> None:
+        """Allocate z: without branches nothing is ever guessed."""
+        slots, _, lookahead = self.branch_tokens.shape
+        self.z = torch.zeros(slots, lookahead + 1, vocab_size, dtype=torch.float32, device=self.length.device)
+
     def look_up(self, state: SequenceState, speculation: Speculation) -> None:
         """Latch where the target stands, and hand out the branch drafted for its outcome, or what makes it a miss."""
         ops.cache_lookup(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ssd.decoding.round import Round, Verification
+from collections.abc import Sequence
+
+from ssd.decoding.round import SlotReport, Round, Verification
 from ssd.decoding.verifier import Verifier
 
 
@@ -14,11 +16,11 @@ class Autoregressive:
     def __init__(self, verifier: Verifier) -> None:
         self.verifier = verifier
 
-    def admit(self, slot: int) -> Verification:
-        return self.verifier.prefill(slot)
+    def admit(self, slot: int, length: int, samples: bool) -> Verification:
+        return self.verifier.prefill(slot, length)
 
     def round(self, n: int) -> Round:
-        return Round(self.verifier.verify(n), self.verifier.speculation)
+        return Round(*self.verifier.begin(n))
 
-    def close(self) -> None:
-        pass
+    def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
+        """There is no draft to teach."""

@@ -13,7 +13,6 @@ import torch
 
 from ssd import ops
 from ssd.decoding.speed_model import SsdModel
-from ssd.runtime.executor import Executor
 from ssd.runtime.trace import Span
 from ssd.state import DraftState, SequenceState, Speculation
 
@@ -74,9 +73,9 @@ class Fallback:
         return (tokens + prior * self.ENOUGH) / (rounds + self.ENOUGH)
 
     def times(self, verify: Span, draft: Span, fallback: Span | None) -> None:
-        """What one round took."""
+        """What one round took. fallback: the look-up that drafted what it missed, if there was one."""
         self.t_round = [*self.t_round[1 - self.KEPT :], max(verify.ms, draft.ms) / 1e3]
-        if fallback is not None and fallback.name == "fallback":
+        if fallback is not None:
             self.t_neural = [*self.t_neural[1 - self.KEPT :], fallback.ms / 1e3]
 
     def outcome(self, *, hit: bool, neural: bool, tokens: int) -> None:
@@ -92,22 +91,20 @@ class NgramSpeculator:
     """Speculative decoding with no draft model: what follows is what followed before."""
 
     budget = 0
+    keeps = False
 
-    def __init__(self, state: SequenceState, speculation: Speculation, draft: DraftState, executor: Executor) -> None:
+    def __init__(self, state: SequenceState, speculation: Speculation, draft: DraftState) -> None:
         self.state = state
         self.speculation = speculation
         self.draft = draft
-        self._executor = executor
 
-    def prefill(self, slot: int) -> None:
+    def prefill(self, slot: int, length: int, samples: bool) -> None:
         """There is nothing to store."""
 
-    def look_up(self, n: int) -> Span:
+    def look_up(self, n: int) -> None:
         state, speculation, draft = self.state.first(n), self.speculation.first(n), self.draft.first(n)
-        with self._executor.trace.span("draft", "n-gram", batch=n) as span:
-            draft.look_up(state, speculation)
-            propose_ngram(state, speculation)
-        return span
+        draft.look_up(state, speculation)
+        propose_ngram(state, speculation)
 
     def keep(self, n: int, path: torch.Tensor) -> None:
         """There is nothing to keep."""

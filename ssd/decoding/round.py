@@ -5,37 +5,71 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
-from ssd.runtime.trace import Span
-from ssd.state import Speculation
+from ssd.runtime.executor import Reading, Run
+
+
+@dataclass
+class Decided:
+    """What a verification leaves on the device, until the next one."""
+
+    logits: Tensor  # [n, T, V] float32, p's
+    path: Tensor  # [n, T] int32, the row behind each token committed now, −1 beyond them
+    report: Tensor  # [n, 5 + T] int32, a row a slot, see `SlotReport`
 
 
 @dataclass
 class Verification:
-    """p's logits, the row behind each token committed now, and when the verification ran."""
+    """A prompt's prefill or a round's verification under way: its report comes to the host by itself."""
 
-    logits: Tensor  # [n, T, V] float32
-    path: Tensor  # [n, T] int32, −1 beyond the tokens committed
-    span: Span
+    decided: Decided
+    report: Reading
+
+    @cached_property
+    def slots(self) -> list[SlotReport]:
+        """What it left, slot by slot; waits for it."""
+        return [SlotReport.of(row) for row in self.report.tolist()]
+
+
+@dataclass(frozen=True)
+class SlotReport:
+    """One slot behind a verification. accepted: of the `proposed` tokens, as verified, whether or not there was room for all; hit:
+    whether they came from the speculation cache; newest: the last tokens of the sequence, in order, as many as a round commits at
+    most."""
+
+    length: int
+    done: bool
+    accepted: int
+    proposed: int
+    hit: bool
+    newest: list[int]
+
+    @classmethod
+    def of(cls, row: list[int]) -> SlotReport:
+        length, done, accepted, proposed, hit, *newest = row
+        return cls(length, bool(done), accepted, proposed, bool(hit), newest)
 
 
 @dataclass
 class Round:
-    """One round: its verification, the speculation verified, and what the draft did.
+    """One round: its verification, and what the draft did for it.
 
-    draft: when it prepared a speculation, hidden ("ssd") or not ("sd"). fallback: when it drafted for the outcomes that were missed,
-    in "ssd". branches: prepared for each sequence. seen: [n, 4] int32, of the outcome looked up at the beginning of the round (after a
-    hit, spec_len, k, the next token's rank among the guesses for k), −1 where there was none.
+    verified: when the verification ran. draft: when a speculation was prepared, hidden ("ssd") or not ("sd"). looked_up: when the outcome
+    was looked up and, if it was missed, drafted for, in "ssd"; neural: whether misses were drafted, in the round before and in this one.
+    branches: prepared for each sequence. seen: [n, 4] of the outcome looked up at the beginning of the round (after a hit, spec_len, k,
+    the next token's rank among the guesses for k), −1 where there was none.
     """
 
     verification: Verification
-    speculation: Speculation
-    draft: Span | None = None
-    fallback: Span | None = None
+    verified: Run
+    draft: Run | None = None
+    looked_up: Run | None = None
+    neural: tuple[bool, bool] = (True, True)
     branches: int = 0
-    seen: Tensor | None = None
+    seen: Reading | None = None
 
 
 class DraftFailed(Exception):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ssd.decoding.fallback import NgramSpeculator
-from ssd.decoding.round import DraftFailed, Round, Verification
+from ssd.decoding.round import SlotReport, DraftFailed, Round, Verification
 from ssd.decoding.speculator import Speculator
 from ssd.decoding.verifier import Verifier
+from ssd.runtime.executor import Executor, Run
 
 
 class Speculative:
@@ -13,22 +16,29 @@ class Speculative:
 
     mode = "sd"
 
-    def __init__(self, verifier: Verifier, speculator: Speculator | NgramSpeculator) -> None:
+    def __init__(self, verifier: Verifier, speculator: Speculator | NgramSpeculator, executor: Executor) -> None:
         self.verifier = verifier
         self.speculator = speculator
+        self.executor = executor
+        self._verified: list[Run] = []
 
-    def admit(self, slot: int) -> Verification:
+    def admit(self, slot: int, length: int, samples: bool) -> Verification:
         with DraftFailed.guard():
-            self.speculator.prefill(slot)
-        return self.verifier.prefill(slot)
+            self.speculator.prefill(slot, length, samples)
+        return self.verifier.prefill(slot, length)
 
     def round(self, n: int) -> Round:
+        speculator = self.speculator
         with DraftFailed.guard():
-            drafting = self.speculator.look_up(n)
-        result = Round(self.verifier.verify(n), self.verifier.speculation, draft=drafting)
-        with DraftFailed.guard(result):
-            self.speculator.keep(n, result.verification.path)
+            drafted = self.executor.run("draft", "look up", lambda: speculator.look_up(n), n, after=self._verified)
+        verification, verified = self.verifier.begin(n, drafted)
+        self._verified = [verified]
+        result = Round(verification, verified, drafted)
+        if speculator.keeps:
+            path = verification.decided.path
+            with DraftFailed.guard(result):
+                self.executor.run("draft", "keep", lambda: speculator.keep(n, path), n, after=self._verified)
         return result
 
-    def close(self) -> None:
-        pass
+    def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
+        """What is drafted next does not depend on what was accepted."""

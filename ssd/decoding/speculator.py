@@ -11,6 +11,7 @@ token: both draft with the same noise, and a branch's keys give the same bits fr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,12 +20,12 @@ from torch import Tensor
 from ssd import ops
 from ssd.decoding.fallback import Fallback, propose_ngram
 from ssd.decoding.fanout import Measured
+from ssd.decoding.round import Round, SlotReport
 from ssd.decoding.tree import Tree
 from ssd.decoding.verifier import prompt_rows
 from ssd.models.pair import Draft
 from ssd.models.transformer import KVCache, Rows
 from ssd.runtime.executor import Executor
-from ssd.runtime.trace import Span
 from ssd.state import DraftState, SequenceState, Speculation
 
 
@@ -67,118 +68,123 @@ class Speculator:
         self._executor = executor
         self._id_of = model.id_of
         self._draft_id_of = model.draft_id_of
-        self._z: Tensor | None = None  # [n, K + 1, Vd] what the guesses under way were chosen from
-        self._neural = [True, True]  # whether misses were drafted, in the round before and in this one
+        if drafting.fan_out is not None:
+            draft.hold_z(self.model.vocab_size)
 
-    def prefill(self, slot: int) -> None:
-        """Store a prompt's K/V in the trunk. Called before the target's own prefill moves the sequence on."""
-        if float(self.state.temperature[slot]) > 0:
+    def prefill(self, slot: int, length: int, samples: bool) -> None:
+        """Store a prompt's K/V in the trunk. Called before the target's own prefill moves the sequence on. length: of the prompt;
+        samples: whether its request does."""
+        if samples:
             self.speculation.hold_distributions(self.budget, self.model.vocab_size)
         with self._executor.trace.span("draft", "prefill", slot=slot):
-            for rows in prompt_rows(self.state.only(slot), self.cache.page_size):
+            for rows in prompt_rows(self.state.only(slot), length, self.cache.page_size):
                 self._executor.forward("draft", lambda: self.model.forward(rows, self.cache))  # noqa: B023
 
-    def look_up(self, n: int) -> Span | None:
-        """Hand out the next speculation of the first n slots. Returns when the misses were drafted, if there were any."""
-        state, speculation, draft = self.state.first(n), self.speculation.first(n), self.draft.first(n)
-        with self._executor.trace.span("draft", "look up", batch=n) as span:
-            self._see(state, speculation, draft)
-            draft.look_up(state, speculation)
-            missed = (speculation.hit == 0) & (state.done == 0)
-            if self._executor.trace.recording:
-                span.details.update(hits=int(speculation.hit.sum()), misses=int(missed.sum()), seen=draft.seen.tolist())
-        neural = self.drafting.fan_out is None or self.drafting.fallback.choose(n) == "neural"
-        self._neural = [self._neural[1], neural]
+    @property
+    def keeps(self) -> bool:
+        """Whether what was accepted has to be moved: of a tree, not of a chain."""
+        return self.drafting.tree is not None
 
-        def fallback() -> Span:
-            with self._executor.trace.span("draft", "fallback" if neural else "n-gram", batch=n) as span:
+    def drafts_misses(self, n: int) -> bool:
+        """Whether a round of n slots drafts what it misses, or gives it an n-gram."""
+        return self.drafting.fan_out is None or self.drafting.fallback.choose(n) == "neural"
+
+    def look_up(self, n: int, neural: bool = True) -> None:
+        """The program that hands out the next speculation of the first n slots."""
+        state, speculation, draft = self.state.first(n), self.speculation.first(n), self.draft.first(n)
+        if self.drafting.fan_out is not None:
+            self._see(state, speculation, draft)
+        draft.look_up(state, speculation)
+
+        def fallback() -> None:
+            with self._executor.trace.span("draft", "fallback" if neural else "n-gram", batch=n):
                 if not neural:
                     propose_ngram(state, speculation)
                 elif self.drafting.tree is not None:
                     self._draft_tree(state, speculation, draft, self.drafting.tree)
                 else:
                     self._draft_misses(state, speculation, draft)
-            return span
 
-        return self._executor.when(missed, fallback)
+        self._executor.when((speculation.hit == 0) & (state.done == 0), fallback)
 
-    def branch(self, n: int) -> Span:
-        """Prepare the cache of the round under way: K + 1 forward passes, to be hidden behind the target's one."""
+    def branch(self, n: int) -> None:
+        """The program that prepares the cache of the round under way: K + 1 forward passes, to be hidden behind the target's one."""
         state, speculation, draft = self.state.first(n), self.speculation.first(n), self.draft.first(n)
-        with self._executor.trace.span("draft", "speculate", batch=n) as span:
-            with self._executor.trace.span("draft", "extend"):
-                ids = torch.cat([draft.last_token[:, None], speculation.tokens], dim=1)  # [n, K + 1]
-                z = self._logits(state.rows(ids, draft.length, self.cache.page_size)).view(n, self.lookahead + 1, -1)
-            with self._executor.trace.span("draft", "fork"):
-                assert self.drafting.fan_out is not None  # there is a cache to fill
-                guess, guess_k = ops.fork(
-                    z, speculation.tokens, speculation.length, self.drafting.fan_out, speculation.hit, self.budget, self._id_of
+        with self._executor.trace.span("draft", "extend"):
+            ids = torch.cat([draft.last_token[:, None], speculation.tokens], dim=1)  # [n, K + 1]
+            z = self._logits(state.rows(ids, draft.length, self.cache.page_size)).view(n, self.lookahead + 1, -1)
+        with self._executor.trace.span("draft", "fork"):
+            assert self.drafting.fan_out is not None  # there is a cache to fill
+            guess, guess_k = ops.fork(
+                z, speculation.tokens, speculation.length, self.drafting.fan_out, speculation.hit, self.budget, self._id_of
+            )
+            assert draft.z is not None
+            draft.z.copy_(z)
+            draft.guess.copy_(guess)
+            draft.guess_k.copy_(guess_k)
+        next_half = 1 - speculation.parity
+        sequence = torch.arange(n, dtype=torch.int32, device=z.device).repeat_interleave(self.budget)
+        trunk = (draft.length[:, None] + 1 + guess_k.clamp_min(0)).flatten()  # [n·B] keys of the trunk a branch sees
+        ids = guess.flatten()
+        for d in range(self.lookahead):
+            with self._executor.trace.span("draft", f"branch {d}"):
+                # [n·B, d + 1] places of the branch's own tokens
+                scratch = draft.scratch[:, :, : d + 1].reshape(-1, d + 1).contiguous()
+                rows = Rows(
+                    ids=ids,
+                    positions=trunk + d,
+                    kv_slots=scratch[:, d].contiguous(),
+                    row_seq=sequence,
+                    prefix_len=trunk,
+                    page_table=state.page_table,
+                    suffix_slots=scratch,
+                    suffix_len=torch.full_like(trunk, d + 1),
                 )
-                draft.guess.copy_(guess)
-                draft.guess_k.copy_(guess_k)
-                self._z = z
-            next_half = 1 - speculation.parity
-            sequence = torch.arange(n, dtype=torch.int32, device=z.device).repeat_interleave(self.budget)
-            trunk = (draft.length[:, None] + 1 + guess_k.clamp_min(0)).flatten()  # [n·B] keys of the trunk a branch sees
-            ids = guess.flatten()
-            for d in range(self.lookahead):
-                with self._executor.trace.span("draft", f"branch {d}"):
-                    # [n·B, d + 1] places of the branch's own tokens
-                    scratch = draft.scratch[:, :, : d + 1].reshape(-1, d + 1).contiguous()
-                    rows = Rows(
-                        ids=ids,
-                        positions=trunk + d,
-                        kv_slots=scratch[:, d].contiguous(),
-                        row_seq=sequence,
-                        prefix_len=trunk,
-                        page_table=state.page_table,
-                        suffix_slots=scratch,
-                        suffix_len=torch.full_like(trunk, d + 1),
-                    )
-                    logits, position = self._logits(rows), rows.positions + 1
-                    ids = self._draw(state, speculation, logits, position, next_half, (slice(self.budget), d))[:, 0]
-                    draft.branch_tokens[:, :, d] = ids.view(n, self.budget)
-        return span
+                logits, position = self._logits(rows), rows.positions + 1
+                ids = self._draw(state, speculation, logits, position, next_half, (slice(self.budget), d))[:, 0]
+                draft.branch_tokens[:, :, d] = ids.view(n, self.budget)
 
     def keep(self, n: int, path: Tensor) -> None:
         """Make an accepted tree path contiguous in the trunk; path: [n, T] from `ops.verify`. A chain is already."""
         if self.drafting.tree is not None:
             self.drafting.tree.compact(self.cache, self.state.first(n), self.draft.length[:n], path)
 
-    def learn(self, n: int, verify: Span, draft: Span, fallback: Span | None) -> None:
-        """Take in what the last look-up saw, and give `fork` better tables for the rounds to come."""
-        how = self.drafting
-        how.fallback.times(verify, draft, fallback)
-        for after_hit, spec_len, k, rank in self.draft.seen[:n].tolist():
+    def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
+        """Take in what a round's look-up saw, and give `fork` better tables for the rounds to come. reports: of the sequences in it."""
+        assert round.draft is not None and round.looked_up is not None and round.seen is not None
+        how, (before, neural), seen = self.drafting, round.neural, round.seen.tolist()
+        round.draft.wait()
+        hits = sum(report.hit for report in reports)
+        round.looked_up.span.details.update(hits=hits, misses=len(reports) - hits, seen=seen)
+        fallback = round.looked_up.span if hits < len(reports) and neural else None
+        how.fallback.times(round.verified.span, round.draft.span, fallback)
+        for after_hit, spec_len, k, rank in seen:
             if k < 0:
                 continue
-            how.fallback.outcome(hit=bool(after_hit), neural=self._neural[0], tokens=k + 1)
+            how.fallback.outcome(hit=bool(after_hit), neural=before, tokens=k + 1)
             if how.measured is not None and how.fan_out is not None:
                 how.measured.observe(bool(after_hit), spec_len, k, rank)
                 if how.measured.observations % self.REFRESH == 0:
-                    how.fan_out.copy_(how.measured.tables())
+                    self._executor.write("draft", how.fan_out, how.measured.tables())
 
     def _see(self, state: SequenceState, speculation: Speculation, draft: DraftState) -> None:
         """Note of each outcome at which rank of its list the next token stood, guessed or not: [n, 4] `draft.seen`."""
-        draft.seen.fill_(-1)
-        if self._z is None:
-            return
-        n = min(len(state.done), len(self._z))  # those behind were not running
-        outcome = state.outcome[:n].index_select(1, speculation.parity.long())[:, 0]  # [n, 2] (k, next token)
+        assert draft.z is not None
+        outcome = state.outcome.index_select(1, speculation.parity.long())[:, 0]  # [n, 2] (k, next token)
         k, token = outcome[:, 0].long().clamp_min(0), outcome[:, 1:].long().clamp_min(0)
-        length = speculation.length[:n]
-        z = self._z[torch.arange(n, device=k.device), k]  # [n, Vd]
+        length = speculation.length
+        z = draft.z[torch.arange(len(k), device=k.device), k]  # [n, Vd]
         column, known = self._columns(token, z.shape[1])  # [n, 1]
-        drafted = speculation.tokens[:n].long().gather(1, k[:, None].clamp_max(self.lookahead - 1))
+        drafted = speculation.tokens.long().gather(1, k[:, None].clamp_max(self.lookahead - 1))
         excluded, drawn = self._columns(drafted, z.shape[1])
         value, ids = z.gather(1, column), torch.arange(z.shape[1], device=z.device)
         before = (z > value) | ((z == value) & (ids < column))
         before &= ~(drawn & (k < length)[:, None] & (ids == excluded))
         behind_all = max(z.shape[1], self.budget)  # where a token stands that the draft cannot propose
         rank = torch.where(known[:, 0], before.sum(1), behind_all)
-        seen = torch.stack([speculation.hit[:n].long(), length.long(), k, rank], dim=1)
-        looked_up = (outcome[:, 0] >= 0) & (state.done[:n] == 0)
-        draft.seen[:n] = torch.where(looked_up[:, None], seen, -1).int()
+        seen = torch.stack([speculation.hit.long(), length.long(), k, rank], dim=1)
+        looked_up = (outcome[:, 0] >= 0) & (state.done == 0)
+        draft.seen.copy_(torch.where(looked_up[:, None], seen, -1))
 
     def _columns(self, tokens: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """The draft's columns of target ids, and which of them there are."""

@@ -6,13 +6,12 @@ draft    | extend trunk | fork | K branch steps ... |    look up     | extend | 
 
 from __future__ import annotations
 
-from concurrent.futures import Future, wait
+from collections.abc import Sequence
 
-from ssd.decoding.round import DraftFailed, Round, Verification
+from ssd.decoding.round import SlotReport, DraftFailed, Round, Verification
 from ssd.decoding.speculator import Speculator
 from ssd.decoding.verifier import Verifier
-from ssd.runtime.trace import Span
-from ssd.runtime.worker import Worker
+from ssd.runtime.executor import Executor, Run
 
 
 class SpeculativeSpeculative:
@@ -20,35 +19,32 @@ class SpeculativeSpeculative:
 
     mode = "ssd"
 
-    def __init__(self, verifier: Verifier, speculator: Speculator, worker: Worker) -> None:
+    def __init__(self, verifier: Verifier, speculator: Speculator, executor: Executor) -> None:
         self.verifier = verifier
         self.speculator = speculator
-        self.worker = worker
-        self._branching: Future[Span] | None = None
+        self.executor = executor
+        self._verified: list[Run] = []
+        self._neural = True
 
-    def admit(self, slot: int) -> Verification:
-        self._settle()
+    def admit(self, slot: int, length: int, samples: bool) -> Verification:
         with DraftFailed.guard():
-            self.speculator.prefill(slot)
-        return self.verifier.prefill(slot)
+            self.speculator.prefill(slot, length, samples)
+        return self.verifier.prefill(slot, length)
 
     def round(self, n: int) -> Round:
-        self._settle()
+        speculator, before = self.speculator, self._neural
+        self._neural = neural = speculator.drafts_misses(n)
         with DraftFailed.guard():
-            fallback = self.speculator.look_up(n)
-            self._branching = self.worker.submit(self.speculator.branch, n)
-        verification = self.verifier.verify(n)
-        result = Round(verification, self.verifier.speculation, fallback=fallback, branches=self.speculator.budget)
-        with DraftFailed.guard(result):
-            result.draft = self._branching.result()
-            self.speculator.learn(n, verification.span, result.draft, fallback)
-        result.seen = self.speculator.draft.seen[:n]
-        return result
+            looked_up = self.executor.run(
+                "draft", "look up", lambda: speculator.look_up(n, neural), n, neural, after=self._verified
+            )
+            seen = self.executor.read("draft", speculator.draft.seen[:n])
+            branching = self.executor.start("speculate", lambda: speculator.branch(n), n)
+        verification, verified = self.verifier.begin(n, looked_up)
+        self._verified = [verified]
+        return Round(verification, verified, branching, looked_up, (before, neural), speculator.budget, seen)
 
-    def _settle(self) -> None:
-        """Wait for a branch that an error or an interrupt left running: it must not meet the next round's tables."""
-        if self._branching is not None:
-            wait([self._branching])
-
-    def close(self) -> None:
-        self.worker.close()
+    def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
+        """Behind a round: take in what its look-up saw. reports: of the sequences that were in it."""
+        with DraftFailed.guard():
+            self.speculator.learn(round, reports)

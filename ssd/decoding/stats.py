@@ -69,9 +69,10 @@ class SequenceStats:
     def started(self) -> None:
         self.first_token = self.last_token = time.perf_counter()
 
-    def add(self, round: Round, *, accepted: int, proposed: int, hit: bool, rank: int = -1) -> None:
-        """One round this sequence was in. rank: of the next token it began with, −1 where nothing was guessed."""
-        verify = round.verification.span
+    def add(self, round: Round, *, accepted: int, proposed: int, hit: bool, missed: bool, rank: int = -1) -> None:
+        """One round this sequence was in. missed: whether it, or a sequence beside it, had its speculation to wait for; rank: of the
+        next token the round began with, −1 where nothing was guessed."""
+        verify = round.verified.span
         self.last_token = time.perf_counter()
         self.rounds += 1
         self.accepted += accepted
@@ -82,12 +83,12 @@ class SequenceStats:
             self.ranks[rank] += 1
         self.verify_ms.append(verify.ms)
         if round.draft is not None:
-            self.draft_ms.append(round.draft.ms)
-            self.hidden_ms.append(round.draft.overlap_ms(verify))
+            self.draft_ms.append(round.draft.span.ms)
+            self.hidden_ms.append(round.draft.span.overlap_ms(verify))
         if round.branches:
             self.branches += round.branches
-            if round.fallback is not None:
-                self.fallback_ms.append(round.fallback.ms)
+            if round.looked_up is not None and missed:
+                self.fallback_ms.append(round.looked_up.span.ms)
             if self.last_k is not None:
                 hits = self.per_k.setdefault(self.last_k, [0, 0])
                 hits[0] += hit

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from ssd import ops
-from ssd.decoding.round import Verification
+from ssd.decoding.round import Decided, Verification
 from ssd.decoding.tree import Tree
 from ssd.models.transformer import KVCache, Rows, Transformer
-from ssd.runtime.executor import Executor
-from ssd.runtime.trace import Span
+from ssd.runtime.executor import Executor, Run
 from ssd.state import SequenceState, Speculation
 
 PREFILL_CHUNK = 256  # prompt rows a forward pass: they share one read of the weights
@@ -42,40 +41,46 @@ class Verifier:
         self._tree = tree
         self._nothing = Speculation.allocate(1, 0, state.done.device)
 
-    def prefill(self, slot: int) -> Verification:
-        """Store a prompt's K/V and commit the token behind it: a verification of nothing, behind the prompt's last token.
+    def prefill(self, slot: int, length: int) -> Verification:
+        """Store a prompt's K/V and commit the token behind it: a verification of nothing, behind the prompt's last token. length: of
+        the prompt.
 
         A prompt is prefilled by itself, in chunks of a fixed size, so its K/V depends on nothing else in the batch.
         """
         state = self.state.only(slot)
-        with self._executor.trace.span("target", "prefill", slot=slot) as span:
-            for rows in prompt_rows(state, self.cache.page_size):
+        with self._executor.trace.span("target", "prefill", slot=slot):
+            for rows in prompt_rows(state, length, self.cache.page_size):
                 hidden = self._executor.forward("target", lambda: self.model.forward(rows, self.cache))  # noqa: B023
-            result = self._decide(state, self._nothing, self.model.logits(hidden[-1:]), span)
+            decided = self._decide(state, self._nothing, self.model.logits(hidden[-1:]))
         state.outcome.fill_(-1)  # nothing was guessed about it: the first look-up is a miss
-        return result
+        return self._reported(decided)
 
-    def verify(self, n: int) -> Verification:
-        """One round of the first n slots."""
+    def begin(self, n: int, *after: Run) -> tuple[Verification, Run]:
+        """Have a round of the first n slots verified, behind these runs of the draft's."""
+        run = self._executor.run("target", "verify", lambda: self.verify(n), n, after=after)
+        return self._reported(run.value), run
+
+    def verify(self, n: int) -> Decided:
+        """The program of a round of the first n slots."""
         state, speculation = self.state.first(n), self.speculation.first(n)
-        with self._executor.trace.span("target", "verify", batch=n) as span:
-            ids = torch.cat([state.last_token[:, None], speculation.tokens], dim=1)  # [n, K + 1]
-            tree, page_size = self._tree, self.cache.page_size
-            if tree is None:
-                rows = state.rows(ids, state.length, page_size)
-            else:
-                rows = tree.rows(state, state.length, ids, slice(0, tree.nodes), page_size)
-            logits = self._executor.forward("target", lambda: self.model.logits(self.model.forward(rows, self.cache)))
-            if tree is None:
-                return self._decide(state, speculation, logits, span)
-            length = state.length.clone()
-            result = self._decide(state, speculation, logits, span, tree.parent.repeat(n, 1))
-            tree.compact(self.cache, state, length, result.path)
-            return result
+        ids = torch.cat([state.last_token[:, None], speculation.tokens], dim=1)  # [n, K + 1]
+        tree, page_size = self._tree, self.cache.page_size
+        if tree is None:
+            rows = state.rows(ids, state.length, page_size)
+        else:
+            rows = tree.rows(state, state.length, ids, slice(0, tree.nodes), page_size)
+        logits = self._executor.forward("target", lambda: self.model.logits(self.model.forward(rows, self.cache)))
+        if tree is None:
+            return self._decide(state, speculation, logits)
+        length = state.length.clone()
+        decided = self._decide(state, speculation, logits, tree.parent.repeat(n, 1))
+        tree.compact(self.cache, state, length, decided.path)
+        return decided
 
-    def _decide(
-        self, state: SequenceState, speculation: Speculation, logits: Tensor, span: Span, parent: Tensor | None = None
-    ) -> Verification:
+    def _reported(self, decided: Decided) -> Verification:
+        return Verification(decided, self._executor.read("target", decided.report))
+
+    def _decide(self, state: SequenceState, speculation: Speculation, logits: Tensor, parent: Tensor | None = None) -> Decided:
         p_logits = logits.view(len(state.done), -1, self.model.vocab_size)  # [n, T, V]
         path = ops.verify(
             p_logits=p_logits,
@@ -98,13 +103,21 @@ class Verifier:
             done=state.done,
             outcome=state.outcome,
         )
-        return Verification(p_logits, path, span)
+        return Decided(p_logits, path, _report(state, speculation, path.shape[1]))
 
 
-def prompt_rows(state: SequenceState, page_size: int) -> list[Rows]:
-    """The rows of one slot's prompt, its last token included, in chunks."""
-    count = int(state.length[0]) + 1
-    starts = range(0, count, PREFILL_CHUNK)
-    position = torch.tensor(starts, dtype=torch.int32, device=state.length.device)
-    chunks = [state.tokens[:, first : min(count, first + PREFILL_CHUNK)] for first in starts]
+def _report(state: SequenceState, speculation: Speculation, width: int) -> Tensor:
+    """[n, 5 + width] int32, the rows of `SlotReport`."""
+    behind = torch.arange(1 - width, 1, dtype=torch.int64, device=state.length.device)
+    newest = state.tokens.gather(1, (state.length[:, None] + behind).clamp_min(0))
+    accepted = state.outcome.index_select(1, speculation.parity.long())[:, 0, 0]
+    each = (state.length, state.done, accepted, speculation.length, speculation.hit)
+    return torch.cat([torch.stack([column.int() for column in each], dim=1), newest], dim=1)
+
+
+def prompt_rows(state: SequenceState, length: int, page_size: int) -> list[Rows]:
+    """The rows of one slot's prompt of that length, in chunks."""
+    starts = range(0, length, PREFILL_CHUNK)
+    position = torch.arange(0, length, PREFILL_CHUNK, dtype=torch.int32, device=state.length.device)
+    chunks = [state.tokens[:, first : min(length, first + PREFILL_CHUNK)] for first in starts]
     return [state.rows(chunk, position[i : i + 1], page_size) for i, chunk in enumerate(chunks)]

@@ -1,4 +1,8 @@
-"""How a forward pass of either model is run: at once, or paced.
+"""How the programs of a round are run: each on its lane, the target's or the draft's, in the order in which they were begun there.
+
+A program may read what another lane's wrote only if it is begun `after` it. That is all that the loops (ssd/decoding) say of time;
+what a lane is, is said here: for `Executor` the caller's thread, and one of the draft's own for what is started beside it; for
+`CapturedExecutor` (runtime/captured.py) two streams of a device.
 
 Paced, every forward lasts at least a given time, waiting off the memory bus: one machine then shows what the engine does when
 each role has hardware of its own. Figures from it are always labelled paced.
@@ -7,36 +11,147 @@ each role has hardware of its own. Figures from it are always labelled paced.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from ssd.runtime.trace import Trace
+from ssd.runtime.trace import Span, Trace
+from ssd.runtime.worker import Worker
 
 Result = TypeVar("Result")
 
 
+class Run(Protocol):
+    """A program that was begun."""
+
+    @property
+    def span(self) -> Span:
+        """When it ran; known once `wait` has returned."""
+
+    @property
+    def value(self) -> Any:
+        """What the program returned: tables, to be read behind it on its lane."""
+
+    def wait(self) -> None:
+        """Return when it is over; raise what it raised."""
+
+
+class Reading(Protocol):
+    """A table on its way to the host."""
+
+    def tolist(self) -> list[Any]:
+        """Its rows, as they were at that point of the lane."""
+
+
+@dataclass
+class _Done:
+    """A run that was over when it was begun."""
+
+    span: Span
+    value: Any = None
+
+    def wait(self) -> None:
+        pass
+
+
+@dataclass
+class _Started:
+    """A run on the draft's thread."""
+
+    future: Future[_Done]
+
+    @property
+    def span(self) -> Span:
+        return self.future.result().span
+
+    @property
+    def value(self) -> Any:
+        return self.future.result().value
+
+    def wait(self) -> None:
+        self.future.result()
+
+
 class Executor:
-    """Runs forward passes eagerly. `trace` is where the phases of a round are measured."""
+    """Runs programs eagerly. `trace` is where the phases of a round are measured; draft_threads: intra-op threads of the draft's own
+    thread."""
 
-    def __init__(self, trace: Trace) -> None:
+    in_flight = 0  # rounds that may be under way while the host reads what an earlier one left
+
+    def __init__(self, trace: Trace, draft_threads: int = 1) -> None:
         self.trace = trace
+        self._worker = Worker(draft_threads)
+        self._started: Future[_Done] | None = None
 
-    def forward(self, role: str, program: Callable[[], Result]) -> Result:
-        """Run one forward pass of `role`, "target" or "draft"."""
+    def batch(self, n: int) -> int:
+        """How many slots a round of n covers."""
+        return n
+
+    def run(
+        self, lane: str, name: str, program: Callable[[], Any], n: int, key: object = None, after: Sequence[Run] = ()
+    ) -> Run:
+        """Run a program of n slots on a lane: behind all that was begun on it, and behind the runs in `after`, of the other lane.
+
+        key: what the program depends on beside its name and n; for the same three it is the same sequence of ops on the same tables.
+        """
+        if lane == "draft":
+            self.settle()
+        return self._run(lane, name, program, n)
+
+    def start(self, name: str, program: Callable[[], Any], n: int, key: object = None) -> Run:
+        """The same on the draft's lane, beside the caller, who goes on at once."""
+        self.settle()
+        self._started = self._worker.submit(self._run, "draft", name, program, n)
+        return _Started(self._started)
+
+    def _run(self, lane: str, name: str, program: Callable[[], Any], n: int) -> _Done:
+        with self.trace.span(lane, name, batch=n) as span:
+            value = program()
+        return _Done(span, value)
+
+    def alone(self, program: Callable[[], Result]) -> Result:
+        """Run a program behind all that was begun on either lane, and before all that will be: what changes the tables of both."""
+        self.settle()
         return program()
 
-    def when(self, flags: Tensor, program: Callable[[], Result]) -> Result | None:
-        """Run the program if any flag is set."""
-        return program() if bool(flags.any()) else None
+    def read(self, lane: str, table: Tensor) -> Reading:
+        """Have a small table copied to the host at this point of the lane. It must not be written again before `in_flight` more rounds
+        were begun."""
+        return table
+
+    def write(self, lane: str, table: Tensor, values: Tensor) -> None:
+        """Have a table overwritten with the host's values at this point of the lane."""
+        if lane == "draft":
+            self.settle()
+        table.copy_(values)
+
+    def forward(self, role: str, program: Callable[[], Result]) -> Result:
+        """Within a program: one forward pass of `role`, "target" or "draft"."""
+        return program()
+
+    def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
+        """Within a program: run another one if any flag is set."""
+        if bool(flags.any()):
+            program()
+
+    def settle(self) -> None:
+        """Wait for what was started and is still running, however it ends."""
+        if self._started is not None:
+            wait([self._started])
+
+    def close(self) -> None:
+        """Stop the draft's thread; what the target needs goes on."""
+        self._worker.close()
 
 
 class PacedExecutor(Executor):
     """Runs forward passes eagerly, each lasting at least `pace[role]` milliseconds."""
 
-    def __init__(self, trace: Trace, pace: tuple[float, float]) -> None:
-        super().__init__(trace)
+    def __init__(self, trace: Trace, draft_threads: int, pace: tuple[float, float]) -> None:
+        super().__init__(trace, draft_threads)
         self._least_s = {"target": pace[0] / 1e3, "draft": pace[1] / 1e3}
 
     def forward(self, role: str, program: Callable[[], Result]) -> Result:

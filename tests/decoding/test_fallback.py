@@ -147,7 +147,7 @@ def test_a_round_takes_as_long_as_the_slower_of_its_two_sides() -> None:
 
 def test_only_a_drafted_miss_says_what_drafting_takes() -> None:
     fallback = Fallback()
-    for miss in (None, span("n-gram", 0.001), span("fallback", 0.012)):
+    for miss in (None, span("look up", 0.012)):
         fallback.times(span("verify", 0.020), span("speculate", 0.030), miss)
     assert fallback.t_neural == pytest.approx([0.012])
 
@@ -155,7 +155,7 @@ def test_only_a_drafted_miss_says_what_drafting_takes() -> None:
 def test_old_times_are_forgotten() -> None:
     fallback = Fallback()
     for i in range(200):
-        fallback.times(span("verify", float(i)), span("speculate", 0.0), span("fallback", float(i)))
+        fallback.times(span("verify", float(i)), span("speculate", 0.0), span("look up", float(i)))
     newest = [float(i) for i in range(200 - Fallback.KEPT, 200)]
     assert fallback.t_round == fallback.t_neural == pytest.approx(newest)
 
@@ -177,7 +177,7 @@ def test_auto_leaves_the_draft_for_n_grams_once_rounds_have_shown_that_it_is_too
     for _ in range(20):
         chosen.append(fallback.choose(4))
         neural = chosen[-1] == "neural"
-        fallback.times(span("verify", 0.01), span("speculate", 0.01), span("fallback", 1.0) if neural else span("n-gram", 0.0))
+        fallback.times(span("verify", 0.01), span("speculate", 0.01), span("look up", 1.0) if neural else None)
         for hit in (True, True, True, False):
             fallback.outcome(hit=hit, neural=neural, tokens=2)
     assert chosen == ["neural"] * Fallback.ENOUGH + ["ngram"] * (20 - Fallback.ENOUGH)

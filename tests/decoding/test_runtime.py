@@ -43,13 +43,13 @@ def test_a_paced_forward_waits_for_what_is_left_of_its_least_time(
     monkeypatch: pytest.MonkeyPatch, role: str, least: float
 ) -> None:
     clock = Clock(monkeypatch, "ssd.runtime.executor")
-    assert PacedExecutor(Trace(), (200, 24)).forward(role, lambda: clock.work(0.010)) == "done"
+    assert PacedExecutor(Trace(), 1, (200, 24)).forward(role, lambda: clock.work(0.010)) == "done"
     assert clock.slept == [pytest.approx(least - 0.010)]
 
 
 def test_a_forward_slower_than_its_pace_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, "ssd.runtime.executor")
-    PacedExecutor(Trace(), (200, 24)).forward("draft", lambda: clock.work(0.030))
+    PacedExecutor(Trace(), 1, (200, 24)).forward("draft", lambda: clock.work(0.030))
     assert clock.slept == []
 
 
@@ -61,8 +61,10 @@ def test_an_eager_forward_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_program_runs_only_when_a_flag_is_set() -> None:
     executor = Executor(Trace())
-    assert executor.when(torch.tensor([False, True]), lambda: "ran") == "ran"
-    assert executor.when(torch.tensor([False, False]), lambda: "ran") is None
+    ran: list[str] = []
+    executor.when(torch.tensor([False, True]), lambda: ran.append("one is set"))
+    executor.when(torch.tensor([False, False]), lambda: ran.append("none is set"))
+    assert ran == ["one is set"]
 
 
 # Trace ------------------------------------------------------------------------------------------------------------------------

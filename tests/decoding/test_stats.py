@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
+from dataclasses import dataclass
+from typing import Any
 
-from ssd.decoding.round import Round, Verification
+import pytest
+
+from ssd.decoding.round import Round
 from ssd.decoding.stats import SequenceStats
 from ssd.runtime.trace import Span
-from ssd.state import Speculation
 
-NOTHING = torch.zeros(0)
-NO_SPECULATION = Speculation.allocate(1, 0, torch.device("cpu"))
+NOTHING: Any = None  # the tokens of a round are not the stats' affair
+
+
+@dataclass
+class Ran:
+    """A run that is over."""
+
+    span: Span
+    value: Any = None
+
+    def wait(self) -> None:
+        pass
 
 
 def speculative_round(verify: tuple[float, float], draft: tuple[float, float]) -> Round:
     """One of plain speculative decoding."""
-    return Round(
-        Verification(NOTHING, NOTHING, Span("target", "verify", *verify)),
-        NO_SPECULATION,
-        draft=Span("draft", "fallback", *draft),
-    )
+    return Round(NOTHING, Ran(Span("target", "verify", *verify)), Ran(Span("draft", "look up", *draft)))
 
 
-def ssd_round(verify: tuple[float, float], draft: tuple[float, float], fallback: tuple[float, float] | None = None) -> Round:
+def ssd_round(verify: tuple[float, float], draft: tuple[float, float], looked_up: tuple[float, float] = (0.0, 0.0)) -> Round:
     return Round(
-        Verification(NOTHING, NOTHING, Span("target", "verify", *verify)),
-        NO_SPECULATION,
-        draft=Span("draft", "speculate", *draft),
-        fallback=Span("draft", "fallback", *fallback) if fallback else None,
+        NOTHING,
+        Ran(Span("target", "verify", *verify)),
+        Ran(Span("draft", "speculate", *draft)),
+        looked_up=Ran(Span("draft", "look up", *looked_up)),
         branches=8,
     )
 
@@ -46,7 +53,7 @@ def test_a_sequence_that_ended_with_its_first_token_has_no_rounds_and_no_rates()
 def test_acceptance_is_of_the_tokens_that_were_proposed() -> None:
     stats = SequenceStats()
     for accepted, proposed in ((4, 4), (1, 4), (0, 4), (1, 2)):
-        stats.add(speculative_round((1, 2), (0, 1)), accepted=accepted, proposed=proposed, hit=False)
+        stats.add(speculative_round((1, 2), (0, 1)), accepted=accepted, proposed=proposed, hit=False, missed=True)
     summary = stats.summary("sd", tokens=11)
     assert (summary.rounds, summary.accepted_per_round) == (4, 1.5)
     assert summary.acceptance_rate == pytest.approx(6 / 14)
@@ -57,7 +64,7 @@ def test_a_look_up_counts_under_the_outcome_it_looked_for() -> None:
     """That is the round before's accepted count; the first look-up, behind a prompt, counts nowhere."""
     stats = SequenceStats()
     for accepted, hit in ((2, False), (4, True), (2, False), (0, True)):
-        stats.add(ssd_round((0, 1), (0, 1)), accepted=accepted, proposed=4, hit=hit)
+        stats.add(ssd_round((0, 1), (0, 1)), accepted=accepted, proposed=4, hit=hit, missed=not hit)
     summary = stats.summary("ssd", tokens=13)
     assert summary.hits_per_k == {2: (2, 2), 4: (0, 1)}
     assert summary.hit_rate == pytest.approx(2 / 3)
@@ -66,7 +73,7 @@ def test_a_look_up_counts_under_the_outcome_it_looked_for() -> None:
 def test_branches_that_no_hit_handed_out_are_unused() -> None:
     stats = SequenceStats()
     for hit in (False, True, True):
-        stats.add(ssd_round((0, 1), (0, 1)), accepted=1, proposed=4, hit=hit)
+        stats.add(ssd_round((0, 1), (0, 1)), accepted=1, proposed=4, hit=hit, missed=not hit)
     assert stats.summary("ssd", tokens=7).branches_unused == 3 * 8 - 2
 
 
@@ -74,28 +81,28 @@ def test_accepted_tokens_are_counted_by_their_place() -> None:
     """Rounds that accepted a first token, a second, and so on: none beyond the most that was accepted."""
     stats = SequenceStats()
     for accepted in (3, 0, 1, 3, 2):
-        stats.add(speculative_round((1, 2), (0, 1)), accepted=accepted, proposed=4, hit=False)
+        stats.add(speculative_round((1, 2), (0, 1)), accepted=accepted, proposed=4, hit=False, missed=True)
     assert stats.summary("sd", tokens=15).accepted_at == [4, 3, 2]
 
 
 def test_rounds_are_counted_by_the_tokens_proposed() -> None:
     stats = SequenceStats()
     for proposed in (4, 0, 4, 2, 4):
-        stats.add(speculative_round((1, 2), (0, 1)), accepted=0, proposed=proposed, hit=False)
+        stats.add(speculative_round((1, 2), (0, 1)), accepted=0, proposed=proposed, hit=False, missed=True)
     assert stats.summary("sd", tokens=6).proposed_counts == {0: 1, 2: 1, 4: 3}
 
 
 def test_next_tokens_are_counted_by_their_rank_where_one_was_looked_up() -> None:
     stats = SequenceStats()
     for rank in (-1, 0, 2, 0, 300):
-        stats.add(ssd_round((1, 2), (0, 1)), accepted=0, proposed=4, hit=rank == 0, rank=rank)
+        stats.add(ssd_round((1, 2), (0, 1)), accepted=0, proposed=4, hit=rank == 0, missed=rank != 0, rank=rank)
     assert stats.summary("ssd", tokens=6).rank_counts == {0: 2, 2: 1, 300: 1}
 
 
 def test_times_are_medians_in_milliseconds() -> None:
     stats = SequenceStats()
     for verify, draft in ((0.020, 0.008), (0.030, 0.004), (0.500, 0.006)):
-        stats.add(speculative_round((1, 1 + verify), (0, draft)), accepted=0, proposed=4, hit=False)
+        stats.add(speculative_round((1, 1 + verify), (0, draft)), accepted=0, proposed=4, hit=False, missed=True)
     summary = stats.summary("sd", tokens=4)
     assert summary.t_verify_ms == pytest.approx(30)
     assert summary.t_draft_ms == pytest.approx(6)
@@ -103,8 +110,8 @@ def test_times_are_medians_in_milliseconds() -> None:
 
 def test_a_fallback_counts_only_where_there_was_one() -> None:
     stats = SequenceStats()
-    for fallback in (None, (0.0, 0.010), None, (0.0, 0.030)):
-        stats.add(ssd_round((1, 2), (1, 2), fallback), accepted=0, proposed=4, hit=fallback is None)
+    for missed, looked_up in ((False, 0.001), (True, 0.010), (False, 0.002), (True, 0.030)):
+        stats.add(ssd_round((1, 2), (1, 2), (0.0, looked_up)), accepted=0, proposed=4, hit=not missed, missed=missed)
     assert stats.summary("ssd", tokens=5).t_fallback_ms == pytest.approx(20)
 
 
@@ -120,13 +127,13 @@ def test_a_fallback_counts_only_where_there_was_one() -> None:
 )
 def test_hidden_draft_time_is_what_the_verification_covered(draft: tuple[float, float], hidden_ms: float) -> None:
     stats = SequenceStats()
-    stats.add(ssd_round((1.0, 1.1), draft, fallback=(1.0, 1.1)), accepted=0, proposed=4, hit=False)
+    stats.add(ssd_round((1.0, 1.1), draft), accepted=0, proposed=4, hit=False, missed=True)
     assert stats.summary("ssd", tokens=2).hidden_draft_ms == pytest.approx(hidden_ms)
 
 
 def test_only_ssd_hides_its_draft() -> None:
     stats = SequenceStats()
-    stats.add(speculative_round((1, 2), (0, 1)), accepted=0, proposed=4, hit=False)
+    stats.add(speculative_round((1, 2), (0, 1)), accepted=0, proposed=4, hit=False, missed=True)
     assert stats.summary("sd", tokens=2).hidden_draft_ms is None
 
 

@@ -29,11 +29,11 @@ def break_draft(
     assert isinstance(engine._loop, (Speculative, SpeculativeSpeculative))
     speculator, where, calls, raised = engine._loop.speculator, threading.local(), [0], []
 
-    def within(method: Callable[[int], Any]) -> Callable[[int], Any]:
-        def run(n: int) -> Any:
+    def within(method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
             where.phase = method.__name__
             try:
-                return method(n)
+                return method(*arguments)
             finally:
                 where.phase = None
 
@@ -230,7 +230,7 @@ def test_a_target_that_raises_is_not_taken_for_the_draft(engine: MakeEngine, mon
 def test_a_failed_draft_leaves_no_thread_behind(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     for phase in ("prefill", "branch"):
         broken = engine("ssd", max_batch=3)
-        worker = broken._loop.worker  # type: ignore[union-attr]
+        worker = broken._executor._worker
         broken.decode([1], SamplingParams(max_new_tokens=4))
         break_draft(broken, monkeypatch, phase, 2)
         decode_and_warn(broken, PROMPTS, PARAMS)

@@ -71,8 +71,8 @@ class Canary:
         loop.admit = self.around(loop.admit)  # type: ignore[method-assign]
         loop.round = self.around(loop.round)  # type: ignore[method-assign]
 
-    def around(self, work: Callable[[int], Any]) -> Callable[[int], Any]:
-        def watched(argument: int) -> Any:
+    def around(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any) -> Any:
             scheduler = self.engine._scheduler
             owned = {int(page) for request in scheduler.running.values() for page in request.pages}  # type: ignore[union-attr]
             free = torch.tensor(sorted(set(range(1, self.engine._pages.capacity + 1)) - owned))
@@ -80,7 +80,8 @@ class Canary:
             views = {name: cache.kv.view(torch.int32) for name, cache in self.caches.items()}
             for view in views.values():
                 view[:, :, free] = PATTERN
-            result = work(argument)
+            result = work(*arguments)
+            self.engine._executor.settle()
             self.checks += 1
             for name, view in views.items():
                 spoilt = (view[:, :, free] != PATTERN).flatten(3).any(3).flatten(0, 1).any(0)

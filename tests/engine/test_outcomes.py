@@ -58,10 +58,10 @@ def decode(
         running = dict(engine._scheduler.running)
         result = run_round(n)
         for slot, request in sorted(running.items()):
-            after_hit, spec_len, k, rank = result.seen[slot].tolist()
+            after_hit, spec_len, k, rank = result.seen.tolist()[slot]
             if k >= 0:
                 found[len(request.prompt)].append(
-                    LookUp(bool(after_hit), spec_len, k, rank, bool(result.speculation.hit[slot]))
+                    LookUp(bool(after_hit), spec_len, k, rank, result.verification.slots[slot].hit)
                 )
                 in_order.append(found[len(request.prompt)][-1])
         return result
