@@ -51,6 +51,12 @@ MEMORY_FRACTION = 0.5  # of the machine's available memory, for K/V on a CPU
 Params = SamplingParams | Sequence[SamplingParams] | None
 
 
+def make_executor(trace: Trace, config: EngineConfig, draft_threads: int) -> Executor:
+    if config.pace is not None:
+        return PacedExecutor(trace, draft_threads, config.pace)
+    return Executor(trace, draft_threads)
+
+
 @dataclass
 class UnderWay:
     """A prefill or a round that was begun, and whose each of its rows is: the slots' of a round, row 0 of a prefill."""
@@ -143,9 +149,7 @@ class Engine:
         self._draft_threads = draft_threads or 1
         self._closed = False
         self.trace = Trace()
-        self._executor = (
-            Executor(self.trace, self._draft_threads) if pace is None else PacedExecutor(self.trace, self._draft_threads, pace)
-        )
+        self._executor = make_executor(self.trace, self.config, self._draft_threads)
         self._target = load_target(
             self.config.target,
             getattr(torch, dtype_name),

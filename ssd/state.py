@@ -168,6 +168,11 @@ class Speculation(SlotTables):
     def lookahead(self) -> int:
         return self.tokens.shape[1]
 
+    @property
+    def sampled(self) -> bool:
+        """Whether distributions are held: a program that draws is another one then."""
+        return self.q_logits is not None
+
     def hold_distributions(self, budget: int, vocab_size: int) -> None:
         """Allocate q, once: greedy decoding never reads it."""
         if self.q_logits is None:

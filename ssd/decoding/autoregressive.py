@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssd.decoding.round import SlotReport, Round, Verification
+from ssd.decoding.round import Round, SlotReport, Verification
 from ssd.decoding.verifier import Verifier
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ssd.decoding.fallback import NgramSpeculator
-from ssd.decoding.round import SlotReport, DraftFailed, Round, Verification
+from ssd.decoding.round import DraftFailed, Round, SlotReport, Verification
 from ssd.decoding.speculator import Speculator
 from ssd.decoding.verifier import Verifier
 from ssd.runtime.executor import Executor, Run
@@ -28,16 +28,16 @@ class Speculative:
         return self.verifier.prefill(slot, length)
 
     def round(self, n: int) -> Round:
-        speculator = self.speculator
+        speculator, sampled = self.speculator, self.verifier.speculation.sampled
         with DraftFailed.guard():
-            drafted = self.executor.run("draft", "look up", lambda: speculator.look_up(n), n, after=self._verified)
+            drafted = self.executor.run("draft", "look up", lambda: speculator.look_up(n), n, sampled, self._verified)
         verification, verified = self.verifier.begin(n, drafted)
         self._verified = [verified]
         result = Round(verification, verified, drafted)
         if speculator.keeps:
             path = verification.decided.path
             with DraftFailed.guard(result):
-                self.executor.run("draft", "keep", lambda: speculator.keep(n, path), n, after=self._verified)
+                self.executor.run("draft", "keep", lambda: speculator.keep(n, path), n, sampled, self._verified)
         return result
 
     def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssd.decoding.round import SlotReport, DraftFailed, Round, Verification
+from ssd.decoding.round import DraftFailed, Round, SlotReport, Verification
 from ssd.decoding.speculator import Speculator
 from ssd.decoding.verifier import Verifier
 from ssd.runtime.executor import Executor, Run
@@ -32,14 +32,14 @@ class SpeculativeSpeculative:
         return self.verifier.prefill(slot, length)
 
     def round(self, n: int) -> Round:
-        speculator, before = self.speculator, self._neural
+        speculator, before, sampled = self.speculator, self._neural, self.verifier.speculation.sampled
         self._neural = neural = speculator.drafts_misses(n)
         with DraftFailed.guard():
             looked_up = self.executor.run(
-                "draft", "look up", lambda: speculator.look_up(n, neural), n, neural, after=self._verified
+                "draft", "look up", lambda: speculator.look_up(n, neural), n, (neural, sampled), self._verified
             )
             seen = self.executor.read("draft", speculator.draft.seen[:n])
-            branching = self.executor.start("speculate", lambda: speculator.branch(n), n)
+            branching = self.executor.start("speculate", lambda: speculator.branch(n), n, sampled)
         verification, verified = self.verifier.begin(n, looked_up)
         self._verified = [verified]
         return Round(verification, verified, branching, looked_up, (before, neural), speculator.budget, seen)

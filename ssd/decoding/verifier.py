@@ -57,7 +57,7 @@ class Verifier:
 
     def begin(self, n: int, *after: Run) -> tuple[Verification, Run]:
         """Have a round of the first n slots verified, behind these runs of the draft's."""
-        run = self._executor.run("target", "verify", lambda: self.verify(n), n, after=after)
+        run = self._executor.run("target", "verify", lambda: self.verify(n), n, self.speculation.sampled, after)
         return self._reported(run.value), run
 
     def verify(self, n: int) -> Decided:

@@ -67,8 +67,12 @@ class Trace:
             span.end = time.perf_counter()
             if self._nvtx is not None:
                 self._nvtx.pop_range()
-            if self._recorded is not None:
-                self._recorded.append(span)
+            self.keep(span)
+
+    def keep(self, span: Span) -> None:
+        """Take in a span that was measured elsewhere, if spans are kept."""
+        if self._recorded is not None:
+            self._recorded.append(span)
 
     def write(self, path: Path) -> None:
         """Write what was recorded as a JSON file that chrome://tracing and Perfetto open: a target and a draft lane, times in µs."""

@@ -1,0 +1,169 @@
+"""Rounds as graphs: each lane is a stream of a device, and a program is recorded once and launched whole from then on.
+
+The host only begins programs, and is a round or two ahead of the device: what joins the lanes are events between streams, and what
+comes back are small tables, copied behind the program that wrote them. `Device` is all that this asks of a device: torch.cuda's is
+runtime/cuda.py; a test's runs what was recorded in any order that streams and events allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from ssd.runtime.executor import Executor, Reading, Run
+from ssd.runtime.trace import LANES, Span, Trace
+
+Result = TypeVar("Result")
+
+BUCKETS = (1, 2, 4, 8, 16, 32)  # batch sizes that programs are recorded for; beyond, the largest batch there is
+
+
+class Event(Protocol):
+    """A point of a stream."""
+
+    def wait(self) -> None:
+        """Return when the device has come past it."""
+
+    def seconds(self) -> float:
+        """When that was, by time.perf_counter's clock."""
+
+
+class Graph(Protocol):
+    """A program that was recorded."""
+
+
+class Stream(Protocol):
+    """What is enqueued here runs in this order."""
+
+    def work(self) -> AbstractContextManager[None]:
+        """Within it, ops are enqueued here."""
+
+    def record(self) -> Event: ...
+
+    def wait(self, event: Event) -> None:
+        """Let what is enqueued from now on run behind another stream's event."""
+
+    def launch(self, graph: Graph) -> None: ...
+
+
+class Device(Protocol):
+    """Streams, graphs, and copies to and from the host."""
+
+    def stream(self, lane: str) -> Stream: ...
+
+    def capture(self, stream: Stream, program: Callable[[], Any]) -> tuple[Graph, Any]:
+        """Record a program without running it. Returns what it returned too: tables that every launch writes anew."""
+
+    def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
+        """While recording: a part that runs only if a flag is set by then."""
+
+    def download(self, table: Tensor) -> Tensor:
+        """Enqueue a copy to the host; it is there once the stream has come past it."""
+
+    def upload(self, table: Tensor, values: Tensor) -> None:
+        """Enqueue a copy of the host's values, as they are now."""
+
+
+@dataclass
+class _Launched:
+    """A run on a stream."""
+
+    lane: str
+    name: str
+    batch: int
+    began: Event
+    ended: Event
+    value: Any
+    trace: Trace
+
+    def wait(self) -> None:
+        self.ended.wait()
+
+    @cached_property
+    def span(self) -> Span:
+        self.wait()
+        span = Span(self.lane, self.name, self.began.seconds(), self.ended.seconds(), {"batch": self.batch})
+        self.trace.keep(span)
+        return span
+
+
+@dataclass
+class _Copied:
+    """A table on its way to the host."""
+
+    copy: Tensor
+    there: Event
+
+    def tolist(self) -> list[Any]:
+        self.there.wait()
+        return self.copy.tolist()
+
+
+@dataclass
+class CapturedExecutor(Executor):
+    """Runs programs as graphs, on two streams of a device. largest: the largest batch."""
+
+    trace: Trace
+    device: Device
+    largest: int
+    _graphs: dict[tuple[str, str, int, object], tuple[Graph, Any]] = field(default_factory=dict)
+
+    in_flight = 2
+
+    def __post_init__(self) -> None:
+        self._lanes = {lane: self.device.stream(lane) for lane in LANES}
+
+    def batch(self, n: int) -> int:
+        return min([b for b in BUCKETS if n <= b < self.largest], default=self.largest)
+
+    def run(
+        self, lane: str, name: str, program: Callable[[], Any], n: int, key: object = None, after: Sequence[Run] = ()
+    ) -> Run:
+        stream = self._lanes[lane]
+        for run in after:
+            assert isinstance(run, _Launched)
+            stream.wait(run.ended)
+        known = (lane, name, n, key)
+        if known not in self._graphs:
+            self._graphs[known] = self.device.capture(stream, program)
+        graph, value = self._graphs[known]
+        began = stream.record()
+        stream.launch(graph)
+        return _Launched(lane, name, n, began, stream.record(), value, self.trace)
+
+    def start(self, name: str, program: Callable[[], Any], n: int, key: object = None) -> Run:
+        return self.run("draft", name, program, n, key)
+
+    def alone(self, program: Callable[[], Result]) -> Result:
+        target, draft = self._lanes["target"], self._lanes["draft"]
+        target.wait(draft.record())
+        with target.work():
+            result = program()
+        draft.wait(target.record())
+        return result
+
+    def read(self, lane: str, table: Tensor) -> Reading:
+        stream = self._lanes[lane]
+        with stream.work():
+            copy = self.device.download(table)
+        return _Copied(copy, stream.record())
+
+    def write(self, lane: str, table: Tensor, values: Tensor) -> None:
+        with self._lanes[lane].work():
+            self.device.upload(table, values)
+
+    def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
+        self.device.when(flags, program)
+
+    def settle(self) -> None:
+        for stream in self._lanes.values():
+            stream.record().wait()
+
+    def close(self) -> None:
+        """A draft that is no longer used leaves nothing running."""
+        self.settle()

@@ -1,0 +1,280 @@
+"""Rounds as graphs on two streams, with the host two rounds ahead: the same tokens and counts as eagerly, in any order that streams
+and events allow. The device is a fake (tests/fake_device.py); what is planted here as a mistake must come out in some order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from engine.cases import MakeEngine, random_prompts
+from fake_device import FakeDevice, HostRead
+from ssd import Completion, Engine, SamplingParams
+from ssd.decoding.speculator import Speculator
+from ssd.runtime.captured import CapturedExecutor
+from ssd.runtime.trace import Trace
+from ssd.state import SequenceState
+
+LENGTHS = (30, 12, 25, 18, 9, 1, 22, 3, 14)  # more requests than slots, and some that end while others are under way
+PROMPTS = random_prompts((3, 20, 1, 9, 40, 17, 5, 16, 2))
+GREEDY = [SamplingParams(max_new_tokens=n, ignore_eos=True) for n in LENGTHS]
+SAMPLED = [SamplingParams(temperature=1.0, max_new_tokens=n, ignore_eos=True, seed=n) for n in LENGTHS]
+FIXED = {"fan_out": "uniform", "fallback": "neural"}  # what does not depend on when the host learns
+
+Made = tuple[Engine, FakeDevice]
+MakeCaptured = Callable[..., Made]
+
+
+@pytest.fixture
+def captured(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> MakeCaptured:
+    """Builds engines whose device is a fake: seed is of the order in which it runs."""
+
+    def build(mode: str, seed: int, draft: str | None = "auto", **options: Any) -> Made:
+        device = FakeDevice(seed)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "ssd.engine.make_executor", lambda trace, config, _: CapturedExecutor(trace, device, config.max_batch)
+            )
+            return engine(mode, draft, **options), device
+
+    return build
+
+
+def figures(completions: list[Completion]) -> list[Any]:
+    """Tokens, and all that was counted on the way."""
+    return [
+        (
+            c.token_ids,
+            c.finish_reason,
+            c.degraded,
+            c.text,
+            s.rounds,
+            s.hits_per_k,
+            s.accepted_at,
+            s.rank_counts,
+            s.proposed_counts,
+        )
+        for c in completions
+        for s in [c.stats]
+    ]
+
+
+CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+    "ar": ("ar", None, {}),
+    "sd": ("sd", "draft", {}),
+    "sd, tree": ("sd", "draft", {"tree": (2, 2, 1)}),
+    "sd, n-gram": ("sd", "ngram", {}),
+    "ssd": ("ssd", "draft", FIXED),
+    "ssd, trimmed": ("ssd", "trimmed", FIXED | {"saguaro_c": 0.3, "lookahead": 3, "budget": 5}),
+    "ssd, n-gram": ("ssd", "draft", FIXED | {"fallback": "ngram"}),
+}
+
+
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("case", CASES)
+def test_every_order_gives_what_eager_rounds_give(
+    engine: MakeEngine, captured: MakeCaptured, case: str, params: list[SamplingParams]
+) -> None:
+    mode, draft, options = CASES[case]
+    expected = figures(engine(mode, draft, max_batch=3, **options).decode(PROMPTS, params))
+    for seed in range(6):
+        one, _ = captured(mode, seed, draft, max_batch=3, **options)
+        assert figures(one.decode(PROMPTS, params)) == expected
+        assert one._pages.available == one._pages.capacity
+
+
+def test_a_measured_fan_out_and_fallback_change_no_token(engine: MakeEngine, captured: MakeCaptured) -> None:
+    """What the host learns reaches the rounds later than it does eagerly."""
+    expected = [c.token_ids for c in engine("ar").decode(PROMPTS, GREEDY)]
+    for seed in range(6):
+        one, _ = captured("ssd", seed, max_batch=3)
+        found = one.decode(PROMPTS, GREEDY)
+        assert [c.token_ids for c in found] == expected
+        assert sum(h for c in found for h, _ in c.stats.hits_per_k.values()) > 0
+
+
+@pytest.mark.parametrize("mode", ["ar", "ssd"])
+def test_stop_strings_and_logprobs_are_those_of_eager_rounds(engine: MakeEngine, captured: MakeCaptured, mode: str) -> None:
+    """A stop string is seen two rounds late; what came behind it is dropped."""
+    whole = engine(mode, max_batch=3).decode(PROMPTS, GREEDY)
+    params = [replace(own, stop=(c.text[3:5],)) for own, c in zip(GREEDY, whole, strict=True) if len(c.text) > 8]
+    prompts = [prompt for prompt, c in zip(PROMPTS, whole, strict=True) if len(c.text) > 8]
+    assert len(prompts) > 3
+    options = FIXED if mode == "ssd" else {}
+    stopped = engine(mode, max_batch=3, **options).decode(prompts, params)
+    assert {c.finish_reason for c in stopped} == {"stop"}
+    with_logprobs = [replace(own, logprobs=2, temperature=0.5, seed=3) for own in GREEDY]
+    listed = engine(mode, max_batch=3, **options).decode(PROMPTS, with_logprobs)
+    for seed in range(3):
+        one, _ = captured(mode, seed, max_batch=3, **options)
+        assert [(c.token_ids, c.text) for c in one.decode(prompts, params)] == [(c.token_ids, c.text) for c in stopped]
+        assert [c.logprobs for c in one.decode(PROMPTS, with_logprobs)] == [c.logprobs for c in listed]
+
+
+def test_a_program_is_recorded_once_for_each_batch_size(captured: MakeCaptured) -> None:
+    """1, 2, 4 and the largest; and once more where requests sample."""
+    one, device = captured("ssd", 0, max_batch=6, **FIXED)
+    one.decode(PROMPTS, GREEDY)
+    programs = {(lane, name) for lane, name, _, _ in one._executor._graphs}  # type: ignore[attr-defined]
+    assert programs == {("draft", "look up"), ("draft", "speculate"), ("target", "verify")}
+    assert {n for _, _, n, _ in one._executor._graphs} <= {1, 2, 4, 6}  # type: ignore[attr-defined]
+    recorded = device.captures
+    one.decode(PROMPTS, GREEDY)
+    assert device.captures == recorded <= 3 * 4
+    one.decode(PROMPTS, SAMPLED)
+    assert recorded < device.captures <= 2 * 3 * 4
+
+
+def test_the_host_is_two_rounds_ahead(captured: MakeCaptured) -> None:
+    """And no more: where the third is begun, the first was read."""
+    one, _ = captured("ssd", 0, max_batch=1, **FIXED)
+    depths = []
+    begin = one._begin
+
+    def watched(*arguments: Any) -> None:
+        begin(*arguments)
+        depths.append(len(one._under_way))
+
+    one._begin = watched  # type: ignore[method-assign]
+    one.decode(PROMPTS[0], GREEDY[0])
+    assert max(depths) == 3  # with the one just begun
+
+
+def test_a_value_read_while_recording_is_refused() -> None:
+    executor, table = CapturedExecutor(Trace(), FakeDevice(0), 1), torch.zeros(2)
+    for read in (lambda: bool(table.any()), lambda: table.tolist(), lambda: table[0].item(), lambda: int(table[0])):
+        with pytest.raises(HostRead):
+            executor.run("target", "program", read, 1, key=read)
+
+
+def test_a_condition_is_looked_at_when_the_program_runs() -> None:
+    device = FakeDevice(0)
+    executor, flag, count = CapturedExecutor(Trace(), device, 1), torch.zeros(1), torch.zeros(1)
+    with torch.inference_mode():
+        for value, expected in ((0, 0), (1, 1), (1, 2), (0, 2)):
+            flag.fill_(value)
+            executor.run("draft", "program", lambda: executor.when(flag != 0, lambda: count.add_(1)), 1).wait()
+            assert count.item() == expected
+    assert device.captures == 1
+
+
+# Mistakes that some order must bring to light ---------------------------------------------------------------------------------
+
+
+def read_live_state(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The draft has no copy of where the sequences stand: it branches from wherever the target is by then."""
+    speculator = one._loop.speculator  # type: ignore[union-attr]
+    live = replace(speculator.draft, length=one._state.length, last_token=one._state.last_token)
+    monkeypatch.setattr(speculator, "draft", live)
+
+
+def change_tables_under_the_draft(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request is admitted, and one that ended gives its pages back, while branches for the old ones are under way."""
+    stream = one._executor._lanes["target"]  # type: ignore[attr-defined]
+
+    def alone(program: Callable[[], Any]) -> Any:
+        with stream.work():
+            return program()
+
+    monkeypatch.setattr(one._executor, "alone", alone)
+
+
+def draw_into_the_half_in_use(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branches' distributions go where those are that the verification reads."""
+    draw = Speculator._draw
+
+    def drawn(self: Speculator, state: Any, speculation: Any, logits: Any, position: Any, half: Any, *more: Any) -> Any:
+        return draw(self, state, speculation, logits, position, speculation.parity, *more)
+
+    monkeypatch.setattr(Speculator, "_draw", drawn)
+
+
+def on_another_lane(name: str, lane: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = CapturedExecutor.run
+    monkeypatch.setattr(
+        CapturedExecutor,
+        "run",
+        lambda self, own, program, *more, **named: run(self, lane if program == name else own, program, *more, **named),
+    )
+
+
+def look_up_before_the_branches_are_there(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the target's lane: behind the verification, but not behind the draft."""
+    on_another_lane("look up", "target", monkeypatch)
+
+
+def without_waiting(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    run = CapturedExecutor.run
+
+    def hurry(self: Any, lane: str, program: str, work: Any, n: int, key: object = None, after: Any = ()) -> Any:
+        return run(self, lane, program, work, n, key, () if program == name else after)
+
+    monkeypatch.setattr(CapturedExecutor, "run", hurry)
+
+
+def look_up_before_the_outcome_is_there(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_waiting(monkeypatch, "look up")
+
+
+def verify_before_the_speculation_is_there(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_waiting(monkeypatch, "verify")
+
+
+def let_done_slots_write(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot that is given back keeps its pages' names: its rows go on writing there."""
+    monkeypatch.setattr(SequenceState, "retire", lambda self, slot: self.done[slot].fill_(1))
+
+
+def read_reports_before_they_are_there(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy to the host does not wait for the verification."""
+    read = CapturedExecutor.read
+    monkeypatch.setattr(CapturedExecutor, "read", lambda self, lane, table: read(self, "draft", table))
+
+
+# Memory for six pages: the fourth request waits until the first two have given theirs back, and the third runs on.
+TIGHT = random_prompts((3, 4, 5, 20, 21, 6))
+TIGHT_PARAMS = [SamplingParams(temperature=1.0, max_new_tokens=n, ignore_eos=True, seed=n) for n in (9, 8, 39, 25, 24, 30)]
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        read_live_state,
+        change_tables_under_the_draft,
+        draw_into_the_half_in_use,
+        look_up_before_the_branches_are_there,
+        look_up_before_the_outcome_is_there,
+        verify_before_the_speculation_is_there,
+        let_done_slots_write,
+        read_reports_before_they_are_there,
+    ],
+)
+def test_a_mistake_comes_to_light(
+    engine: MakeEngine, captured: MakeCaptured, monkeypatch: pytest.MonkeyPatch, mistake: Callable[..., None]
+) -> None:
+    options = FIXED | {"max_batch": 3, "lookahead": 3, "max_context": 64}
+    expected = figures(engine("ssd", **options).decode(TIGHT, TIGHT_PARAMS))
+
+    def found_in(seed: int) -> bool:
+        one, _ = captured("ssd", seed, **options)
+        one._pages.allocate(one._pages.available - 6)
+        with monkeypatch.context() as patch:
+            mistake(one, patch)
+            try:
+                return figures(one.decode(TIGHT, TIGHT_PARAMS)) != expected
+            except (AssertionError, RuntimeError, IndexError):  # tables that no longer fit together
+                return True
+
+    assert any(found_in(seed) for seed in range(12))
+
+
+def test_tight_memory_is_no_mistake(engine: MakeEngine, captured: MakeCaptured) -> None:
+    options = FIXED | {"max_batch": 3, "lookahead": 3, "max_context": 64}
+    expected = figures(engine("ssd", **options).decode(TIGHT, TIGHT_PARAMS))
+    for seed in range(12):
+        one, _ = captured("ssd", seed, **options)
+        one._pages.allocate(one._pages.available - 6)
+        assert figures(one.decode(TIGHT, TIGHT_PARAMS)) == expected

@@ -1,0 +1,220 @@
+"""A device without a device: streams, events and graphs over CPU tensors, run in any order that they allow.
+
+What is enqueued runs only when the host waits for something, one op at a time, each from a stream chosen at random: a missing
+event, or a table that is read while the other lane writes it, comes out as different tokens or counts for some seed.
+
+A program is recorded by running it once, with every op noted and every table that it wrote put back. A launch then runs the noted
+ops on the same tensors: whatever the host decided while recording is decided for good, as in a CUDA graph. Reading a value on the
+host while recording is refused, as there.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Step = Callable[[], "list[Step] | None"]  # one op; or what is to run in its place
+
+
+class HostRead(RuntimeError):
+    """A program asked for a value while it was recorded."""
+
+
+class _NoHostReads(TorchFunctionMode):
+    READS = (Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.READS:
+            raise HostRead(f"a program calls {func.__name__} while it is recorded")
+        return func(*args, **(kwargs or {}))
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes every op; `restore` puts back what they wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+        self._own: set[int] = set()  # storages that this program made
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+        self._alive: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise HostRead("a program reads a value while it is recorded")
+        for argument, value in self._written(func, args, kwargs):
+            if argument:
+                self._save(value)
+        result = func(*args, **kwargs)
+        inputs = {each.untyped_storage().data_ptr() for each in _tensors((args, kwargs))}
+        made = [each for each in _tensors(result) if each.untyped_storage().data_ptr() not in inputs]
+        self._own.update(each.untyped_storage().data_ptr() for each in made)
+        self._alive.append((args, kwargs, result))
+
+        def step() -> None:
+            again = func(*args, **kwargs)
+            for old, new in zip(_tensors(result), _tensors(again), strict=True):
+                if any(old is each for each in made):
+                    old.copy_(new)
+
+        self.steps.append(step)
+        return result
+
+    @staticmethod
+    def _written(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[bool, Tensor]]:
+        for place, argument in enumerate(func._schema.arguments):
+            value = args[place] if place < len(args) else kwargs.get(argument.name)
+            for tensor in _tensors(value):
+                yield argument.alias_info is not None and argument.alias_info.is_write, tensor
+
+    def _save(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._own and storage.data_ptr() not in self._before:
+            whole = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
+            self._before[storage.data_ptr()] = (whole, whole.clone())
+
+    def restore(self) -> None:
+        for whole, before in self._before.values():
+            whole.copy_(before)
+
+
+@dataclass
+class FakeGraph:
+    steps: list[Step]
+
+
+class FakeEvent:
+    def __init__(self, device: FakeDevice) -> None:
+        self._device = device
+        self.at: float | None = None
+
+    def wait(self) -> None:
+        self._device.run_until(lambda: self.at is not None)
+
+    def seconds(self) -> float:
+        assert self.at is not None, "the host asks for the time of an event it has not waited for"
+        return self.at
+
+
+@dataclass
+class FakeStream:
+    device: FakeDevice
+    queue: deque[Any] = field(default_factory=deque)  # steps, and events to wait for
+    _open: list[Any] | None = None  # what is being enqueued
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        if self._open is not None:  # within itself: one run of ops
+            yield
+            return
+        with self.device.recording() as self._open:
+            yield
+        self.queue.extend(self._open)
+        self._open = None
+
+    def record(self) -> FakeEvent:
+        event = FakeEvent(self.device)
+
+        def come_past() -> None:
+            event.at = time.perf_counter()
+
+        self._enqueue([come_past])
+        return event
+
+    def wait(self, event: FakeEvent) -> None:
+        self._enqueue([event])
+
+    def launch(self, graph: FakeGraph) -> None:
+        self._enqueue(graph.steps)
+
+    def _enqueue(self, steps: list[Any]) -> None:
+        (self.queue if self._open is None else self._open).extend(steps)
+
+
+class FakeDevice:
+    """seed: of the order. patience: the chance that, where the host has what it waited for, the device goes on all the same."""
+
+    def __init__(self, seed: int, patience: float = 0.9) -> None:
+        self._dice = random.Random(seed)
+        self._patience = patience
+        self.streams: dict[str, FakeStream] = {}
+        self._recorders: list[_Recorder] = []
+        self.captures = 0
+
+    def stream(self, lane: str) -> FakeStream:
+        return self.streams.setdefault(lane, FakeStream(self))
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Step]]:
+        """The steps that are enqueued within; they have not run."""
+        recorder = _Recorder()
+        self._recorders.append(recorder)
+        try:
+            with recorder:
+                yield recorder.steps
+        finally:
+            self._recorders.pop()
+            recorder.restore()
+
+    def capture(self, stream: FakeStream, program: Callable[[], Any]) -> tuple[FakeGraph, Any]:
+        self.captures += 1
+        with self.recording() as steps, _NoHostReads():
+            value = program()
+        return FakeGraph(steps), value
+
+    def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
+        recorder = self._recorders[-1]
+        outside, recorder.steps = recorder.steps, []
+        program()
+        inside, recorder.steps = recorder.steps, outside
+
+        def branch() -> list[Step] | None:
+            return inside if bool(flags.any()) else None
+
+        recorder.steps.append(branch)
+
+    def download(self, table: Tensor) -> Tensor:
+        return table.clone()
+
+    def upload(self, table: Tensor, values: Tensor) -> None:
+        table.copy_(values.clone())
+
+    def run_until(self, reached: Callable[[], bool]) -> None:
+        while not reached() or self._dice.random() < self._patience:
+            ready = [stream for stream in self.streams.values() if self._can_go_on(stream)]
+            if not ready:
+                assert reached(), "the host waits for what no stream will come past"
+                return
+            stream = self._dice.choice(ready)
+            for _ in range(self._dice.choice((1, 1, 3, 30))):
+                if not self._can_go_on(stream):
+                    break
+                self._advance(stream)
+
+    @staticmethod
+    def _can_go_on(stream: FakeStream) -> bool:
+        return bool(stream.queue) and not (isinstance(stream.queue[0], FakeEvent) and stream.queue[0].at is None)
+
+    @staticmethod
+    def _advance(stream: FakeStream) -> None:
+        first = stream.queue.popleft()
+        if not isinstance(first, FakeEvent):
+            with torch.inference_mode():
+                instead = first()
+            stream.queue.extendleft(reversed(instead or []))
