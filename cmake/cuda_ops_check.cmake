@@ -1,10 +1,11 @@
-# cuda_ops_check: compiles csrc/cuda_ops with a CPU torch, for machines that have the CUDA toolkit but no CUDA torch. Its
+# cuda_ops_check: compiles csrc/cuda_ops, and what csrc/runtime has for CUDA, with a CPU torch, for machines that have the CUDA toolkit but no CUDA torch. Its
 # objects are linked to nothing. Such a torch has every header but the one that its CUDA build generates.
 find_package(CUDAToolkit REQUIRED)
 set(generated ${CMAKE_CURRENT_BINARY_DIR}/generated)
 file(WRITE ${generated}/c10/cuda/impl/cuda_cmake_macros.h "#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n")
 
 file(GLOB cuda_ops_sources CONFIGURE_DEPENDS csrc/cuda_ops/*.cpp)
-add_library(cuda_ops_check OBJECT EXCLUDE_FROM_ALL ${cuda_ops_sources})
+add_library(cuda_ops_check OBJECT EXCLUDE_FROM_ALL ${cuda_ops_sources} csrc/runtime/conditional.cpp csrc/runtime/module.cpp)
+target_compile_definitions(cuda_ops_check PRIVATE SSD_CUDA)
 target_include_directories(cuda_ops_check SYSTEM PRIVATE ${generated})
 target_link_libraries(cuda_ops_check PRIVATE ssd_extension CUDA::cudart)

@@ -7,6 +7,9 @@ find_package(pybind11 REQUIRED CONFIG PATHS ${pybind11_folder} NO_DEFAULT_PATH)
 file(GLOB cpu_sources CONFIGURE_DEPENDS csrc/cpu/*.cpp)
 file(GLOB simd_sources CONFIGURE_DEPENDS csrc/cpu/simd/*.cpp)
 file(GLOB runtime_sources CONFIGURE_DEPENDS csrc/runtime/*.cpp)
+if(NOT SSD_CUDA)
+  list(FILTER runtime_sources EXCLUDE REGEX "/conditional.cpp$")
+endif()
 
 # What every object of the extension is compiled with. Of OpenMP only the vectorised loops: threads are csrc/cpu/parallel.h's.
 add_library(ssd_extension INTERFACE)
@@ -43,6 +46,7 @@ target_link_libraries(ssd_host PRIVATE ssd_extension)
 if(SSD_CUDA)
   file(GLOB cuda_ops_sources CONFIGURE_DEPENDS csrc/cuda_ops/*.cpp)
   target_sources(ssd_host PRIVATE ${cuda_ops_sources})
+  target_compile_definitions(ssd_host PRIVATE SSD_CUDA)
   target_link_libraries(ssd_host PRIVATE CUDA::cudart)
 endif()
 

@@ -5,6 +5,18 @@ import numpy.typing as npt
 def cpu_isa() -> str:
     """The instruction set the CPU ops run with on this machine: "portable", "avx2" or "avx512bf16"."""
 
+def has_conditional_nodes() -> bool:
+    """Whether this extension was built for CUDA, and the driver knows conditional nodes (CUDA 12.4)."""
+
+class Conditional:
+    """An IF node of the CUDA graph that `stream` is being captured into. Until `end`, what is enqueued on `body` is its body, which runs
+    if any of `count` uint8 flags is set when the graph comes to it. Streams and pointers are given as numbers.
+
+    Only where the extension was built for CUDA. Raises RuntimeError with what CUDA says."""
+
+    def __init__(self, stream: int, flags: int, count: int, body: int) -> None: ...
+    def end(self) -> None: ...
+
 class PageAllocator:
     """Which pages of a K/V cache are free. Hands out pages 1 .. num_pages - 1; page 0 is the null page."""
 

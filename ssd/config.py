@@ -6,6 +6,7 @@ Everything refused is refused with one sentence that names the value, the limit 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -161,10 +162,12 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _one_of("mode", self.mode, get_args(ModeName))
         _one_of("dtype", self.dtype, get_args(DtypeName))
-        if self.device not in ("auto", "cpu"):
-            raise SsdError(f"device is {self.device!r}; the engine runs on 'cpu' only, its CUDA rounds are not built yet.")
-        if self.draft_device not in (None, "cpu") or self.draft_sms is not None:
-            raise SsdError("draft_device and draft_sms place the draft on CUDA, which is not built yet; leave them out.")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise SsdError(f"device is {self.device!r}; it can be 'auto', 'cpu', 'cuda' or 'cuda:N'.")
+        if self.draft_device not in (None, self.device) or self.draft_sms is not None:
+            raise SsdError(
+                "draft_device and draft_sms give the draft a GPU, or a part of one, for itself, which is not built yet; leave them out."
+            )
         if not isinstance(self.draft, str | None):
             raise SsdError(f"draft is {self.draft!r}; it can be a model, 'self:N', 'ngram', 'auto' or None.")
         within("max_batch", self.max_batch, 1, 4096, whole=True)

@@ -37,24 +37,16 @@ from ssd.models import registry
 from ssd.models.pair import Draft, Progress, load_draft, load_target
 from ssd.models.tokenizer import TextStream, Tokenizer
 from ssd.models.transformer import KVCache, Transformer
-from ssd.native import PageAllocator, cpu_isa
+from ssd.native import PageAllocator
 from ssd.prompts import Prompt, is_single, token_ids
-from ssd.runtime.executor import Executor, PacedExecutor
-from ssd.runtime.memory import available_memory
+from ssd.runtime.placement import make_executor, memory_for_kv, place
 from ssd.runtime.trace import Trace
 from ssd.scheduler import Request, Scheduler
 from ssd.state import DraftState, SequenceState, Speculation
 
 PAGE_SIZE = 16  # tokens
-MEMORY_FRACTION = 0.5  # of the machine's available memory, for K/V on a CPU
 
 Params = SamplingParams | Sequence[SamplingParams] | None
-
-
-def make_executor(trace: Trace, config: EngineConfig, draft_threads: int) -> Executor:
-    if config.pace is not None:
-        return PacedExecutor(trace, draft_threads, config.pace)
-    return Executor(trace, draft_threads)
 
 
 @dataclass
@@ -80,10 +72,11 @@ class Engine:
     target, or none), a model like the target, "self:N" (the target's first N layers), "ngram" (no model: what followed before), or
     None. mode: "ar", "sd", "ssd", or "auto".
     lookahead, budget, fan_out, fallback, saguaro_c, saguaro_f, tree: see `SpeculationConfig`. dtype: "bfloat16", "float32", or "auto":
-    bfloat16 where the machine computes in it. device: "cpu". max_batch: sequences running at once. max_context: tokens of a sequence,
-    prompt and output (None: what the model was trained for). threads, draft_threads: of the target and of SSD's draft (None: all cores,
-    one of them the draft's in "ssd"). pace: (verify_ms, draft_ms), the least time of a forward pass of each model. seed: of requests
-    that bring none. progress: called with the fraction of the target's loading that is done.
+    bfloat16 where the device computes in it. device: "cpu" (also "auto"), or a GPU, "cuda" or "cuda:N". max_batch: sequences running
+    at once. max_context: tokens of a sequence, prompt and output (None: what the model was trained for). gpu_memory_utilization: of all
+    of a GPU's memory, for weights and K/V. threads, draft_threads: of the target and of SSD's draft (None: all cores, one of them the
+    draft's in "ssd"). pace: (verify_ms, draft_ms), the least time of a forward pass of each model. seed: of requests that bring none.
+    progress: called with the fraction of the target's loading that is done.
 
     Raises SsdError (bad arguments) and CheckpointError (a model that cannot be used).
     """
@@ -142,17 +135,16 @@ class Engine:
         asked_mode = self.config.resolve_mode(draft_name is not None, tree)
         progress = progress or (lambda fraction: None)
 
-        self._device = torch.device("cpu")
-        dtype_name = ("bfloat16" if cpu_isa() == "avx512bf16" else "float32") if dtype == "auto" else dtype
+        self._device, run_dtype = place(self.config)
         self._lock = threading.Lock()
         self._failure: str | None = None
         self._draft_threads = draft_threads or 1
         self._closed = False
         self.trace = Trace()
-        self._executor = make_executor(self.trace, self.config, self._draft_threads)
+        self._executor = make_executor(self.trace, self.config, self._device, self._draft_threads)
         self._target = load_target(
             self.config.target,
-            getattr(torch, dtype_name),
+            run_dtype,
             self._device,
             lambda context: self._positions(max_context or context),
             progress,
@@ -165,6 +157,7 @@ class Engine:
         self._tree = Tree(tree, self._device) if tree is not None else None
         self._allocate(asked_mode)
         self._loop = self._build_loop(asked_mode, draft_name)
+        self._prepare()
 
     # Public ------------------------------------------------------------------------------------------------------------------
 
@@ -248,7 +241,7 @@ class Engine:
         bytes_a_page = (
             2 * config.num_layers * PAGE_SIZE * config.num_kv_heads * config.head_dim * self._target.model.dtype.itemsize
         )
-        memory = int(available_memory() * MEMORY_FRACTION)
+        memory = memory_for_kv(self.config, self._device)
         # Once a request samples, the draft's distributions take their share; if that is over half, the draft fails, not the target.
         distributions = 8 * slots * (self._budget(mode) + 1) * proposed * self._target.model.vocab_size
         memory -= min(distributions, memory // 2) if mode != "ar" else 0
@@ -275,6 +268,14 @@ class Engine:
             except (CheckpointError, MemoryError, RuntimeError) as error:  # a draft that cannot be loaded or allocated
                 self._warn_of_draft(error)
         return self._autoregressive()
+
+    def _prepare(self) -> None:
+        """Run what is to be recorded, over slots that are free: a first time, and to record it."""
+        with torch.inference_mode():
+            for n in self._executor.prepared:
+                self._round(n)
+                self._round(n)
+        self._executor.settle()
 
     def _build_speculator(self, mode: str, draft: Draft) -> Speculator:
         settings, slots, budget = self.speculation_config, self.config.max_batch, self._budget(mode)

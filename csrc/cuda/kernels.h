@@ -250,4 +250,13 @@ struct NgramProposeParams {
 };
 cudaError_t ngram_propose(const NgramProposeParams& params, cudaStream_t stream);
 
+// Rounds as graphs ----------------------------------------------------------------------------------------------------------------
+
+struct ConditionParams {
+  const uint8_t* flags;               // [count]
+  cudaGraphConditionalHandle handle;  // of a node of the graph that this launch is captured into
+  int32_t count;
+};
+cudaError_t condition(const ConditionParams& params, cudaStream_t stream);
+
 }  // namespace ssd::cuda

@@ -4,6 +4,9 @@
 
 #include "cpu/simd/kernels.h"
 #include "runtime/page_allocator.h"
+#ifdef SSD_CUDA
+#include "runtime/conditional.h"
+#endif
 
 namespace py = pybind11;
 
@@ -26,4 +29,18 @@ PYBIND11_MODULE(_C, m) {
           py::arg("pages").noconvert())
       .def_property_readonly("available", &ssd::PageAllocator::available)
       .def_property_readonly("capacity", &ssd::PageAllocator::capacity);
+
+#ifdef SSD_CUDA
+  // Streams and pointers as torch gives them to Python: whole numbers.
+  m.def("has_conditional_nodes", &ssd::has_conditional_nodes);
+  py::class_<ssd::Conditional>(m, "Conditional")
+      .def(py::init([](uintptr_t stream, uintptr_t flags, int32_t count, uintptr_t body) {
+             return ssd::Conditional(reinterpret_cast<cudaStream_t>(stream), reinterpret_cast<const uint8_t*>(flags), count,
+                                     reinterpret_cast<cudaStream_t>(body));
+           }),
+           py::arg("stream"), py::arg("flags"), py::arg("count"), py::arg("body"))
+      .def("end", &ssd::Conditional::end);
+#else
+  m.def("has_conditional_nodes", [] { return false; });
+#endif
 }

@@ -1,4 +1,4 @@
-"""Rounds as graphs: each lane is a stream of a device, and a program is recorded once and launched whole from then on.
+"""Rounds as graphs: each lane is a stream of a device, and a program is recorded when it comes back and launched whole from then on.
 
 The host only begins programs, and is a round or two ahead of the device: what joins the lanes are events between streams, and what
 comes back are small tables, copied behind the program that wrote them. `Device` is all that this asks of a device: torch.cuda's is
@@ -33,22 +33,20 @@ class Event(Protocol):
         """When that was, by time.perf_counter's clock."""
 
 
-class Graph(Protocol):
-    """A program that was recorded."""
-
-
 class Stream(Protocol):
-    """What is enqueued here runs in this order."""
+    """What is enqueued here runs in this order. Its events and graphs are its device's own."""
 
     def work(self) -> AbstractContextManager[None]:
         """Within it, ops are enqueued here."""
 
-    def record(self) -> Event: ...
+    def record(self) -> Event:
+        """The point that it has come to by now."""
 
-    def wait(self, event: Event) -> None:
+    def wait(self, event: Any) -> None:
         """Let what is enqueued from now on run behind another stream's event."""
 
-    def launch(self, graph: Graph) -> None: ...
+    def launch(self, graph: Any) -> None:
+        """Enqueue a program that was recorded."""
 
 
 class Device(Protocol):
@@ -56,11 +54,12 @@ class Device(Protocol):
 
     def stream(self, lane: str) -> Stream: ...
 
-    def capture(self, stream: Stream, program: Callable[[], Any]) -> tuple[Graph, Any]:
-        """Record a program without running it. Returns what it returned too: tables that every launch writes anew."""
+    def capture(self, stream: Any, program: Callable[[], Any]) -> tuple[Any, Any]:
+        """Record a program without running it. Returns the graph, and what the program returned: tables that every launch writes
+        anew."""
 
     def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
-        """While recording: a part that runs only if a flag is set by then."""
+        """A part of a program that runs only if a flag is set when the device comes to it."""
 
     def download(self, table: Tensor) -> Tensor:
         """Enqueue a copy to the host; it is there once the stream has come past it."""
@@ -111,15 +110,20 @@ class CapturedExecutor(Executor):
     trace: Trace
     device: Device
     largest: int
-    _graphs: dict[tuple[str, str, int, object], tuple[Graph, Any]] = field(default_factory=dict)
+    _graphs: dict[tuple[str, str, int, object], tuple[Any, Any]] = field(default_factory=dict)
+    _run_once: set[tuple[str, str, int, object]] = field(default_factory=set)
 
     in_flight = 2
 
     def __post_init__(self) -> None:
         self._lanes = {lane: self.device.stream(lane) for lane in LANES}
 
+    @property
+    def prepared(self) -> Sequence[int]:
+        return [*(b for b in BUCKETS if b < self.largest), self.largest]
+
     def batch(self, n: int) -> int:
-        return min([b for b in BUCKETS if n <= b < self.largest], default=self.largest)
+        return min(b for b in self.prepared if n <= b)
 
     def run(
         self, lane: str, name: str, program: Callable[[], Any], n: int, key: object = None, after: Sequence[Run] = ()
@@ -129,11 +133,16 @@ class CapturedExecutor(Executor):
             assert isinstance(run, _Launched)
             stream.wait(run.ended)
         known = (lane, name, n, key)
-        if known not in self._graphs:
-            self._graphs[known] = self.device.capture(stream, program)
-        graph, value = self._graphs[known]
         began = stream.record()
-        stream.launch(graph)
+        if known not in self._graphs and known not in self._run_once:
+            self._run_once.add(known)  # what has to be loaded or allocated first is, before it is recorded
+            with stream.work():
+                value = program()
+        else:
+            if known not in self._graphs:
+                self._graphs[known] = self.device.capture(stream, program)
+            graph, value = self._graphs[known]
+            stream.launch(graph)
         return _Launched(lane, name, n, began, stream.record(), value, self.trace)
 
     def start(self, name: str, program: Callable[[], Any], n: int, key: object = None) -> Run:

@@ -86,6 +86,11 @@ class Executor:
         self._worker = Worker(draft_threads)
         self._started: Future[_Done] | None = None
 
+    @property
+    def prepared(self) -> Sequence[int]:
+        """The batch sizes whose programs are to be run before there are requests."""
+        return ()
+
     def batch(self, n: int) -> int:
         """How many slots a round of n covers."""
         return n

@@ -38,8 +38,9 @@ def refusal(*words: str) -> Any:
     [
         ("mode", "fast", ["'fast'", "'ssd'"]),
         ("dtype", "float16", ["'float16'", "'bfloat16'"]),
-        ("device", "cuda", ["'cuda'", "'cpu'"]),
-        ("draft_device", "cuda:1", ["CUDA", "leave"]),
+        ("device", "cuda", ["'cuda'", "no CUDA kernels", "'cpu'"]),
+        ("device", "tpu", ["'tpu'", "'cuda:N'"]),
+        ("draft_device", "cuda:1", ["GPU", "leave"]),
         ("draft_sms", 16, ["CUDA", "leave"]),
         ("max_batch", 0, ["0", "1 to"]),
         ("max_batch", 2.0, ["2.0", "whole"]),
@@ -333,7 +334,7 @@ def test_a_request_that_memory_cannot_hold_is_refused(
 ) -> None:
     """The machine has this many pages of memory (4096 bytes) free: for none, or for a few, of the engine's own."""
     with monkeypatch.context() as patch:
-        patch.setattr("ssd.engine.available_memory", lambda: free_pages * 4096)
+        patch.setattr("ssd.runtime.placement.available_memory", lambda: free_pages * 4096)
         small = engine(mode)
     with refusal("pages", "memory", "max_new_tokens"):
         small.decode([5] * 300, SamplingParams(max_new_tokens=200))

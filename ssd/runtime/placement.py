@@ -1,0 +1,69 @@
+"""Where an engine runs: the device and dtype it computes in, the memory its K/V may take, and the executor of its rounds."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ssd import _build_info
+from ssd.config import EngineConfig
+from ssd.errors import SsdError
+from ssd.native import cpu_isa, has_conditional_nodes
+from ssd.runtime.captured import CapturedExecutor
+from ssd.runtime.executor import Executor, PacedExecutor
+from ssd.runtime.memory import available_memory
+from ssd.runtime.trace import Trace
+
+CPU_MEMORY_FRACTION = 0.5  # of the machine's available memory, for K/V
+
+
+def place(config: EngineConfig) -> tuple[torch.device, torch.dtype]:
+    """The device and dtype of an engine: "auto" is the CPU, and bfloat16 where the device computes in it.
+
+    Raises SsdError for a GPU that is not there, an installation without kernels for it, and a dtype they do not have.
+    """
+    device = torch.device("cpu" if config.device == "auto" else config.device)
+    if device.type == "cpu":
+        name = ("bfloat16" if cpu_isa() == "avx512bf16" else "float32") if config.dtype == "auto" else config.dtype
+        return device, getattr(torch, name)
+    if not _build_info.CUDA:
+        raise SsdError(
+            f"device is {config.device!r}, and this installation has no CUDA kernels ({_build_info.WHY_NO_CUDA}); or use 'cpu'."
+        )
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise SsdError(
+            f"device is {config.device!r}, and torch sees {count} GPU{'s' if count != 1 else ''}; choose another, or 'cpu'."
+        )
+    if config.dtype == "float32":
+        raise SsdError("dtype is 'float32', and the CUDA kernels compute in bfloat16; leave dtype out, or use device='cpu'.")
+    if config.pace is not None:
+        raise SsdError("pace is for one machine without a GPU; leave it out, or use device='cpu'.")
+    return torch.device("cuda", device.index or 0), torch.bfloat16
+
+
+def memory_for_kv(config: EngineConfig, device: torch.device) -> int:
+    """Bytes that both models' K/V and the draft's distributions may take: half of what a CPU's machine has left; of a GPU, what
+    gpu_memory_utilization leaves beside all that is taken by now."""
+    if device.type == "cpu":
+        return int(available_memory() * CPU_MEMORY_FRACTION)
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = int(config.gpu_memory_utilization * total) - (total - free)
+    if allowed <= 0:
+        raise SsdError(
+            f"{(total - free) / 1e9:.1f} of {total / 1e9:.1f} GB of GPU memory are taken, and gpu_memory_utilization is "
+            f"{config.gpu_memory_utilization:g}; raise it, or free some."
+        )
+    return allowed
+
+
+def make_executor(trace: Trace, config: EngineConfig, device: torch.device, draft_threads: int) -> Executor:
+    """Graphs on a GPU, unless $SSD_EAGER is 1 or its driver knows no conditional nodes; eager on a CPU, paced where that is asked for."""
+    if device.type == "cuda" and os.environ.get("SSD_EAGER") != "1" and has_conditional_nodes():
+        from ssd.runtime.cuda import CudaDevice
+
+        return CapturedExecutor(trace, CudaDevice(device), config.max_batch)
+    if config.pace is not None:
+        return PacedExecutor(trace, draft_threads, config.pace)
+    return Executor(trace, draft_threads)
