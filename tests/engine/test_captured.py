@@ -144,11 +144,10 @@ def test_the_host_is_two_rounds_ahead(captured: MakeCaptured) -> None:
 
 
 def test_a_value_read_while_recording_is_refused() -> None:
-    executor, table = CapturedExecutor(Trace(), FakeDevice(0), 1), torch.zeros(2)
+    device, table = FakeDevice(0), torch.zeros(2)
     for read in (lambda: bool(table.any()), lambda: table.tolist(), lambda: table[0].item(), lambda: int(table[0])):
-        executor.run("target", "program", read, 1, key=read)  # the first time it is run, the second time recorded
         with pytest.raises(HostRead):
-            executor.run("target", "program", read, 1, key=read)
+            device.capture(device.stream("target"), read)
 
 
 def test_a_condition_is_looked_at_when_the_program_runs() -> None:
