@@ -1,4 +1,4 @@
-"""Makes docs/benchmarks.md, docs/gpu-status.md and docs/kernels.md from profiling/results/*.json: no figure in them is typed.
+"""Makes docs/benchmarks.md, docs/gpu-status.md, docs/kernels.md and the README's figures from profiling/results/*.json: none is typed.
 
 python profiling/tables.py          writes the pages
 python profiling/tables.py --check  fails if a page is not what the results say
@@ -87,6 +87,40 @@ def decode_section(result: Row) -> str:
     return "\n".join(lines) + "\n"
 
 
+def speed(results: list[Row]) -> str:
+    """The README's figures: the newest decode with the draft that comes with the target, and what that draft is worth."""
+    decode = newest([r for r in results if "modes" in r and r["settings"]["draft"] == "auto"], "decode-smollm2-draft")
+    drafts = newest(results, "drafts")
+    if decode is None or drafts is None:
+        return "Not measured yet.\n"
+    settings, modes, peers = decode["settings"], decode["modes"], decode["peers"]
+    rates = {name: mode["decode_tokens_per_s"]["median"] for name, mode in modes.items()}
+    rates |= {name: median(peer["decode_tokens_per_s"]) for name, peer in peers.items()}
+    lines = [["", "tokens/s", "over ar", "tokens a round", "hit rate"]]
+    for name, rate in sorted(rates.items(), key=lambda each: -each[1]):
+        mode = modes.get(name, {"tokens_per_round": None, "hit_rate": None})
+        label = f"ssd, mode `{name}`" if name in modes else name
+        lines.append(
+            [
+                label,
+                figure(rate),
+                figure(rate / rates["ar"], 2),
+                figure(mode["tokens_per_round"], 2),
+                figure(mode["hit_rate"], 2),
+            ]
+        )
+    (own,) = (draft for draft in drafts["drafts"] if draft["draft"] == "auto")
+    sets = ", ".join(f"{name} {each['all']['mean']:.2f}" for name, each in own["sets"].items())
+    machine = decode["machine"]
+    return (
+        f"{settings['target']}, {settings['limit']} prompts of {Path(settings['prompts']).stem}, {settings['max_new_tokens']} tokens, "
+        f"greedy, K = {settings['lookahead']}, {settings['threads']} threads, in turn in one run "
+        f"({machine['device']}, {machine['instruction_set']}; commit {machine['commit']}; {machine['date']}):\n\n"
+        f"{markdown(lines)}\n\n"
+        f"Tokens a round on whole sets of prompts, K = {drafts['settings']['lookahead']}: {sets}; {own['all']['mean']:.2f} over all.\n"
+    )
+
+
 def hit_rates_section(result: Row) -> str:
     """Of profiling/hit_rates.py: a line for each set of prompts and, pooled, for all of them."""
     machine, settings = result["machine"], result["settings"]
@@ -142,7 +176,32 @@ def drafts_section(result: Row) -> str:
     return f"{title}{made_on(machine)}.  \n{made_with}\n\n{markdown(costs)}\n\n{markdown(worths)}\n"
 
 
-SECTIONS = {"modes": decode_section, "hit_rates": hit_rates_section, "drafts": drafts_section}
+def rounds_section(result: Row) -> str:
+    """Of profiling/rounds.py: a line a mode."""
+    machine, settings = result["machine"], result["settings"]
+    columns = {
+        "T_v ms": ("t_verify_ms", 2),
+        "T_d ms": ("t_draft_ms", 2),
+        "hidden ms": ("hidden_draft_ms", 2),
+        "gap ms, hit": ("gap_after_hit_ms", 3),
+        "gap ms, miss": ("gap_after_miss_ms", 3),
+        "tokens a round": ("tokens_per_round", 2),
+        "hit rate": ("hit_rate", 2),
+        "tokens/s": ("decode_tokens_per_s", 1),
+        "by the model": ("model_tokens_per_s", 1),
+    }
+    lines = [["mode", *columns]]
+    lines += [[mode, *(figure(row[key], digits) for key, digits in columns.values())] for mode, row in result["rounds"].items()]
+    made_with = (
+        f"{settings['limit']} prompts of {settings['prompts']} (sha256 {settings['prompts_sha256'][:12]}), "
+        f"{settings['max_new_tokens']} tokens, greedy, K = {settings['lookahead']}, B = {settings['budget']}, batch {settings['batch']}, "
+        f"device {settings['device']} (`python profiling/rounds.py --help`)."
+    )
+    title = f"\n## {result['what']}: {settings['target']}, draft {settings['draft']}\n\n"
+    return f"{title}{made_on(machine)}.  \n{made_with}\n\n{markdown(lines)}\n"
+
+
+SECTIONS = {"rounds": rounds_section, "modes": decode_section, "hit_rates": hit_rates_section, "drafts": drafts_section}
 
 
 def benchmarks(results: list[Row]) -> str:
@@ -157,8 +216,9 @@ Made by `python profiling/tables.py` from the results that `make gpu-check` writ
 and `tests/gpu` that called an op, and the kernels' times beside their floors. An op without results was **not yet run** on a
 GPU; that it compiles (`make kernels`) and passes its tests on the CPU's emulator (`make test-emulator`) does not change that.
 
-The engine refuses any device but the CPU: rounds on CUDA are not written. `ssd doctor` shows which ops the installed extension
-has for CUDA, and whether torch sees a GPU.
+Whole decodes on a GPU (`device="cuda"`: rounds as graphs on two streams, `tests/gpu/test_engine.py`) were **not yet run**. The rounds'
+order, without a GPU, is held by a fake device that runs them in any legal one (`tests/engine/test_captured.py`). `ssd doctor` shows
+which ops the installed extension has for CUDA, and whether torch sees a GPU.
 
 """
 
@@ -259,20 +319,34 @@ def kernels_page(results: list[Row]) -> str:
 
 # -----------------------------------------------------------------------------------------------------------------------------
 
-PAGES = {"benchmarks.md": benchmarks, "gpu-status.md": gpu_status, "kernels.md": kernels_page}
+BLOCK = re.compile(r"(<!-- speed: made by profiling/tables.py -->\n).*(<!-- end -->)", re.DOTALL)
+
+
+def readme(results: list[Row]) -> str:
+    """The README as it is, with its block of figures made anew."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return BLOCK.sub(lambda found: f"{found[1]}\n{speed(results)}\n{found[2]}", text)
+
+
+PAGES = {
+    "README.md": readme,
+    "docs/benchmarks.md": benchmarks,
+    "docs/gpu-status.md": gpu_status,
+    "docs/kernels.md": kernels_page,
+}
 
 
 def main() -> None:
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((HERE / "results").glob("*.json"))]
     stale = []
     for name, make in PAGES.items():
-        path, text = ROOT / "docs" / name, make(results)
+        path, text = ROOT / name, make(results)
         if "--check" not in sys.argv:
             path.write_text(text, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != text:
             stale.append(name)
     if stale:
-        sys.exit(f"docs: {', '.join(stale)}: not what profiling/results say; run {sys.argv[0]}")
+        sys.exit(f"{', '.join(stale)}: not what profiling/results say; run {sys.argv[0]}")
 
 
 if __name__ == "__main__":

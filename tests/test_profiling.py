@@ -77,6 +77,37 @@ def test_the_drafts_page_counts_circles_apart() -> None:
     assert "others" not in page
 
 
+def test_the_readme_says_what_the_result_files_say() -> None:
+    from tables import readme, speed
+
+    machine = {"device": "a CPU", "instruction_set": "avx512", "torch": "2", "commit": "c", "date": "d"}
+    rate = {"median": 50.0}
+    decode = {
+        "what": "decode-smollm2-draft",
+        "machine": machine,
+        "settings": {
+            "draft": "auto", "target": "t", "limit": 8, "prompts": "some.jsonl", "max_new_tokens": 128, "lookahead": 3, "threads": 2,
+        },
+        "modes": {
+            "ar": {"decode_tokens_per_s": rate, "tokens_per_round": 1.0, "hit_rate": None},
+            "sd": {"decode_tokens_per_s": {"median": 75.0}, "tokens_per_round": 2.2, "hit_rate": None},
+        },
+        "peers": {"llama.cpp": {"decode_tokens_per_s": [40.0, 42.0, 41.0]}},
+    }  # fmt: skip
+    drafts = {
+        "what": "drafts",
+        "machine": machine,
+        "settings": {"lookahead": 4},
+        "drafts": [{"draft": "auto", "all": {"mean": 2.25}, "sets": {"a": {"all": {"mean": 2.5}}}}],
+    }
+    text = speed([decode, drafts])
+    assert "| ssd, mode `sd` | 75.0 | 1.50 | 2.20 | – |" in text
+    assert "| llama.cpp | 41.0 | 0.82 | – | – |" in text
+    assert "a 2.50; 2.25 over all" in text
+    assert speed([]) == "Not measured yet.\n"
+    assert text in readme([decode, drafts])
+
+
 def test_a_text_that_ends_by_repeating_itself_runs_in_a_circle() -> None:
     from drafts import runs_in_a_circle
 

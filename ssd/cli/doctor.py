@@ -143,8 +143,16 @@ def _cuda() -> dict[str, Any]:
         "devices": devices,
         "why_not": reason,
         "driver": driver,
+        "conditional_nodes": bool(devices) and _has_conditional_nodes(),
         "torch_cuda": torch.version.cuda if torch is not None else None,
     }
+
+
+def _has_conditional_nodes() -> bool:
+    """Whether this extension and this driver can record a whole round."""
+    if _problem() is not None:
+        return False
+    return bool(import_module("ssd.native").has_conditional_nodes())
 
 
 def _ops() -> dict[str, dict[str, bool]]:
@@ -196,7 +204,9 @@ def _print(report: dict[str, Any]) -> None:
         add("CUDA driver", cuda["driver"])
     if built is not None:
         kernels = f"built for {', '.join(built['cuda_archs'])}" if built["cuda"] else "not built into this extension"
-        add("CUDA kernels", f"{kernels}; decoding runs on the CPU only so far")
+        add("CUDA kernels", kernels)
+    if cuda["devices"]:
+        add("rounds on CUDA", "as graphs" if cuda["conditional_nodes"] else "eager: graphs with conditions need CUDA 12.4")
     if report["ops"]:
         for backend, name in (("cpu", "CPU"), ("cuda", "CUDA")):
             here = [op for op, kernels in report["ops"].items() if kernels[backend]]
