@@ -244,6 +244,7 @@ class Engine:
         memory = memory_for_kv(self.config, self._device)
         # Once a request samples, the draft's distributions take their share; if that is over half, the draft fails, not the target.
         distributions = 8 * slots * (self._budget(mode) + 1) * proposed * self._target.model.vocab_size
+        distributions += 4 * slots * (proposed + 1) * self._target.model.vocab_size if self._budget(mode) else 0  # z
         memory -= min(distributions, memory // 2) if mode != "ar" else 0
         affordable = memory // 2 // bytes_a_page  # half for the target, half for a draft as large
         self._num_pages = 1 + min(slots * pages_a_sequence, affordable)
@@ -270,7 +271,9 @@ class Engine:
         return self._autoregressive()
 
     def _prepare(self) -> None:
-        """Run what is to be recorded, over slots that are free: a first time, and to record it."""
+        """Run what is to be recorded, over slots that are free: a first time, and to record it. What only requests that sample need, and
+        the other fallback of "auto", is recorded when it is first asked for."""
+        self._executor.settle()  # tables that were allocated are there
         with torch.inference_mode():
             for n in self._executor.prepared:
                 self._round(n)
@@ -314,7 +317,7 @@ class Engine:
         return Verifier(self._target.model, self._cache, self._state, speculation, self._executor, draft_id_of, tree)
 
     def _autoregressive(self) -> Autoregressive:
-        return Autoregressive(self._verifier(Speculation.allocate(self.config.max_batch, 0, self._device)))
+        return Autoregressive(self._verifier(Speculation.allocate(self.config.max_batch, 0, self._device)), self._executor)
 
     # Running -----------------------------------------------------------------------------------------------------------------
 
@@ -384,7 +387,7 @@ class Engine:
             self._read(at_most=self._executor.in_flight)
         if self._scheduler.running:
             running = list(self._scheduler.running.items())
-            self._begin(running, self._round(self._executor.batch(self._scheduler.batch)))
+            self._begin(running, self._round(self._scheduler.batch))
         wants_logits = any(request.params.logprobs for request in self._scheduler.running.values())
         self._read(at_most=0 if wants_logits or not self._scheduler.running else self._executor.in_flight)
 
@@ -446,6 +449,7 @@ class Engine:
         self._warn_of_draft(error)
         self._executor.close()
         self._loop = self._autoregressive()
+        self._executor.settle()  # its tables are there before its rounds are
 
     def _warn_of_draft(self, error: BaseException | None) -> None:
         self._failure = f"{type(error).__name__}: {error}"

@@ -111,10 +111,15 @@ class Scheduler:
         request.slot = heapq.heappop(self._free_slots)
         request.pages = self._pages.allocate(self.pages_for(request))
         self.running[request.slot] = request
-        slot, pages = request.slot, torch.from_numpy(request.pages)
-        self._executor.alone(
-            lambda: self._state.admit(slot, request.prompt, request.params, request.seed, request.max_length, pages)
-        )
+        slot, length, pages = request.slot, len(request.prompt), torch.from_numpy(request.pages)
+
+        def admit() -> None:
+            state = self._state
+            self._executor.write("target", state.tokens[slot, :length], torch.tensor(request.prompt, dtype=torch.int32))
+            self._executor.write("target", state.page_table[slot, : len(pages)], pages)
+            state.admit(slot, length, request.prompt[-1], request.params, request.seed, request.max_length)
+
+        self._executor.alone(admit)
         return request
 
     def release(self, request: Request) -> None:

@@ -83,13 +83,12 @@ class SequenceState(SlotTables):
             eos=torch.tensor(eos, dtype=torch.int32, device=device),
         )
 
-    def admit(self, slot: int, prompt: list[int], params: SamplingParams, seed: int, max_length: int, pages: Tensor) -> None:
-        """Fill a row for a prompt whose last token is still to be stored: the target's prefill goes on from here."""
-        self.tokens[slot, : len(prompt)] = torch.tensor(prompt, dtype=torch.int32)
-        self.length[slot] = len(prompt) - 1
-        self.last_token[slot] = prompt[-1]
+    def admit(self, slot: int, length: int, last_token: int, params: SamplingParams, seed: int, max_length: int) -> None:
+        """Fill a row, but for its tokens and pages, for a prompt of that length whose last token is still to be stored: the target's
+        prefill goes on from here."""
+        self.length[slot] = length - 1
+        self.last_token[slot] = last_token
         self.max_length[slot] = max_length
-        self.page_table[slot, : len(pages)] = pages
         self.seed[slot] = seed
         self.temperature[slot] = params.temperature
         self.top_k[slot] = params.top_k

@@ -5,7 +5,10 @@ event, or a table that is read while the other lane writes it, comes out as diff
 
 A program is recorded by running it once, with every op noted and every table that it wrote put back. A launch then runs the noted
 ops on the same tensors: whatever the host decided while recording is decided for good, as in a CUDA graph. Reading a value on the
-host while recording is refused, as there.
+host while recording is refused, as there. A program's first run, eager on a GPU, is recorded here too.
+
+What it cannot find: memory that is freed while a graph still names it (what is recorded keeps its tensors), tables that are filled
+outside of any stream, and anything within an op.
 """
 
 from __future__ import annotations
@@ -123,10 +126,12 @@ class FakeStream:
         if self._open is not None:  # within itself: one run of ops
             yield
             return
-        with self.device.recording() as self._open:
-            yield
-        self.queue.extend(self._open)
-        self._open = None
+        try:
+            with self.device.recording() as self._open:
+                yield
+            self.queue.extend(self._open)
+        finally:
+            self._open = None
 
     def record(self) -> FakeEvent:
         event = FakeEvent(self.device)
@@ -194,6 +199,10 @@ class FakeDevice:
 
     def upload(self, table: Tensor, values: Tensor) -> None:
         table.copy_(values.clone())
+
+    def synchronize(self) -> None:
+        for stream in list(self.streams.values()):
+            stream.record().wait()
 
     def run_until(self, reached: Callable[[], bool]) -> None:
         while not reached() or self._dice.random() < self._patience:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ssd.decoding.round import Round, SlotReport, Verification
 from ssd.decoding.verifier import Verifier
+from ssd.runtime.executor import Executor
 
 
 class Autoregressive:
@@ -13,14 +14,15 @@ class Autoregressive:
 
     mode = "ar"
 
-    def __init__(self, verifier: Verifier) -> None:
+    def __init__(self, verifier: Verifier, executor: Executor) -> None:
         self.verifier = verifier
+        self.executor = executor
 
     def admit(self, slot: int, length: int, samples: bool) -> Verification:
         return self.verifier.prefill(slot, length)
 
     def round(self, n: int) -> Round:
-        return Round(*self.verifier.begin(n))
+        return Round(*self.verifier.begin(self.executor.batch(n)))
 
     def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
         """There is no draft to teach."""

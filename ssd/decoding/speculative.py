@@ -29,6 +29,7 @@ class Speculative:
 
     def round(self, n: int) -> Round:
         speculator, sampled = self.speculator, self.verifier.speculation.sampled
+        n = self.executor.batch(n)
         with DraftFailed.guard():
             drafted = self.executor.run("draft", "look up", lambda: speculator.look_up(n), n, sampled, self._verified)
         verification, verified = self.verifier.begin(n, drafted)

@@ -34,6 +34,7 @@ class SpeculativeSpeculative:
     def round(self, n: int) -> Round:
         speculator, before, sampled = self.speculator, self._neural, self.verifier.speculation.sampled
         self._neural = neural = speculator.drafts_misses(n)
+        n = self.executor.batch(n)
         with DraftFailed.guard():
             looked_up = self.executor.run(
                 "draft", "look up", lambda: speculator.look_up(n, neural), n, (neural, sampled), self._verified

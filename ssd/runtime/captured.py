@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from ssd.runtime.trace import LANES, Span, Trace
 
 Result = TypeVar("Result")
 
+Key = tuple[str, str, int, object]  # lane, name, slots, and what else a program depends on
 BUCKETS = (1, 2, 4, 8, 16, 32)  # batch sizes that programs are recorded for; beyond, the largest batch there is
 
 
@@ -67,6 +68,9 @@ class Device(Protocol):
     def upload(self, table: Tensor, values: Tensor) -> None:
         """Enqueue a copy of the host's values, as they are now."""
 
+    def synchronize(self) -> None:
+        """Wait for all that was enqueued, on its streams or beside them."""
+
 
 @dataclass
 class _Launched:
@@ -103,24 +107,22 @@ class _Copied:
         return self.copy.tolist()
 
 
-@dataclass
 class CapturedExecutor(Executor):
     """Runs programs as graphs, on two streams of a device. largest: the largest batch."""
 
-    trace: Trace
-    device: Device
-    largest: int
-    _graphs: dict[tuple[str, str, int, object], tuple[Any, Any]] = field(default_factory=dict)
-    _run_once: set[tuple[str, str, int, object]] = field(default_factory=set)
-
     in_flight = 2
 
-    def __post_init__(self) -> None:
-        self._lanes = {lane: self.device.stream(lane) for lane in LANES}
+    def __init__(self, trace: Trace, device: Device, largest: int) -> None:
+        super().__init__(trace)
+        self._device = device
+        self._largest = largest
+        self._lanes = {lane: device.stream(lane) for lane in LANES}
+        self._run_once: set[Key] = set()
+        self._graphs: dict[Key, tuple[Any, Any]] = {}
 
     @property
     def prepared(self) -> Sequence[int]:
-        return [*(b for b in BUCKETS if b < self.largest), self.largest]
+        return [*(b for b in BUCKETS if b < self._largest), self._largest]
 
     def batch(self, n: int) -> int:
         return min(b for b in self.prepared if n <= b)
@@ -133,16 +135,17 @@ class CapturedExecutor(Executor):
             assert isinstance(run, _Launched)
             stream.wait(run.ended)
         known = (lane, name, n, key)
+        if known in self._run_once and known not in self._graphs:
+            with self.trace.muted():
+                self._graphs[known] = self._device.capture(stream, program)
         began = stream.record()
-        if known not in self._graphs and known not in self._run_once:
-            self._run_once.add(known)  # what has to be loaded or allocated first is, before it is recorded
-            with stream.work():
-                value = program()
-        else:
-            if known not in self._graphs:
-                self._graphs[known] = self.device.capture(stream, program)
+        if known in self._graphs:
             graph, value = self._graphs[known]
             stream.launch(graph)
+        else:  # once as it is: what has to be loaded or allocated first is, before it is recorded
+            self._run_once.add(known)
+            with stream.work(), self.trace.muted():
+                value = program()
         return _Launched(lane, name, n, began, stream.record(), value, self.trace)
 
     def start(self, name: str, program: Callable[[], Any], n: int, key: object = None) -> Run:
@@ -159,20 +162,21 @@ class CapturedExecutor(Executor):
     def read(self, lane: str, table: Tensor) -> Reading:
         stream = self._lanes[lane]
         with stream.work():
-            copy = self.device.download(table)
+            copy = self._device.download(table)
         return _Copied(copy, stream.record())
 
     def write(self, lane: str, table: Tensor, values: Tensor) -> None:
         with self._lanes[lane].work():
-            self.device.upload(table, values)
+            self._device.upload(table, values)
 
     def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
-        self.device.when(flags, program)
+        self._device.when(flags, program)
 
     def settle(self) -> None:
-        for stream in self._lanes.values():
-            stream.record().wait()
+        self._device.synchronize()
 
     def close(self) -> None:
-        """A draft that is no longer used leaves nothing running."""
+        """Graphs name the tables of the loop that they were recorded in."""
         self.settle()
+        self._graphs.clear()
+        self._run_once.clear()

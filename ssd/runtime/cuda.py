@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ PRIORITIES = {"target": -1, "draft": 0}  # of the streams: where both want the s
 class Clock:
     """Relates events of a device to time.perf_counter."""
 
+    REACH = 10.0  # seconds
+
     def __init__(self) -> None:
         self._base = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self._base.record()
@@ -24,7 +26,12 @@ class Clock:
         self._at = time.perf_counter()
 
     def seconds(self, event: torch.cuda.Event) -> float:
-        return float(self._at + self._base.elapsed_time(event) / 1e3)
+        """The event has happened. Elapsed times are float32 milliseconds, so the base moves on before they get coarse."""
+        elapsed = self._base.elapsed_time(event) / 1e3
+        if elapsed > self.REACH:
+            self._base, self._at = event, self._at + elapsed
+            return self._at
+        return float(self._at + elapsed)
 
 
 @dataclass
@@ -42,6 +49,7 @@ class CudaEvent:
 class CudaStream:
     def __init__(self, device: torch.device, priority: int, clock: Clock) -> None:
         self.stream = torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]
+        self.body_pool = torch.cuda.MemPool()
         self.body = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # of a part under a condition, while recording
         self.pool = torch.cuda.MemPool()
         self._clock = clock
@@ -81,7 +89,10 @@ class CudaDevice:
         graph = torch.cuda.CUDAGraph()
         self._capturing = stream
         try:
-            with torch.cuda.graph(graph, stream.pool.id, stream.stream, "thread_local"):  # type: ignore[arg-type]
+            # The outer one puts the current stream back if the recording fails.
+            pool: Any = stream.pool.id
+            recording = torch.cuda.graph(graph, pool, stream.stream, "thread_local")
+            with torch.cuda.stream(torch.cuda.current_stream(self._device)), recording:
                 value = program()
         finally:
             self._capturing = None
@@ -89,20 +100,24 @@ class CudaDevice:
 
     def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
         stream = self._capturing
-        if stream is None:  # not recorded: the host waits, and looks
-            if bool(flags.any()):
-                program()
+        if (
+            stream is None
+        ):  # a first run, before it is recorded: all of it, so that all it needs is loaded; a hit keeps what it has
+            program()
             return
         from ssd._C import Conditional  # only a build for CUDA has it
 
         flags = flags.to(torch.uint8)
         node = Conditional(stream.stream.cuda_stream, flags.data_ptr(), flags.numel(), stream.body.cuda_stream)
         try:
-            # What the body allocates belongs to the graph too: its stream is another one, so the pool is named.
-            with torch.cuda.stream(stream.body), torch.cuda.use_mem_pool(stream.pool):
+            # What the body allocates must outlive it like the graph's own memory; its stream is another one, so a pool is named.
+            with torch.cuda.stream(stream.body), torch.cuda.use_mem_pool(stream.body_pool):
                 program()
-        finally:
-            node.end()
+        except BaseException:
+            with suppress(RuntimeError):  # the first error is the one to tell
+                node.end()
+            raise
+        node.end()
 
     def download(self, table: Tensor) -> Tensor:
         copy = torch.empty(table.shape, dtype=table.dtype, pin_memory=True)
@@ -110,3 +125,6 @@ class CudaDevice:
 
     def upload(self, table: Tensor, values: Tensor) -> None:
         table.copy_(values.pin_memory(), non_blocking=True)
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self._device)

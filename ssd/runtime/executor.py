@@ -1,7 +1,7 @@
 """How the programs of a round are run: each on its lane, the target's or the draft's, in the order in which they were begun there.
 
 A program may read what another lane's wrote only if it is begun `after` it. That is all that the loops (ssd/decoding) say of time;
-what a lane is, is said here: for `Executor` the caller's thread, and one of the draft's own for what is started beside it; for
+what a lane is, is said here: for `EagerExecutor` the caller's thread, and one of the draft's own for what is started beside it; for
 `CapturedExecutor` (runtime/captured.py) two streams of a device.
 
 Paced, every forward lasts at least a given time, waiting off the memory bus: one machine then shows what the engine does when
@@ -11,6 +11,7 @@ each role has hardware of its own. Figures from it are always labelled paced.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
@@ -75,16 +76,13 @@ class _Started:
         self.future.result()
 
 
-class Executor:
-    """Runs programs eagerly. `trace` is where the phases of a round are measured; draft_threads: intra-op threads of the draft's own
-    thread."""
+class Executor(ABC):
+    """What the loops ask for. `trace` is where the phases of a round are measured."""
 
     in_flight = 0  # rounds that may be under way while the host reads what an earlier one left
 
-    def __init__(self, trace: Trace, draft_threads: int = 1) -> None:
+    def __init__(self, trace: Trace) -> None:
         self.trace = trace
-        self._worker = Worker(draft_threads)
-        self._started: Future[_Done] | None = None
 
     @property
     def prepared(self) -> Sequence[int]:
@@ -95,6 +93,7 @@ class Executor:
         """How many slots a round of n covers."""
         return n
 
+    @abstractmethod
     def run(
         self, lane: str, name: str, program: Callable[[], Any], n: int, key: object = None, after: Sequence[Run] = ()
     ) -> Run:
@@ -102,12 +101,57 @@ class Executor:
 
         key: what the program depends on beside its name and n; for the same three it is the same sequence of ops on the same tables.
         """
+
+    @abstractmethod
+    def start(self, name: str, program: Callable[[], Any], n: int, key: object = None) -> Run:
+        """The same on the draft's lane, beside the caller, who goes on at once."""
+
+    @abstractmethod
+    def alone(self, program: Callable[[], Result]) -> Result:
+        """Run a program behind all that was begun on either lane, and before all that will be: what changes the tables of both."""
+
+    @abstractmethod
+    def read(self, lane: str, table: Tensor) -> Reading:
+        """Have a small table copied to the host at this point of the lane. Read it before `in_flight` + 1 more rounds are begun."""
+
+    @abstractmethod
+    def write(self, lane: str, table: Tensor, values: Tensor) -> None:
+        """Have a table overwritten with the host's values at this point of the lane."""
+
+    def forward(self, role: str, program: Callable[[], Result]) -> Result:
+        """Within a program: one forward pass of `role`, "target" or "draft"."""
+        return program()
+
+    @abstractmethod
+    def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
+        """Within a program: run another one if any flag is set."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Wait for all that was begun and is still running, however it ends."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what the loop in use needed; another loop may be run from now on, but nothing may be started."""
+
+
+class EagerExecutor(Executor):
+    """Runs programs as they are called: on the caller's thread, and what is started on one of the draft's own with `draft_threads`
+    intra-op threads."""
+
+    def __init__(self, trace: Trace, draft_threads: int = 1) -> None:
+        super().__init__(trace)
+        self._worker = Worker(draft_threads)
+        self._started: Future[_Done] | None = None
+
+    def run(
+        self, lane: str, name: str, program: Callable[[], Any], n: int, key: object = None, after: Sequence[Run] = ()
+    ) -> Run:
         if lane == "draft":
             self.settle()
         return self._run(lane, name, program, n)
 
     def start(self, name: str, program: Callable[[], Any], n: int, key: object = None) -> Run:
-        """The same on the draft's lane, beside the caller, who goes on at once."""
         self.settle()
         self._started = self._worker.submit(self._run, "draft", name, program, n)
         return _Started(self._started)
@@ -118,41 +162,30 @@ class Executor:
         return _Done(span, value)
 
     def alone(self, program: Callable[[], Result]) -> Result:
-        """Run a program behind all that was begun on either lane, and before all that will be: what changes the tables of both."""
         self.settle()
         return program()
 
     def read(self, lane: str, table: Tensor) -> Reading:
-        """Have a small table copied to the host at this point of the lane. It must not be written again before `in_flight` more rounds
-        were begun."""
         return table
 
     def write(self, lane: str, table: Tensor, values: Tensor) -> None:
-        """Have a table overwritten with the host's values at this point of the lane."""
         if lane == "draft":
             self.settle()
         table.copy_(values)
 
-    def forward(self, role: str, program: Callable[[], Result]) -> Result:
-        """Within a program: one forward pass of `role`, "target" or "draft"."""
-        return program()
-
     def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
-        """Within a program: run another one if any flag is set."""
         if bool(flags.any()):
             program()
 
     def settle(self) -> None:
-        """Wait for what was started and is still running, however it ends."""
         if self._started is not None:
             wait([self._started])
 
     def close(self) -> None:
-        """Stop the draft's thread; what the target needs goes on."""
         self._worker.close()
 
 
-class PacedExecutor(Executor):
+class PacedExecutor(EagerExecutor):
     """Runs forward passes eagerly, each lasting at least `pace[role]` milliseconds."""
 
     def __init__(self, trace: Trace, draft_threads: int, pace: tuple[float, float]) -> None:

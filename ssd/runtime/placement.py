@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 
@@ -11,7 +12,7 @@ from ssd.config import EngineConfig
 from ssd.errors import SsdError
 from ssd.native import cpu_isa, has_conditional_nodes
 from ssd.runtime.captured import CapturedExecutor
-from ssd.runtime.executor import Executor, PacedExecutor
+from ssd.runtime.executor import EagerExecutor, Executor, PacedExecutor
 from ssd.runtime.memory import available_memory
 from ssd.runtime.trace import Trace
 
@@ -60,10 +61,14 @@ def memory_for_kv(config: EngineConfig, device: torch.device) -> int:
 
 def make_executor(trace: Trace, config: EngineConfig, device: torch.device, draft_threads: int) -> Executor:
     """Graphs on a GPU, unless $SSD_EAGER is 1 or its driver knows no conditional nodes; eager on a CPU, paced where that is asked for."""
-    if device.type == "cuda" and os.environ.get("SSD_EAGER") != "1" and has_conditional_nodes():
-        from ssd.runtime.cuda import CudaDevice
+    if device.type == "cuda" and os.environ.get("SSD_EAGER") != "1":
+        if has_conditional_nodes():
+            from ssd.runtime.cuda import CudaDevice
 
-        return CapturedExecutor(trace, CudaDevice(device), config.max_batch)
+            return CapturedExecutor(trace, CudaDevice(device), config.max_batch)
+        warnings.warn(
+            "this GPU's driver is older than CUDA 12.4 and cannot record whole rounds; they run eagerly, slower", stacklevel=3
+        )
     if config.pace is not None:
         return PacedExecutor(trace, draft_threads, config.pace)
-    return Executor(trace, draft_threads)
+    return EagerExecutor(trace, draft_threads)

@@ -45,6 +45,7 @@ class Trace:
 
     def __init__(self) -> None:
         self._recorded: list[Span] | None = None
+        self._muted = False
         self._nvtx = _nvtx()
 
     def record(self) -> None:
@@ -71,8 +72,17 @@ class Trace:
 
     def keep(self, span: Span) -> None:
         """Take in a span that was measured elsewhere, if spans are kept."""
-        if self._recorded is not None:
+        if self._recorded is not None and not self._muted:
             self._recorded.append(span)
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Within it spans are measured and not kept: where the host only enqueues what they are of."""
+        before, self._muted = self._muted, True
+        try:
+            yield
+        finally:
+            self._muted = before
 
     def write(self, path: Path) -> None:
         """Write what was recorded as a JSON file that chrome://tracing and Perfetto open: a target and a draft lane, times in µs."""

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ssd.runtime.executor import Executor, PacedExecutor
+from ssd.runtime.executor import EagerExecutor, PacedExecutor
 from ssd.runtime.memory import available_memory
 from ssd.runtime.trace import Span, Trace
 from ssd.runtime.worker import Worker
@@ -55,12 +55,12 @@ def test_a_forward_slower_than_its_pace_does_not_wait(monkeypatch: pytest.Monkey
 
 def test_an_eager_forward_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, "ssd.runtime.executor")
-    assert Executor(Trace()).forward("target", lambda: clock.work(0.010)) == "done"
+    assert EagerExecutor(Trace()).forward("target", lambda: clock.work(0.010)) == "done"
     assert (clock.slept, clock.now) == ([], pytest.approx(100.010))
 
 
 def test_a_program_runs_only_when_a_flag_is_set() -> None:
-    executor = Executor(Trace())
+    executor = EagerExecutor(Trace())
     ran: list[str] = []
     executor.when(torch.tensor([False, True]), lambda: ran.append("one is set"))
     executor.when(torch.tensor([False, False]), lambda: ran.append("none is set"))

@@ -8,7 +8,7 @@ import torch
 
 from ssd.config import SamplingParams
 from ssd.native import PageAllocator
-from ssd.runtime.executor import Executor
+from ssd.runtime.executor import EagerExecutor
 from ssd.runtime.trace import Trace
 from ssd.scheduler import Request, Scheduler
 from ssd.state import SequenceState
@@ -22,7 +22,7 @@ class Desk:
     def __init__(self, slots: int = 3, pages: int = 20) -> None:
         self.state = SequenceState.allocate(slots, 64, 16, (0,), torch.device("cpu"))
         self.pages = PageAllocator(1 + pages)
-        self.scheduler = Scheduler(self.state, self.pages, PAGE_SIZE, SLACK, Executor(Trace()))
+        self.scheduler = Scheduler(self.state, self.pages, PAGE_SIZE, SLACK, EagerExecutor(Trace()))
 
     def add(self, *lengths: int) -> list[Request]:
         """Requests of this many tokens in all, three of them prompt."""

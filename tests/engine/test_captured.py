@@ -3,6 +3,7 @@ and events allow. The device is a fake (tests/fake_device.py); what is planted h
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -129,7 +130,7 @@ def test_a_program_is_recorded_once_for_each_batch_size(captured: MakeCaptured) 
 
 
 def test_the_host_is_two_rounds_ahead(captured: MakeCaptured) -> None:
-    """And no more: where the third is begun, the first was read."""
+    """And no more: once the third is begun, the first is read."""
     one, _ = captured("ssd", 0, max_batch=1, **FIXED)
     depths = []
     begin = one._begin
@@ -141,6 +142,23 @@ def test_the_host_is_two_rounds_ahead(captured: MakeCaptured) -> None:
     one._begin = watched  # type: ignore[method-assign]
     one.decode(PROMPTS[0], GREEDY[0])
     assert max(depths) == 3  # with the one just begun
+
+
+@pytest.mark.parametrize("where", ["prefill", "look_up", "branch"])
+def test_a_draft_that_fails_leaves_no_graph_of_its_own(
+    engine: MakeEngine, captured: MakeCaptured, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """What is recorded names its tables; the rounds that go on without it have others."""
+    expected = [c.token_ids for c in engine("ar", max_batch=3).decode(PROMPTS, SAMPLED)]
+    for seed in range(3):
+        one, _ = captured("ssd", seed, max_batch=3, **FIXED)
+        before = set(one._executor._graphs)  # type: ignore[attr-defined]
+        monkeypatch.setattr(one._loop.speculator, where, lambda *arguments: 1 // 0)  # type: ignore[union-attr]
+        with pytest.warns(RuntimeWarning, match="ZeroDivisionError"):
+            found = one.decode(PROMPTS, SAMPLED)  # what samples is recorded anew
+        assert [c.token_ids for c in found] == expected
+        assert all(c.degraded for c in found)
+        assert before and not {name for _, name, *_ in one._executor._graphs} - {"verify"}  # type: ignore[attr-defined]
 
 
 def test_a_value_read_while_recording_is_refused() -> None:
@@ -263,12 +281,15 @@ def test_a_mistake_comes_to_light(
         one._pages.allocate(one._pages.available - 6)
         with monkeypatch.context() as patch:
             mistake(one, patch)
-            try:
-                return figures(one.decode(TIGHT, TIGHT_PARAMS)) != expected
-            except (AssertionError, RuntimeError, IndexError):  # tables that no longer fit together
-                return True
+            return figures(one.decode(TIGHT, TIGHT_PARAMS)) != expected
 
-    assert any(found_in(seed) for seed in range(12))
+    found: Counter[str] = Counter()
+    for seed in range(12):
+        try:
+            found["told apart" if found_in(seed) else "not found"] += 1
+        except (AssertionError, RuntimeError, IndexError):  # tables that no longer fit together
+            found["ended"] += 1
+    assert found["told apart"] > 0
 
 
 def test_tight_memory_is_no_mistake(engine: MakeEngine, captured: MakeCaptured) -> None:
