@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--field", default="prompt")
     parser.add_argument("--limit", type=int, default=8)
     parser.add_argument("--target", default="smollm2-135m")
-    parser.add_argument("--draft", default="self:25")
+    parser.add_argument("--draft", default="auto", help="'auto' for the target's own")
     parser.add_argument("--modes", default="ar,sd,ssd")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, help="for every mode; without it each mode's own default")

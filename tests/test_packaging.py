@@ -82,6 +82,8 @@ def test_the_wheel_asks_for_exactly_the_torch_it_was_built_with(wheel: Path) -> 
 def test_the_wheel_holds_its_licence_its_types_and_no_source(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {"ssd/py.typed", "ssd/_C.pyi", "ssd/_build_info.py"} <= set(names)
+    drafts = [str(file.relative_to(ROOT)) for file in ROOT.glob("ssd/models/assets/*/*")]
+    assert drafts and set(drafts) <= set(names)
     assert any(name.endswith("/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("csrc", "tests", "build"))]
 

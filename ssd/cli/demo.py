@@ -22,6 +22,7 @@ from ssd.cli import options as o
 from ssd.cli.console import figure, percent, print_json
 from ssd.config import EngineConfig, SamplingParams, SpeculationConfig
 from ssd.errors import SsdError
+from ssd.models.registry import default_draft
 
 if TYPE_CHECKING:
     from ssd.completion import Completion
@@ -66,7 +67,7 @@ class Row:
 def demo(
     prompt: Annotated[str, typer.Argument(help="One user message.")] = PROMPT,
     target: o.Target = "smollm2-135m",
-    draft: o.Draft = "self:25",
+    draft: o.Draft = "auto",
     lookahead: o.Lookahead = SpeculationConfig.lookahead,
     budget: o.Budget = SpeculationConfig.budget,
     max_new_tokens: o.MaxNewTokens = 64,
@@ -91,7 +92,8 @@ def demo(
     }
     chosen_pace = o.parse_pace(pace)
     SamplingParams(max_new_tokens=max_new_tokens)  # what is wrong is refused before anything is loaded
-    EngineConfig(target, settings["draft"], "ssd", pace=chosen_pace).resolve_mode(settings["draft"] is not None)
+    named = default_draft(target) if settings["draft"] == "auto" else settings["draft"]
+    EngineConfig(target, settings["draft"], "ssd", pace=chosen_pace).resolve_mode(named is not None)
     o.check_writable(trace)
     show = _Show(o.check_text(prompt, "the prompt"), settings, as_json, trace)
 
@@ -268,9 +270,8 @@ def _timeline(trace: Any) -> Any:
 
 
 def target_and_draft(settings: dict[str, Any]) -> str:
-    return (
-        f"{settings['target']}, drafted by {settings['draft']}, lookahead {settings['lookahead']}, budget {settings['budget']}"
-    )
+    draft = "its own draft" if settings["draft"] == "auto" else settings["draft"]
+    return f"{settings['target']}, drafted by {draft}, lookahead {settings['lookahead']}, budget {settings['budget']}"
 
 
 def _paced_in_words(pace: Pace) -> str:

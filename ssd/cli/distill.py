@@ -45,7 +45,7 @@ def distill(
     weights: Annotated[
         str, o.option("--weights", help="How it is stored, and runs on a CPU: 'int8' or 'bfloat16'.", panel=STUDENT)
     ] = "int8",
-    tokens: Annotated[int, o.option("--tokens", help="Tokens of answers that the target makes up.", panel=DATA)] = 575_000,
+    tokens: Annotated[int, o.option("--tokens", help="Tokens of answers that the target makes up.", panel=DATA)] = 574_000,
     answer_tokens: Annotated[int, o.option("--answer-tokens", help="Of one answer, at most.", panel=DATA)] = 192,
     prompts: Annotated[
         Path | None,
@@ -66,7 +66,7 @@ def distill(
         ),
     ] = None,
     field: Annotated[str, o.option("--field", help="Where a line has its prompt.", panel=DATA)] = "prompt",
-    epochs: Annotated[float, o.option("--epochs", help="Over the data, unless the time is over before.", panel=TRAINING)] = 7.0,
+    epochs: Annotated[float, o.option("--epochs", help="Over the data, unless the time is over before.", panel=TRAINING)] = 6.0,
     learning_rate: Annotated[float, o.option("--learning-rate", help="At its highest.", panel=TRAINING)] = 3e-3,
     batch_tokens: Annotated[int, o.option("--batch-tokens", help="Tokens a step.", panel=TRAINING)] = 2048,
     time_budget: Annotated[

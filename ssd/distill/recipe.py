@@ -56,9 +56,9 @@ class Recipe:
     from_layers: Sequence[int] | None = None
     vocab: int = 8192
     weights: str = "int8"
-    tokens: int = 575_000
+    tokens: int = 574_000
     answer_tokens: int = 192
-    epochs: float = 7.0
+    epochs: float = 6.0
     learning_rate: float = 3e-3
     batch_tokens: int = 2048
     time_budget: float | None = None

@@ -141,6 +141,10 @@ def test_demo_refuses_what_is_wrong_before_it_runs(refusal: Refusal, target: Pat
     assert refusal("demo", "hi", "--json", "--target", target, "--draft", "self:1", *options.split())
 
 
+def test_demo_of_a_target_without_a_draft_of_its_own_asks_for_one(refusal: Refusal, target: Path) -> None:
+    assert "needs a draft" in refusal("demo", "hi", "--target", target)
+
+
 def test_a_prompt_that_is_not_text_is_refused(refusal: Refusal, target: Path) -> None:
     assert "the prompt is not valid Unicode" in refusal("decode", "\udcff", "--target", target)
     assert "the prompt is not valid Unicode" in refusal("demo", "\udcff", "--target", target)

@@ -1,4 +1,4 @@
-"""SmolLM2 decodes the same tokens in every mode, with its own first layers as the draft.
+"""SmolLM2 decodes the same tokens in every mode, with the draft that comes with it and with its own first layers.
 
 A few prompts by default. With --acceptance, whole grids over the prompts in the folder that $SSD_PROMPTS names (humaneval.jsonl,
 gsm8k.jsonl, mt_bench.jsonl): every case prints its figures. On two cores that takes hours; -k picks cases.
@@ -103,6 +103,9 @@ def autoregressive(engine: Callable[..., Any], known: dict[str, list[list[int]]]
         ("ssd", "self:25", 3, "bfloat16"),
         ("ssd", "self:30", 8, "bfloat16"),
         ("ssd", "self:25", 8, "float32"),
+        ("sd", "auto", 3, "bfloat16"),
+        ("ssd", "auto", 8, "bfloat16"),
+        ("sd", "auto", 8, "float32"),  # its int8 weights are dequantised there
     ],
 )
 def test_greedy_decoding_gives_the_same_tokens_in_every_mode(

@@ -114,8 +114,14 @@ def test_an_unknown_name_is_refused_with_what_could_be_given(name: str) -> None:
         resolve(name)
 
 
-def test_there_is_no_default_draft_yet() -> None:
-    assert default_draft("smollm2-135m") is None
+def test_only_a_known_target_has_a_draft_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_ASSETS", tmp_path)
+    assert default_draft("tiny") is None
+    for name in ("tiny", "stranger"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").touch()
+    assert default_draft("tiny") == str(tmp_path / "tiny")
+    assert default_draft("stranger") is None
 
 
 # Pulling from a wheel ---------------------------------------------------------------------------------------------------------
