@@ -57,11 +57,13 @@ Conditional::Conditional(cudaStream_t stream, const uint8_t* flags, int32_t coun
   const cudaGraphEdgeData* edges = capture.edges.empty() ? nullptr : capture.edges.data();
   cudaGraphNode_t node = nullptr;
 #if CUDART_VERSION >= 13000
-  check(cudaGraphAddNode(&node, capture.graph, capture.behind.data(), edges, capture.behind.size(), &params), "cudaGraphAddNode");
+  check(cudaGraphAddNode(&node, capture.graph, capture.behind.data(), edges, capture.behind.size(), &params),
+        "cudaGraphAddNode");
   check(cudaStreamUpdateCaptureDependencies(stream, &node, nullptr, 1, cudaStreamSetCaptureDependencies),
         "cudaStreamUpdateCaptureDependencies");
 #else
-  check(cudaGraphAddNode_v2(&node, capture.graph, capture.behind.data(), edges, capture.behind.size(), &params), "cudaGraphAddNode");
+  check(cudaGraphAddNode_v2(&node, capture.graph, capture.behind.data(), edges, capture.behind.size(), &params),
+        "cudaGraphAddNode");
   check(cudaStreamUpdateCaptureDependencies_v2(stream, &node, nullptr, 1, cudaStreamSetCaptureDependencies),
         "cudaStreamUpdateCaptureDependencies");
 #endif
