@@ -118,7 +118,8 @@ def main() -> None:
             print(f"run {run + 1}: {name} {peers[name][-1]['decode_tokens_per_s_median']:.1f} tokens/s", flush=True)
 
     expected = [c.token_ids for c in completions[modes[0]]]
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("peer", "name", "prompts")}
+    settings = {k: v for k, v in vars(args).items() if k not in ("peer", "name", "prompts")}
+    settings["draft"] = Path(args.draft).name  # a result says nothing of this machine's folders
     result = {
         "what": args.name,
         "machine": machine.describe(),
