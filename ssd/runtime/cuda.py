@@ -100,9 +100,8 @@ class CudaDevice:
 
     def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
         stream = self._capturing
-        if (
-            stream is None
-        ):  # a first run, before it is recorded: all of it, so that all it needs is loaded; a hit keeps what it has
+        if stream is None:
+            # A first run, before it is recorded: all of it, so that all it needs is loaded. A hit keeps what it has.
             program()
             return
         from ssd._C import Conditional  # only a build for CUDA has it
