@@ -147,7 +147,7 @@ def test_demo_of_a_target_without_a_draft_of_its_own_asks_for_one(refusal: Refus
 
 def test_a_prompt_that_is_not_text_is_refused(refusal: Refusal, target: Path) -> None:
     assert "the prompt is not valid Unicode" in refusal("decode", "\udcff", "--target", target)
-    assert "the prompt is not valid Unicode" in refusal("demo", "\udcff", "--target", target)
+    assert "the prompt is not valid Unicode" in refusal("demo", "\udcff", "--target", target, "--draft", "self:1")
     assert "stdin is not valid Unicode" in refusal("decode", "-", "--target", target, stdin=b"\xff")
 
 

@@ -41,7 +41,7 @@ def refusal(*words: str) -> Any:
         ("device", "cuda", ["'cuda'", "no CUDA kernels", "'cpu'"]),
         ("device", "tpu", ["'tpu'", "'cuda:N'"]),
         ("draft_device", "cuda:1", ["GPU", "leave"]),
-        ("draft_sms", 16, ["CUDA", "leave"]),
+        ("draft_sms", 16, ["GPU", "leave"]),
         ("max_batch", 0, ["0", "1 to"]),
         ("max_batch", 2.0, ["2.0", "whole"]),
         ("max_context", 1, ["1", "2 to"]),
