@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,9 +48,7 @@ class Record:
 def record(engine: Engine, prompts: Sequence[str], params: SamplingParams) -> Record:
     engine.trace.record()
     completions = engine.decode(list(prompts), params)
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        engine.trace.write(Path(file.name))
-        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    events = engine.trace.timeline()["traceEvents"]
     in_slot: dict[int, int] = {}
     rounds, admitted = [], 0
     for event in events:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -46,9 +45,7 @@ def record(engine: Engine, prompts: Sequence[str], params: SamplingParams) -> tu
     engine.decode(list(prompts[:1]), SamplingParams(max_new_tokens=16))
     engine.trace.record()
     completions = engine.decode(list(prompts), params)
-    with tempfile.TemporaryDirectory() as folder:
-        engine.trace.write(Path(folder) / "trace.json")
-        events = json.loads((Path(folder) / "trace.json").read_text())["traceEvents"]
+    events = engine.trace.timeline()["traceEvents"]
     lanes = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
     spans = [
         Timed(lanes[e["tid"]], e["name"], e["ts"] / 1e3, (e["ts"] + e["dur"]) / 1e3, e["args"])

@@ -417,12 +417,11 @@ class Engine:
             except DraftFailed as failure:
                 self._go_on_without_draft(failure.__cause__)
                 round.draft = None
-            ranks = [rank for *_, rank in round.seen.tolist()] if round.seen is not None else None
         for row, request, report, committed in grown:
             if round is None:
                 request.stats.started()
             else:
-                rank = ranks[row] if ranks is not None else -1
+                rank = round.outcomes[row][3] if round.outcomes else -1
                 accepted = min(report.accepted, committed)
                 request.stats.add(round, accepted=accepted, proposed=report.proposed, hit=report.hit, missed=missed, rank=rank)
             self._collect(request, verification, row, report, committed)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -216,7 +215,7 @@ class _Show:
             if not self._quiet:
                 print(flush=True)
             if self._tracing:
-                self._timelines[name] = _timeline(engine.trace)
+                self._timelines[name] = engine.trace.timeline()
         completion = stream.completion
         assert completion is not None
         if completion.degraded or completion.stats.mode != mode:
@@ -260,13 +259,6 @@ class _Show:
             events.append({"name": "process_name", "ph": "M", "pid": pid, "args": {"name": name}})
             events += [event | {"pid": pid} for event in timeline["traceEvents"]]
         path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}), encoding="utf-8")
-
-
-def _timeline(trace: Any) -> Any:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "trace.json"
-        trace.write(file)
-        return json.loads(file.read_text(encoding="utf-8"))
 
 
 def target_and_draft(settings: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ def doctor(as_json: o.Json = False) -> None:
         "versions": _versions(),
         "built_with": _built_with(),
         "machine": _machine(problem is None),
-        "cuda": _cuda(),
+        "cuda": _cuda(problem is None),
         "ops": _ops() if problem is None else {},
         "models": _models(),
     }
@@ -122,8 +122,8 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _cuda() -> dict[str, Any]:
-    """Which GPUs torch sees, or why it sees none."""
+def _cuda(usable: bool) -> dict[str, Any]:
+    """Which GPUs torch sees, or why it sees none. usable: whether the extension can be loaded."""
     torch = _torch()
     driver = next(iter(_read(Path("/proc/driver/nvidia/version")).splitlines()), None)
     devices: list[str] = []
@@ -143,16 +143,9 @@ def _cuda() -> dict[str, Any]:
         "devices": devices,
         "why_not": reason,
         "driver": driver,
-        "conditional_nodes": bool(devices) and _has_conditional_nodes(),
+        "conditional_nodes": usable and bool(import_module("ssd.native").has_conditional_nodes()),
         "torch_cuda": torch.version.cuda if torch is not None else None,
     }
-
-
-def _has_conditional_nodes() -> bool:
-    """Whether this extension and this driver can record a whole round."""
-    if _problem() is not None:
-        return False
-    return bool(import_module("ssd.native").has_conditional_nodes())
 
 
 def _ops() -> dict[str, dict[str, bool]]:

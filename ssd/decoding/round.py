@@ -71,6 +71,11 @@ class Round:
     branches: int = 0
     seen: Reading | None = None
 
+    @cached_property
+    def outcomes(self) -> list[list[int]]:
+        """`seen` on the host, a row a slot; none where nothing was looked up in a cache. Waits for it."""
+        return self.seen.tolist() if self.seen is not None else []
+
 
 class DraftFailed(Exception):
     """The draft raised; no request is lost. `round` is what the target committed all the same, if it had run."""

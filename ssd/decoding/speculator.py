@@ -145,20 +145,20 @@ class Speculator:
                 draft.branch_tokens[:, :, d] = ids.view(n, self.budget)
 
     def keep(self, n: int, path: Tensor) -> None:
-        """Make an accepted tree path contiguous in the trunk; path: [n, T] from `ops.verify`. A chain is already."""
-        if self.drafting.tree is not None:
-            self.drafting.tree.compact(self.cache, self.state.first(n), self.draft.length[:n], path)
+        """The program that makes an accepted tree path contiguous in the trunk; path: [n, T] from `ops.verify`."""
+        assert self.drafting.tree is not None  # there is something to move
+        self.drafting.tree.compact(self.cache, self.state.first(n), self.draft.length[:n], path)
 
     def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
         """Take in what a round's look-up saw, and give `fork` better tables for the rounds to come. reports: of the sequences in it."""
-        assert round.draft is not None and round.looked_up is not None and round.seen is not None
-        how, (before, neural), seen = self.drafting, round.neural, round.seen.tolist()
+        assert round.draft is not None and round.looked_up is not None
+        how, (before, neural) = self.drafting, round.neural
         round.draft.wait()
         hits = sum(report.hit for report in reports)
-        round.looked_up.span.details.update(hits=hits, misses=len(reports) - hits, seen=seen)
+        round.looked_up.span.details.update(hits=hits, misses=len(reports) - hits, seen=round.outcomes)
         fallback = round.looked_up.span if hits < len(reports) and neural else None
         how.fallback.times(round.verified.span, round.draft.span, fallback)
-        for after_hit, spec_len, k, rank in seen:
+        for after_hit, spec_len, k, rank in round.outcomes:
             if k < 0:
                 continue
             how.fallback.outcome(hit=bool(after_hit), neural=before, tokens=k + 1)

@@ -84,8 +84,8 @@ class Trace:
         finally:
             self._muted = before
 
-    def write(self, path: Path) -> None:
-        """Write what was recorded as a JSON file that chrome://tracing and Perfetto open: a target and a draft lane, times in µs."""
+    def timeline(self) -> dict[str, Any]:
+        """What was recorded in Chrome's trace format, which Perfetto opens too: a target and a draft lane, times in µs."""
         spans = self._recorded or []
         origin = min((s.start for s in spans), default=0.0)
         lanes = [{"name": "thread_name", "ph": "M", "pid": 1, "tid": i, "args": {"name": lane}} for i, lane in enumerate(LANES)]
@@ -101,4 +101,8 @@ class Trace:
             }
             for s in sorted(spans, key=lambda s: s.start)
         ]
-        path.write_text(json.dumps({"traceEvents": lanes + events, "displayTimeUnit": "ms"}), encoding="utf-8")
+        return {"traceEvents": lanes + events, "displayTimeUnit": "ms"}
+
+    def write(self, path: Path) -> None:
+        """Write the timeline as a JSON file."""
+        path.write_text(json.dumps(self.timeline()), encoding="utf-8")
