@@ -8,7 +8,7 @@ file(GLOB cpu_sources CONFIGURE_DEPENDS csrc/cpu/*.cpp)
 file(GLOB simd_sources CONFIGURE_DEPENDS csrc/cpu/simd/*.cpp)
 file(GLOB runtime_sources CONFIGURE_DEPENDS csrc/runtime/*.cpp)
 if(NOT SSD_CUDA)
-  list(FILTER runtime_sources EXCLUDE REGEX "/conditional.cpp$")
+  list(FILTER runtime_sources EXCLUDE REGEX "/(conditional|green_context).cpp$")
 endif()
 
 # What every object of the extension is compiled with. Of OpenMP only the vectorised loops: threads are csrc/cpu/parallel.h's.

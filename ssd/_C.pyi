@@ -8,13 +8,27 @@ def cpu_isa() -> str:
 def has_conditional_nodes() -> bool:
     """Whether this extension was built for CUDA, and the driver knows conditional nodes (CUDA 12.4)."""
 
+class GreenContext:
+    """At least so many of a GPU's multiprocessors: what is enqueued on its streams runs on no others. Streams end with it.
+
+    Only where the extension was built for CUDA; needs a driver of CUDA 12.5. Raises RuntimeError with what CUDA says."""
+
+    def __init__(self, device: int, multiprocessors: int) -> None: ...
+    def stream(self, priority: int) -> int:
+        """A new stream, as a number."""
+
+    @property
+    def multiprocessors(self) -> int:
+        """How many there are: the driver rounds up to what its chip can set apart."""
+
 class Conditional:
     """An IF node of the CUDA graph that `stream` is being captured into. Until `end`, what is enqueued on `body` is its body, which runs
-    if any of `count` uint8 flags is set when the graph comes to it. Streams and pointers are given as numbers.
+    if any of `count` uint8 flags is set when the graph comes to it. Streams and pointers are given as numbers; part: of which both
+    streams are.
 
     Only where the extension was built for CUDA. Raises RuntimeError with what CUDA says."""
 
-    def __init__(self, stream: int, flags: int, count: int, body: int) -> None: ...
+    def __init__(self, stream: int, flags: int, count: int, body: int, part: GreenContext | None = None) -> None: ...
     def end(self) -> None: ...
 
 class PageAllocator:

@@ -125,19 +125,29 @@ class SpeculationConfig:
         whole = isinstance(tree, Sequence) and not isinstance(tree, str) and len(tree) > 0
         if not whole or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in tree):
             raise SsdError(f"tree is {tree!r}; it must be children a node, level by level, for example (3, 2, 1, 1).")
-        nodes, width = 1, 1
-        for children in tree:
-            width *= children
-            nodes += width
+        nodes = _nodes(tree)
         if nodes > MAX_LOOKAHEAD + 1:
             raise SsdError(
                 f"tree {tuple(tree)} has {nodes} nodes; a verification takes at most {MAX_LOOKAHEAD + 1}, have fewer children or levels."
             )
 
     @property
+    def nodes(self) -> int:
+        """Rows of a verification: of a chain, the last committed token and the tokens proposed behind it."""
+        return _nodes(self.tree) if self.tree is not None else self.lookahead + 1
+
+    @property
     def top_f(self) -> int:
         """F of Saguaro sampling."""
         return self.saguaro_f or self.budget // (self.lookahead + 1) + 1
+
+
+def _nodes(tree: Sequence[int]) -> int:
+    nodes, width = 1, 1
+    for children in tree:
+        width *= children
+        nodes += width
+    return nodes
 
 
 @dataclass(frozen=True)
@@ -164,10 +174,14 @@ class EngineConfig:
         _one_of("dtype", self.dtype, get_args(DtypeName))
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise SsdError(f"device is {self.device!r}; it can be 'auto', 'cpu', 'cuda' or 'cuda:N'.")
-        if self.draft_device not in (None, self.device) or self.draft_sms is not None:
-            raise SsdError(
-                "draft_device and draft_sms give the draft a GPU, or a part of one, for itself, which is not built yet; leave them out."
-            )
+        if self.draft_device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", self.draft_device):
+            raise SsdError(f"draft_device is {self.draft_device!r}; it can be 'cpu', 'cuda', 'cuda:N' or None.")
+        if self.draft_device is not None and self.draft == "ngram":
+            raise SsdError("draft_device is for a draft model, and draft='ngram' is none; leave it out.")
+        if self.draft_sms is not None:
+            within("draft_sms", self.draft_sms, 1, 1024, whole=True)
+            if not self.device.startswith("cuda") or self.draft_device not in (None, self.device):
+                raise SsdError("draft_sms is the draft's share of the one GPU that both models run on; leave it out.")
         if not isinstance(self.draft, str | None):
             raise SsdError(f"draft is {self.draft!r}; it can be a model, 'self:N', 'ngram', 'auto' or None.")
         within("max_batch", self.max_batch, 1, 4096, whole=True)

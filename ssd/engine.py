@@ -20,31 +20,19 @@ from typing import Any, overload
 import numpy as np
 import torch
 
+from ssd.assembly import Assembly, Loop
 from ssd.completion import Completion, Stream
 from ssd.config import DtypeName, EngineConfig, Fallback, FanOut, ModeName, SamplingParams, SpeculationConfig
-from ssd.decoding import fanout
-from ssd.decoding.autoregressive import Autoregressive
-from ssd.decoding.fallback import Fallback as FallbackChoice
-from ssd.decoding.fallback import NgramSpeculator
 from ssd.decoding.round import DraftFailed, Round, SlotReport, Verification
-from ssd.decoding.speculative import Speculative
-from ssd.decoding.speculator import Drafting, Speculator
-from ssd.decoding.ssd import SpeculativeSpeculative
-from ssd.decoding.tree import Tree
-from ssd.decoding.verifier import Verifier
 from ssd.errors import CheckpointError, SsdError
 from ssd.models import registry
 from ssd.models.pair import Draft, Progress, load_draft, load_target
 from ssd.models.tokenizer import TextStream, Tokenizer
-from ssd.models.transformer import KVCache, Transformer
-from ssd.native import PageAllocator
+from ssd.models.transformer import Transformer
 from ssd.prompts import Prompt, is_single, token_ids
-from ssd.runtime.placement import make_executor, memory_for_kv, place
+from ssd.runtime.placement import make_executor, place
 from ssd.runtime.trace import Trace
-from ssd.scheduler import Request, Scheduler
-from ssd.state import DraftState, SequenceState, Speculation
-
-PAGE_SIZE = 16  # tokens
+from ssd.scheduler import Request
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 
@@ -135,17 +123,17 @@ class Engine:
         asked_mode = self.config.resolve_mode(draft_name is not None, tree)
         progress = progress or (lambda fraction: None)
 
-        self._device, run_dtype = place(self.config)
+        placement = place(self.config)
         self._lock = threading.Lock()
         self._failure: str | None = None
         self._draft_threads = draft_threads or 1
         self._closed = False
         self.trace = Trace()
-        self._executor = make_executor(self.trace, self.config, self._device, self._draft_threads)
+        self._executor = make_executor(self.trace, self.config, placement, self._draft_threads)
         self._target = load_target(
             self.config.target,
-            run_dtype,
-            self._device,
+            placement.dtype,
+            placement.target,
             lambda context: self._positions(max_context or context),
             progress,
         )
@@ -154,9 +142,15 @@ class Engine:
             raise SsdError(
                 f"max_context is {max_context}; {self.config.target!r} was trained for {self._target.context} tokens, use at most that."
             )
-        self._tree = Tree(tree, self._device) if tree is not None else None
-        self._allocate(asked_mode)
-        self._loop = self._build_loop(asked_mode, draft_name)
+        name = draft_name if asked_mode != "ar" else None
+        model = self._load_draft(name, placement.draft) if name not in (None, "ngram") else None
+        self._assembly = Assembly(
+            self.config, self.speculation_config, placement, self._target, model, asked_mode, self.max_context, self._executor
+        )
+        self._scheduler = self._assembly.scheduler
+        self._pages = self._assembly.pages
+        self._loop = self._build_loop(name, model)
+        self._under_way: deque[UnderWay] = deque()
         self._prepare()
 
     # Public ------------------------------------------------------------------------------------------------------------------
@@ -235,40 +229,22 @@ class Engine:
         """Rotary positions: padding rows and branches behind the last tokens reach a little beyond the context."""
         return context + 2 * (self.speculation_config.lookahead + 1)
 
-    def _allocate(self, mode: str) -> None:
-        config, slots, proposed = self._target.model.config, self.config.max_batch, self._proposed
-        pages_a_sequence = -(-(self.max_context + proposed) // PAGE_SIZE)
-        bytes_a_page = (
-            2 * config.num_layers * PAGE_SIZE * config.num_kv_heads * config.head_dim * self._target.model.dtype.itemsize
-        )
-        memory = memory_for_kv(self.config, self._device)
-        # Once a request samples, the draft's distributions take their share; if that is over half, the draft fails, not the target.
-        distributions = 8 * slots * (self._budget(mode) + 1) * proposed * self._target.model.vocab_size
-        distributions += 4 * slots * (proposed + 1) * self._target.model.vocab_size if self._budget(mode) else 0  # z
-        memory -= min(distributions, memory // 2) if mode != "ar" else 0
-        affordable = memory // 2 // bytes_a_page  # half for the target, half for a draft as large
-        self._num_pages = 1 + min(slots * pages_a_sequence, affordable)
-        self._state = SequenceState.allocate(
-            slots, self.max_context + proposed + 1, pages_a_sequence, config.eos_token_ids, self._device
-        )
-        self._cache = KVCache(config, self._num_pages, PAGE_SIZE, self._target.model.dtype, self._device)
-        self._pages = PageAllocator(self._num_pages)
-        self._scheduler = Scheduler(self._state, self._pages, PAGE_SIZE, proposed, self._executor)
-        self._under_way: deque[UnderWay] = deque()
+    def _load_draft(self, name: str, device: torch.device) -> Draft | None:
+        try:
+            return load_draft(name, self._target, device, self._positions(self.max_context))
+        except (CheckpointError, MemoryError, RuntimeError) as error:
+            self._warn_of_draft(error)
+            return None
 
-    def _build_loop(self, mode: str, draft_name: str | None) -> Autoregressive | Speculative | SpeculativeSpeculative:
-        if mode != "ar" and draft_name is not None:
+    def _build_loop(self, name: str | None, draft: Draft | None) -> Loop:
+        if name == "ngram":
+            return self._assembly.with_ngrams()
+        if draft is not None:
             try:
-                if draft_name == "ngram":
-                    return self._build_ngram()
-                draft = load_draft(draft_name, self._target, self._positions(self.max_context))
-                speculator = self._build_speculator(mode, draft)
-                verifier = self._verifier(speculator.speculation, draft.draft_id_of)
-                kind = Speculative if mode == "sd" else SpeculativeSpeculative
-                return kind(verifier, speculator, self._executor)
-            except (CheckpointError, MemoryError, RuntimeError) as error:  # a draft that cannot be loaded or allocated
+                return self._assembly.with_draft()
+            except (MemoryError, RuntimeError) as error:
                 self._warn_of_draft(error)
-        return self._autoregressive()
+        return self._assembly.autoregressive()
 
     def _prepare(self) -> None:
         """Run what is to be recorded, over slots that are free: a first time, and to record it. What only requests that sample need, and
@@ -279,45 +255,6 @@ class Engine:
                 self._round(n)
                 self._round(n)
         self._executor.settle()
-
-    def _build_speculator(self, mode: str, draft: Draft) -> Speculator:
-        settings, slots, budget = self.speculation_config, self.config.max_batch, self._budget(mode)
-        scratch_pages = -(-slots * budget * settings.lookahead // PAGE_SIZE)
-        drafting = Drafting(saguaro_f=settings.top_f, saguaro_c=settings.saguaro_c, tree=self._tree)
-        if budget:
-            drafting.fan_out = fanout.tables(settings.fan_out, settings.lookahead, budget).to(self._device)
-            drafting.measured = fanout.Measured(settings.lookahead, budget) if settings.fan_out == "measured" else None
-            drafting.fallback = FallbackChoice(settings.fallback)
-        return Speculator(
-            draft,
-            KVCache(draft.model.config, self._num_pages + scratch_pages, PAGE_SIZE, draft.model.dtype, self._device),
-            self._state,
-            Speculation.allocate(slots, self._proposed, self._device),
-            DraftState.allocate(slots, budget, self._proposed, self._num_pages * PAGE_SIZE, self._device),
-            self._executor,
-            drafting,
-        )
-
-    def _build_ngram(self) -> Speculative:
-        slots, lookahead = self.config.max_batch, self.speculation_config.lookahead
-        speculation = Speculation.allocate(slots, lookahead, self._device)
-        draft = DraftState.allocate(slots, 0, lookahead, 0, self._device)
-        return Speculative(self._verifier(speculation), NgramSpeculator(self._state, speculation, draft), self._executor)
-
-    @property
-    def _proposed(self) -> int:
-        """Tokens a round proposes at most."""
-        return self._tree.nodes - 1 if self._tree is not None else self.speculation_config.lookahead
-
-    def _budget(self, mode: str) -> int:
-        return self.speculation_config.budget if mode == "ssd" else 0
-
-    def _verifier(self, speculation: Speculation, draft_id_of: torch.Tensor | None = None) -> Verifier:
-        tree = self._tree if speculation.lookahead else None
-        return Verifier(self._target.model, self._cache, self._state, speculation, self._executor, draft_id_of, tree)
-
-    def _autoregressive(self) -> Autoregressive:
-        return Autoregressive(self._verifier(Speculation.allocate(self.config.max_batch, 0, self._device)), self._executor)
 
     # Running -----------------------------------------------------------------------------------------------------------------
 
@@ -351,7 +288,7 @@ class Engine:
         if self._scheduler.pages_for(request) > self._pages.capacity:
             raise SsdError(
                 f"the prompt and its output need {self._scheduler.pages_for(request)} pages of K/V and memory holds "
-                f"{self._pages.capacity}; lower max_new_tokens or free some memory."
+                f"{self._pages.capacity}; lower max_new_tokens, or {self._assembly.more_memory}."
             )
         return request
 
@@ -376,7 +313,7 @@ class Engine:
             self._under_way.clear()
             try:
                 for request in requests:
-                    self._scheduler.release(request)
+                    self._release(request)
             finally:
                 self._lock.release()
 
@@ -427,27 +364,36 @@ class Engine:
             self._collect(request, verification, row, report, committed)
 
     def _admit(self, request: Request) -> Verification:
-        def admit() -> Verification:
-            slot, length, samples = request.slot, len(request.prompt), request.params.temperature > 0
-            return self._executor.alone(lambda: self._loop.admit(slot, length, samples))
-
+        row = request.slot, len(request.prompt), request.params.temperature > 0
         try:
-            return admit()
+            return self._loop.admit(*row)
         except DraftFailed as failure:
             self._go_on_without_draft(failure.__cause__)
-            return admit()
+            begun = failure.begun
+            return begun if isinstance(begun, Verification) else self._loop.admit(*row)
 
     def _round(self, n: int) -> Round:
         try:
             return self._loop.round(n)
         except DraftFailed as failure:
             self._go_on_without_draft(failure.__cause__)
-            return failure.round or self._loop.round(n)
+            begun = failure.begun
+            return begun if isinstance(begun, Round) else self._loop.round(n)
+
+    def _release(self, request: Request) -> None:
+        """Let a request's slot and pages go, or forget that it waits."""
+        runs = request.pages is not None
+        self._scheduler.release(request)
+        if runs:
+            try:
+                self._loop.retire(request.slot)
+            except DraftFailed as failure:
+                self._go_on_without_draft(failure.__cause__)
 
     def _go_on_without_draft(self, error: BaseException | None) -> None:
         self._warn_of_draft(error)
         self._executor.close()
-        self._loop = self._autoregressive()
+        self._loop = self._assembly.autoregressive()
         self._executor.settle()  # its tables are there before its rounds are
 
     def _warn_of_draft(self, error: BaseException | None) -> None:
@@ -469,7 +415,7 @@ class Engine:
             ended = request.token_ids[-1] in self._target.model.config.eos_token_ids and not request.params.ignore_eos
             request.finish("eos" if ended else "length")
         if request.finish_reason is not None:
-            self._scheduler.release(request)
+            self._release(request)
 
     def _completion(self, request: Request) -> Completion:
         return Completion(

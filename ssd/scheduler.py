@@ -112,14 +112,11 @@ class Scheduler:
         request.pages = self._pages.allocate(self.pages_for(request))
         self.running[request.slot] = request
         slot, length, pages = request.slot, len(request.prompt), torch.from_numpy(request.pages)
-
-        def admit() -> None:
+        with self._executor.alone(), self._executor.on("target"):
             state = self._state
             self._executor.write("target", state.tokens[slot, :length], torch.tensor(request.prompt, dtype=torch.int32))
             self._executor.write("target", state.page_table[slot, : len(pages)], pages)
             state.admit(slot, length, request.prompt[-1], request.params, request.seed, request.max_length)
-
-        self._executor.alone(admit)
         return request
 
     def release(self, request: Request) -> None:
@@ -129,8 +126,8 @@ class Scheduler:
         if request.pages is None:
             return
         del self.running[request.slot]
-        slot = request.slot
-        self._executor.alone(lambda: self._state.retire(slot))  # rounds under way end before its pages are another's
+        with self._executor.alone(), self._executor.on("target"):  # rounds under way end before its pages are another's
+            self._state.retire(request.slot)
         self._pages.free(request.pages)
         heapq.heappush(self._free_slots, request.slot)
         request.pages = None

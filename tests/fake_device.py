@@ -115,7 +115,7 @@ class FakeEvent:
         return self.at
 
 
-@dataclass
+@dataclass(eq=False)
 class FakeStream:
     device: FakeDevice
     queue: deque[Any] = field(default_factory=deque)  # steps, and events to wait for
@@ -155,10 +155,13 @@ class FakeStream:
 class FakeDevice:
     """seed: of the order. patience: the chance that, where the host has what it waited for, the device goes on all the same."""
 
+    CHANGES = 0.02  # the chance that another stream is favoured
+
     def __init__(self, seed: int, patience: float = 0.9) -> None:
         self._dice = random.Random(seed)
         self._patience = patience
         self.streams: dict[str, FakeStream] = {}
+        self._favoured: FakeStream | None = None  # goes on for a while before the others do
         self._recorders: list[_Recorder] = []
         self.captures = 0
 
@@ -210,7 +213,9 @@ class FakeDevice:
             if not ready:
                 assert reached(), "the host waits for what no stream will come past"
                 return
-            stream = self._dice.choice(ready)
+            if self._dice.random() < self.CHANGES:
+                self._favoured = self._dice.choice([*self.streams.values(), None])
+            stream = self._favoured if self._favoured in ready else self._dice.choice(ready)
             for _ in range(self._dice.choice((1, 1, 3, 30))):
                 if not self._can_go_on(stream):
                     break

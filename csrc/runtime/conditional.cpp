@@ -42,7 +42,9 @@ Capture capture_of(cudaStream_t stream) {
 
 }  // namespace
 
-Conditional::Conditional(cudaStream_t stream, const uint8_t* flags, int32_t count, cudaStream_t body) : body_(body) {
+Conditional::Conditional(cudaStream_t stream, const uint8_t* flags, int32_t count, cudaStream_t body, const GreenContext* part)
+    : body_(body) {
+  const GreenContext::Current current(part);
   cudaGraphConditionalHandle handle{};
   check(cudaGraphConditionalHandleCreate(&handle, capture_of(stream).graph, 0, cudaGraphCondAssignDefault),
         "cudaGraphConditionalHandleCreate");

@@ -6,6 +6,7 @@
 #include "runtime/page_allocator.h"
 #ifdef SSD_CUDA
 #include "runtime/conditional.h"
+#include "runtime/green_context.h"
 #endif
 
 namespace py = pybind11;
@@ -33,12 +34,19 @@ PYBIND11_MODULE(_C, m) {
 #ifdef SSD_CUDA
   // Streams and pointers as torch gives them to Python: whole numbers.
   m.def("has_conditional_nodes", &ssd::has_conditional_nodes);
+  py::class_<ssd::GreenContext>(m, "GreenContext")
+      .def(py::init<int32_t, int32_t>(), py::arg("device"), py::arg("multiprocessors"))
+      .def(
+          "stream",
+          [](ssd::GreenContext& self, int32_t priority) { return reinterpret_cast<uintptr_t>(self.stream(priority)); },
+          py::arg("priority"))
+      .def_property_readonly("multiprocessors", &ssd::GreenContext::multiprocessors);
   py::class_<ssd::Conditional>(m, "Conditional")
-      .def(py::init([](uintptr_t stream, uintptr_t flags, int32_t count, uintptr_t body) {
+      .def(py::init([](uintptr_t stream, uintptr_t flags, int32_t count, uintptr_t body, const ssd::GreenContext* part) {
              return ssd::Conditional(reinterpret_cast<cudaStream_t>(stream), reinterpret_cast<const uint8_t*>(flags), count,
-                                     reinterpret_cast<cudaStream_t>(body));
+                                     reinterpret_cast<cudaStream_t>(body), part);
            }),
-           py::arg("stream"), py::arg("flags"), py::arg("count"), py::arg("body"))
+           py::arg("stream"), py::arg("flags"), py::arg("count"), py::arg("body"), py::arg("part") = nullptr)
       .def("end", &ssd::Conditional::end);
 #else
   m.def("has_conditional_nodes", [] { return false; });

@@ -19,7 +19,11 @@ class Autoregressive:
         self.executor = executor
 
     def admit(self, slot: int, length: int, samples: bool) -> Verification:
-        return self.verifier.prefill(slot, length)
+        with self.executor.alone():
+            return self.verifier.prefill(slot, length)
+
+    def retire(self, slot: int) -> None:
+        """The target's own state is all there is."""
 
     def round(self, n: int) -> Round:
         return Round(*self.verifier.begin(self.executor.batch(n)))

@@ -98,7 +98,10 @@ class NgramSpeculator:
         self.speculation = speculation
         self.draft = draft
 
-    def prefill(self, slot: int, length: int, samples: bool) -> None:
+    def admit(self, slot: int, samples: bool) -> None:
+        """Nothing is drawn: no distribution is kept."""
+
+    def prefill(self, slot: int, length: int) -> None:
         """There is nothing to store."""
 
     def look_up(self, n: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,7 +19,12 @@ class Decided:
 
     logits: Tensor  # [n, T, V] float32, p's
     path: Tensor  # [n, T] int32, the row behind each token committed now, −1 beyond them
-    report: Tensor  # [n, 5 + T] int32, a row a slot, see `SlotReport`
+    report: Tensor  # [n, COUNTS + nodes] int32, a row a slot, see `SlotReport`
+
+    LENGTH: ClassVar = 0  # columns of a report
+    DONE: ClassVar = 1
+    ACCEPTED: ClassVar = 2
+    COUNTS: ClassVar = 5  # before the newest tokens
 
 
 @dataclass
@@ -38,7 +44,7 @@ class Verification:
 class SlotReport:
     """One slot behind a verification. accepted: of the `proposed` tokens, as verified, whether or not there was room for all; hit:
     whether they came from the speculation cache; newest: the last tokens of the sequence, in order, as many as a round commits at
-    most."""
+    most. Behind a prompt's prefill accepted is −1: nothing was guessed about it."""
 
     length: int
     done: bool
@@ -78,16 +84,16 @@ class Round:
 
 
 class DraftFailed(Exception):
-    """The draft raised; no request is lost. `round` is what the target committed all the same, if it had run."""
+    """The draft raised; no request is lost. `begun` is what the target had begun all the same, a prefill or a round."""
 
-    def __init__(self, round: Round | None = None) -> None:
+    def __init__(self, begun: Verification | Round | None = None) -> None:
         super().__init__("the draft failed")
-        self.round = round
+        self.begun = begun
 
     @classmethod
     @contextmanager
-    def guard(cls, round: Round | None = None) -> Iterator[None]:
+    def guard(cls, begun: Verification | Round | None = None) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            raise cls(round) from error
+            raise cls(begun) from error

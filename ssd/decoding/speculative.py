@@ -19,25 +19,39 @@ class Speculative:
     def __init__(self, verifier: Verifier, speculator: Speculator | NgramSpeculator, executor: Executor) -> None:
         self.verifier = verifier
         self.speculator = speculator
+        self.exchange = verifier.exchange
         self.executor = executor
         self._verified: list[Run] = []
 
     def admit(self, slot: int, length: int, samples: bool) -> Verification:
+        """Store the prompt of a sequence that the target's state has. samples: whether its request does."""
         with DraftFailed.guard():
-            self.speculator.prefill(slot, length, samples)
-        return self.verifier.prefill(slot, length)
+            self.speculator.admit(slot, samples)
+        with self.executor.alone():
+            with DraftFailed.guard():
+                self.speculator.prefill(slot, length)
+            verification = self.verifier.prefill(slot, length)
+            with DraftFailed.guard(verification):
+                self.exchange.prefilled(slot, verification.decided)
+        return verification
+
+    def retire(self, slot: int) -> None:
+        """The target's state has let go of a sequence."""
+        with DraftFailed.guard():
+            self.exchange.retire(slot)
 
     def round(self, n: int) -> Round:
         speculator, sampled = self.speculator, self.verifier.speculation.sampled
         n = self.executor.batch(n)
         with DraftFailed.guard():
             drafted = self.executor.run("draft", "look up", lambda: speculator.look_up(n), n, sampled, self._verified)
-        verification, verified = self.verifier.begin(n, drafted)
-        self._verified = [verified]
+            handed_out = self.exchange.send_speculation(n, drafted)
+        verification, verified = self.verifier.begin(n, handed_out)
         result = Round(verification, verified, drafted)
-        if speculator.keeps:
-            path = verification.decided.path
-            with DraftFailed.guard(result):
+        with DraftFailed.guard(result):
+            self._verified = [self.exchange.send_outcome(n, verified)]
+            if speculator.keeps:
+                path = self.exchange.path(n, verification.decided)
                 self.executor.run("draft", "keep", lambda: speculator.keep(n, path), n, sampled, self._verified)
         return result
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ssd import ops
+from ssd.decoding.exchange import Exchange
 from ssd.decoding.fallback import Fallback, propose_ngram
 from ssd.decoding.fanout import Measured
 from ssd.decoding.round import Round, SlotReport
@@ -43,7 +44,7 @@ class Drafting:
 
 
 class Speculator:
-    """Drafts with `model` for the sequences of `state` and hands out `speculation`."""
+    """Drafts with `model` for the sequences of `exchange`, and hands out the speculation, in the draft's tables there."""
 
     REFRESH = 16  # outcomes seen between two tables of a measured fan-out
 
@@ -51,18 +52,18 @@ class Speculator:
         self,
         model: Draft,
         cache: KVCache,
-        state: SequenceState,
-        speculation: Speculation,
+        exchange: Exchange,
         draft: DraftState,
         executor: Executor,
         drafting: Drafting,
     ) -> None:
         self.model = model.model
         self.cache = cache
-        self.state = state
-        self.speculation = speculation
+        self.exchange = exchange
+        self.state = exchange.draft.state
+        self.speculation = exchange.draft.speculation
         self.draft = draft
-        self.lookahead = speculation.lookahead
+        self.lookahead = self.speculation.lookahead
         self.budget = draft.guess.shape[1]
         self.drafting = drafting
         self._executor = executor
@@ -71,12 +72,15 @@ class Speculator:
         if drafting.fan_out is not None:
             draft.hold_z(self.model.vocab_size)
 
-    def prefill(self, slot: int, length: int, samples: bool) -> None:
-        """Store a prompt's K/V in the trunk. Called before the target's own prefill moves the sequence on. length: of the prompt;
-        samples: whether its request does."""
+    def admit(self, slot: int, samples: bool) -> None:
+        """A sequence begins. samples: whether its request does."""
         if samples:
-            self.speculation.hold_distributions(self.budget, self.model.vocab_size)
-        with self._executor.trace.span("draft", "prefill", slot=slot):
+            self.exchange.hold_distributions(self.budget, self.model.vocab_size)
+        self.exchange.admit(slot)
+
+    def prefill(self, slot: int, length: int) -> None:
+        """Store a prompt's K/V in the trunk; length: of the prompt. It does not matter whether the target has moved on behind it."""
+        with self._executor.on("draft"), self._executor.trace.span("draft", "prefill", slot=slot):
             for rows in prompt_rows(self.state.only(slot), length, self.cache.page_size):
                 self._executor.forward("draft", lambda: self.model.forward(rows, self.cache))  # noqa: B023
 
@@ -89,8 +93,9 @@ class Speculator:
         """Whether a round of n slots drafts what it misses, or gives it an n-gram."""
         return self.drafting.fan_out is None or self.drafting.fallback.choose(n) == "neural"
 
-    def look_up(self, n: int, neural: bool = True) -> None:
-        """The program that hands out the next speculation of the first n slots."""
+    def look_up(self, n: int, neural: bool = True) -> list[Tensor]:
+        """The program that hands out the next speculation of the first n slots. Returns what the target is to be sent of it."""
+        self.exchange.outcome_arrives(n)
         state, speculation, draft = self.state.first(n), self.speculation.first(n), self.draft.first(n)
         if self.drafting.fan_out is not None:
             self._see(state, speculation, draft)
@@ -106,6 +111,7 @@ class Speculator:
                     self._draft_misses(state, speculation, draft)
 
         self._executor.when((speculation.hit == 0) & (state.done == 0), fallback)
+        return self.exchange.speculation_leaves(n)
 
     def branch(self, n: int) -> None:
         """The program that prepares the cache of the round under way: K + 1 forward passes, to be hidden behind the target's one."""

@@ -8,28 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssd.decoding.round import DraftFailed, Round, SlotReport, Verification
+from ssd.decoding.round import DraftFailed, Round, SlotReport
+from ssd.decoding.speculative import Speculative
 from ssd.decoding.speculator import Speculator
 from ssd.decoding.verifier import Verifier
-from ssd.runtime.executor import Executor, Run
+from ssd.runtime.executor import Executor
 
 
-class SpeculativeSpeculative:
+class SpeculativeSpeculative(Speculative):
     """Rounds whose drafting has left the critical path: a hit goes to the target at once."""
 
     mode = "ssd"
+    speculator: Speculator
 
     def __init__(self, verifier: Verifier, speculator: Speculator, executor: Executor) -> None:
-        self.verifier = verifier
-        self.speculator = speculator
-        self.executor = executor
-        self._verified: list[Run] = []
+        super().__init__(verifier, speculator, executor)
         self._neural = True
-
-    def admit(self, slot: int, length: int, samples: bool) -> Verification:
-        with DraftFailed.guard():
-            self.speculator.prefill(slot, length, samples)
-        return self.verifier.prefill(slot, length)
 
     def round(self, n: int) -> Round:
         speculator, before, sampled = self.speculator, self._neural, self.verifier.speculation.sampled
@@ -39,11 +33,14 @@ class SpeculativeSpeculative:
             looked_up = self.executor.run(
                 "draft", "look up", lambda: speculator.look_up(n, neural), n, (neural, sampled), self._verified
             )
+            handed_out = self.exchange.send_speculation(n, looked_up)
             seen = self.executor.read("draft", speculator.draft.seen[:n])
             branching = self.executor.start("speculate", lambda: speculator.branch(n), n, sampled)
-        verification, verified = self.verifier.begin(n, looked_up)
-        self._verified = [verified]
-        return Round(verification, verified, branching, looked_up, (before, neural), speculator.budget, seen)
+        verification, verified = self.verifier.begin(n, handed_out)
+        result = Round(verification, verified, branching, looked_up, (before, neural), speculator.budget, seen)
+        with DraftFailed.guard(result):
+            self._verified = [self.exchange.send_outcome(n, verified)]
+        return result
 
     def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
         """Behind a round: take in what its look-up saw. reports: of the sequences that were in it."""

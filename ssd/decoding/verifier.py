@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ssd import ops
+from ssd.decoding.exchange import Exchange
 from ssd.decoding.round import Decided, Verification
 from ssd.decoding.tree import Tree
 from ssd.models.transformer import KVCache, Rows, Transformer
@@ -16,7 +17,7 @@ PREFILL_CHUNK = 256  # prompt rows a forward pass: they share one read of the we
 
 
 class Verifier:
-    """Verifies `speculation` with the target model and commits the outcome to `state`.
+    """Verifies the speculation with the target model and commits the outcome to the state, the target's tables of `exchange`.
 
     draft_id_of: [V] int32, target id → draft column, for a draft with a vocabulary of its own. tree: the shape of what is verified;
     None: a chain.
@@ -26,20 +27,20 @@ class Verifier:
         self,
         model: Transformer,
         cache: KVCache,
-        state: SequenceState,
-        speculation: Speculation,
+        exchange: Exchange,
         executor: Executor,
         draft_id_of: Tensor | None = None,
         tree: Tree | None = None,
     ) -> None:
         self.model = model
         self.cache = cache
-        self.state = state
-        self.speculation = speculation
+        self.exchange = exchange
+        self.state = exchange.target.state
+        self.speculation = exchange.target.speculation
         self._executor = executor
         self._draft_id_of = draft_id_of
         self._tree = tree
-        self._nothing = Speculation.allocate(1, 0, state.done.device)
+        self._nothing = Speculation.allocate(1, 0, self.state.done.device)
 
     def prefill(self, slot: int, length: int) -> Verification:
         """Store a prompt's K/V and commit the token behind it: a verification of nothing, behind the prompt's last token. length: of
@@ -48,11 +49,12 @@ class Verifier:
         A prompt is prefilled by itself, in chunks of a fixed size, so its K/V depends on nothing else in the batch.
         """
         state = self.state.only(slot)
-        with self._executor.trace.span("target", "prefill", slot=slot):
+        with self._executor.on("target"), self._executor.trace.span("target", "prefill", slot=slot):
             for rows in prompt_rows(state, length, self.cache.page_size):
                 hidden = self._executor.forward("target", lambda: self.model.forward(rows, self.cache))  # noqa: B023
-            decided = self._decide(state, self._nothing, self.model.logits(hidden[-1:]))
-        state.outcome.fill_(-1)  # nothing was guessed about it: the first look-up is a miss
+            logits, path = self._decide(state, self._nothing, self.model.logits(hidden[-1:]))
+            state.outcome.fill_(-1)  # nothing was guessed about it: the first look-up is a miss
+            decided = Decided(logits, path, self._report(state, self._nothing))
         return self._reported(decided)
 
     def begin(self, n: int, *after: Run) -> tuple[Verification, Run]:
@@ -62,6 +64,7 @@ class Verifier:
 
     def verify(self, n: int) -> Decided:
         """The program of a round of the first n slots."""
+        self.exchange.speculation_arrives(n)
         state, speculation = self.state.first(n), self.speculation.first(n)
         ids = torch.cat([state.last_token[:, None], speculation.tokens], dim=1)  # [n, K + 1]
         tree, page_size = self._tree, self.cache.page_size
@@ -71,16 +74,20 @@ class Verifier:
             rows = tree.rows(state, state.length, ids, slice(0, tree.nodes), page_size)
         logits = self._executor.forward("target", lambda: self.model.logits(self.model.forward(rows, self.cache)))
         if tree is None:
-            return self._decide(state, speculation, logits)
-        length = state.length.clone()
-        decided = self._decide(state, speculation, logits, tree.parent.repeat(n, 1))
-        tree.compact(self.cache, state, length, decided.path)
-        return decided
+            p_logits, path = self._decide(state, speculation, logits)
+        else:
+            length = state.length.clone()
+            p_logits, path = self._decide(state, speculation, logits, tree.parent.repeat(n, 1))
+            tree.compact(self.cache, state, length, path)
+        return Decided(p_logits, path, self._report(state, speculation))
 
     def _reported(self, decided: Decided) -> Verification:
         return Verification(decided, self._executor.read("target", decided.report))
 
-    def _decide(self, state: SequenceState, speculation: Speculation, logits: Tensor, parent: Tensor | None = None) -> Decided:
+    def _decide(
+        self, state: SequenceState, speculation: Speculation, logits: Tensor, parent: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Commit what p's logits say of the speculation: the logits [n, T, V], and the path [n, T]."""
         p_logits = logits.view(len(state.done), -1, self.model.vocab_size)  # [n, T, V]
         path = ops.verify(
             p_logits=p_logits,
@@ -103,16 +110,15 @@ class Verifier:
             done=state.done,
             outcome=state.outcome,
         )
-        return Decided(p_logits, path, _report(state, speculation, path.shape[1]))
+        return p_logits, path
 
-
-def _report(state: SequenceState, speculation: Speculation, width: int) -> Tensor:
-    """[n, 5 + width] int32, the rows of `SlotReport`."""
-    behind = torch.arange(1 - width, 1, dtype=torch.int64, device=state.length.device)
-    newest = state.tokens.gather(1, (state.length[:, None] + behind).clamp_min(0))
-    accepted = state.outcome.index_select(1, speculation.parity.long())[:, 0, 0]
-    each = (state.length, state.done, accepted, speculation.length, speculation.hit)
-    return torch.cat([torch.stack([column.int() for column in each], dim=1), newest], dim=1)
+    def _report(self, state: SequenceState, speculation: Speculation) -> Tensor:
+        """[n, COUNTS + nodes] int32, the rows of `SlotReport`."""
+        behind = torch.arange(-self.speculation.lookahead, 1, dtype=torch.int64, device=state.length.device)
+        newest = state.tokens.gather(1, (state.length[:, None] + behind).clamp_min(0))
+        accepted = state.outcome.index_select(1, speculation.parity.long())[:, 0, 0]
+        each = (state.length, state.done, accepted, speculation.length, speculation.hit)
+        return torch.cat([torch.stack([column.int() for column in each], dim=1), newest], dim=1)
 
 
 def prompt_rows(state: SequenceState, length: int, page_size: int) -> list[Rows]:

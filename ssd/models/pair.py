@@ -34,7 +34,7 @@ class Target:
 @dataclass
 class Draft:
     """A draft model. id_of: [Vd] int32, the target id of each of its columns, and draft_id_of: [V] int32, the column of each target id or
-    −1; both None where its columns are the target's ids (it may have fewer)."""
+    −1, both on its device; None where its columns are the target's ids (it may have fewer)."""
 
     model: Transformer
     id_of: Tensor | None = None
@@ -58,18 +58,18 @@ def load_target(
     return Target(name, model, checkpoint.tokenizer, checkpoint.config.max_position)
 
 
-def load_draft(name: str, target: Target, positions: int) -> Draft:
+def load_draft(name: str, target: Target, device: torch.device, positions: int) -> Draft:
     """name: "self:N", the target's first N layers; or a path, hub id or known model. Raises SsdError, CheckpointError."""
     layers = target.model.config.num_layers
     if name.startswith("self:"):
         match = _SELF_DRAFT.fullmatch(name)
         if match is None or not 1 <= int(match[1]) <= layers:
             raise SsdError(f"draft is {name!r}; of {target.name!r} it can be 'self:1' to 'self:{layers}'.")
-        return Draft(target.model.first_layers(int(match[1])))
+        return Draft(target.model.first_layers(int(match[1])).on(device))
     checkpoint = load_checkpoint(registry.resolve(name), target.model.dtype)
     if target.tokenizer is not None and checkpoint.tokenizer is not None:
         check_compatible(target.tokenizer, checkpoint.tokenizer)
-    vocabulary, device = target.model.vocab_size, target.model.device
+    vocabulary = target.model.vocab_size
     if checkpoint.config.borrows_embeddings:
         _lend_embeddings(target, checkpoint, name)
     if checkpoint.draft_vocab is None:

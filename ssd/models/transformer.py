@@ -7,7 +7,8 @@ keys it may see. Prefill, decode, verification of a chain or tree, and the draft
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from ssd.models.quantise import SCALE, dequantise
 
 @dataclass
 class Rows:
-    """Tokens of a forward pass; rows of one sequence are adjacent. All tensors are int32."""
+    """Tokens of a forward pass; rows of one sequence are adjacent. All tensors are int32, on the model's device."""
 
     ids: Tensor  # [R]
     positions: Tensor  # [R]
@@ -33,6 +34,10 @@ class Rows:
 
 class KVCache:
     """One model's K/V: [layers, 2, pages, page_size, kv_heads, head_dim] in one allocation. Page 0 is the null page."""
+
+    @staticmethod
+    def bytes_a_page(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
+        return 2 * config.num_layers * page_size * config.num_kv_heads * config.head_dim * dtype.itemsize
 
     def __init__(self, config: ModelConfig, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device) -> None:
         shape = (config.num_layers, 2, num_pages, page_size, config.num_kv_heads, config.head_dim)
@@ -157,6 +162,19 @@ class Transformer:
         """A draft made of this model's first layers, its own norm and its own head; weights are shared, not copied."""
         config = replace(self.config, num_layers=count)
         return Transformer(config, self._table, self._layers[:count], self._norm, self._head, self._cos_sin)
+
+    def on(self, device: torch.device) -> Transformer:
+        """This model on a device of the same kind: itself where it is there already, else a copy."""
+        if device == self.device:
+            return self
+
+        def moved(part: Any) -> Any:
+            if is_dataclass(part):
+                return replace(part, **{f.name: moved(getattr(part, f.name)) for f in fields(part)})  # type: ignore[type-var]
+            return part.to(device) if isinstance(part, Tensor) else part
+
+        table, norm, head, cos_sin = (moved(part) for part in (self._table, self._norm, self._head, self._cos_sin))
+        return Transformer(self.config, table, [moved(layer) for layer in self._layers], norm, head, cos_sin)
 
     def weight_bytes(self) -> int:
         """What a decode step must read: every packed weight, once."""

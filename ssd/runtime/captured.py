@@ -7,18 +7,16 @@ runtime/cuda.py; a test's runs what was recorded in any order that streams and e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from ssd.runtime.executor import Executor, Reading, Run
 from ssd.runtime.trace import LANES, Span, Trace
-
-Result = TypeVar("Result")
 
 Key = tuple[str, str, int, object]  # lane, name, slots, and what else a program depends on
 BUCKETS = (1, 2, 4, 8, 16, 32)  # batch sizes that programs are recorded for; beyond, the largest batch there is
@@ -151,13 +149,29 @@ class CapturedExecutor(Executor):
     def start(self, name: str, program: Callable[[], Any], n: int, key: object = None) -> Run:
         return self.run("draft", name, program, n, key)
 
-    def alone(self, program: Callable[[], Result]) -> Result:
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        self._join()
+        yield
+        self._join()
+
+    def _join(self) -> None:
+        """What is enqueued on either lane from now on runs behind all that was enqueued on both."""
         target, draft = self._lanes["target"], self._lanes["draft"]
-        target.wait(draft.record())
-        with target.work():
-            result = program()
-        draft.wait(target.record())
-        return result
+        verified, drafted = target.record(), draft.record()
+        target.wait(drafted)
+        draft.wait(verified)
+
+    def on(self, lane: str) -> AbstractContextManager[None]:
+        return self._lanes[lane].work()
+
+    def send(self, lane: str, tables: Iterable[tuple[Tensor, Tensor]], n: int) -> Run:
+        stream = self._lanes[lane]
+        began = stream.record()
+        with stream.work():
+            for there, here in tables:
+                there.copy_(here, non_blocking=True)
+        return _Launched(lane, "send", n, began, stream.record(), None, self.trace)
 
     def read(self, lane: str, table: Tensor) -> Reading:
         stream = self._lanes[lane]

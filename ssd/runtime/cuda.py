@@ -1,15 +1,20 @@
-"""What the captured executor asks of a device, from torch.cuda: streams with priorities, graphs with memory of their own, pinned copies."""
+"""What the captured executor asks of a device, from torch.cuda: streams with priorities, graphs with memory of their own, pinned copies.
+
+A lane may have a part of a GPU's multiprocessors: its streams are then a green context's, which torch cannot make with a priority.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ssd.errors import SsdError
 
 PRIORITIES = {"target": -1, "draft": 0}  # of the streams: where both want the same multiprocessors, the target has them
 
@@ -20,6 +25,7 @@ class Clock:
     REACH = 10.0  # seconds
 
     def __init__(self) -> None:
+        """Of the current device."""
         self._base = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self._base.record()
         self._base.synchronize()
@@ -32,6 +38,16 @@ class Clock:
             self._base, self._at = event, self._at + elapsed
             return self._at
         return float(self._at + elapsed)
+
+
+def _part(device: torch.device, multiprocessors: int) -> Any:
+    """A green context. Raises SsdError where there can be none of that size."""
+    from ssd._C import GreenContext  # only a build for CUDA has it
+
+    try:
+        return GreenContext(device.index, multiprocessors)
+    except RuntimeError as error:
+        raise SsdError(f"draft_sms is {multiprocessors}, and {device} cannot set that aside ({error}); leave it out.") from None
 
 
 @dataclass
@@ -47,12 +63,21 @@ class CudaEvent:
 
 
 class CudaStream:
-    def __init__(self, device: torch.device, priority: int, clock: Clock) -> None:
-        self.stream = torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]
-        self.body_pool = torch.cuda.MemPool()
-        self.body = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # of a part under a condition, while recording
-        self.pool = torch.cuda.MemPool()
-        self._clock = clock
+    """multiprocessors: the part of the GPU to run on; None: all of it."""
+
+    def __init__(self, device: torch.device, priority: int, multiprocessors: int | None) -> None:
+        with torch.cuda.device(device):
+            self.part = _part(device, multiprocessors) if multiprocessors is not None else None
+            self.stream = self._new(device, priority)
+            self.body = self._new(device, priority)  # of what is under a condition, while recording
+            self.pool = torch.cuda.MemPool()
+            self.body_pool = torch.cuda.MemPool()
+            self._clock = Clock()
+
+    def _new(self, device: torch.device, priority: int) -> torch.cuda.Stream:
+        if self.part is not None:
+            return torch.cuda.ExternalStream(self.part.stream(priority), device)  # type: ignore[no-untyped-call]
+        return torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def work(self) -> Iterator[None]:
@@ -73,17 +98,16 @@ class CudaStream:
 
 
 class CudaDevice:
-    """One GPU. The graphs of each lane share one memory pool: they never run at the same time. Lanes share none."""
+    """The GPU of each lane, which may be the same one. The graphs of a lane share one memory pool: they never run at the same time.
+    Lanes share none. draft_sms: multiprocessors that the draft has to run on; the target has all."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        with torch.cuda.device(device):
-            self._clock = Clock()
+    def __init__(self, devices: Mapping[str, torch.device], draft_sms: int | None = None) -> None:
+        self._devices = devices
+        self._multiprocessors = {"target": None, "draft": draft_sms}
         self._capturing: CudaStream | None = None
 
     def stream(self, lane: str) -> CudaStream:
-        with torch.cuda.device(self._device):
-            return CudaStream(self._device, PRIORITIES[lane], self._clock)
+        return CudaStream(self._devices[lane], PRIORITIES[lane], self._multiprocessors[lane])
 
     def capture(self, stream: CudaStream, program: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
         graph = torch.cuda.CUDAGraph()
@@ -92,7 +116,7 @@ class CudaDevice:
             # The outer one puts the current stream back if the recording fails.
             pool: Any = stream.pool.id
             recording = torch.cuda.graph(graph, pool, stream.stream, "thread_local")
-            with torch.cuda.stream(torch.cuda.current_stream(self._device)), recording:
+            with torch.cuda.device(stream.stream.device), torch.cuda.stream(torch.cuda.current_stream()), recording:
                 value = program()
         finally:
             self._capturing = None
@@ -107,7 +131,7 @@ class CudaDevice:
         from ssd._C import Conditional  # only a build for CUDA has it
 
         flags = flags.to(torch.uint8)
-        node = Conditional(stream.stream.cuda_stream, flags.data_ptr(), flags.numel(), stream.body.cuda_stream)
+        node = Conditional(stream.stream.cuda_stream, flags.data_ptr(), flags.numel(), stream.body.cuda_stream, stream.part)
         try:
             # What the body allocates must outlive it like the graph's own memory; its stream is another one, so a pool is named.
             with torch.cuda.stream(stream.body), torch.cuda.use_mem_pool(stream.body_pool):
@@ -126,4 +150,5 @@ class CudaDevice:
         table.copy_(values.pin_memory(), non_blocking=True)
 
     def synchronize(self) -> None:
-        torch.cuda.synchronize(self._device)
+        for device in set(self._devices.values()):
+            torch.cuda.synchronize(device)

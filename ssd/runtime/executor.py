@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -107,8 +108,17 @@ class Executor(ABC):
         """The same on the draft's lane, beside the caller, who goes on at once."""
 
     @abstractmethod
-    def alone(self, program: Callable[[], Result]) -> Result:
-        """Run a program behind all that was begun on either lane, and before all that will be: what changes the tables of both."""
+    def alone(self) -> AbstractContextManager[None]:
+        """What is run within, `on` a lane, runs behind all that was begun on either one, and before all that will be: what changes
+        the tables that both read."""
+
+    @abstractmethod
+    def on(self, lane: str) -> AbstractContextManager[None]:
+        """Ops called within, `alone`, run on this lane."""
+
+    @abstractmethod
+    def send(self, lane: str, tables: Iterable[tuple[Tensor, Tensor]], n: int) -> Run:
+        """Copy tables of this lane to the other one's device, behind all that was begun on this one: pairs (there, here), of n slots."""
 
     @abstractmethod
     def read(self, lane: str, table: Tensor) -> Reading:
@@ -161,9 +171,20 @@ class EagerExecutor(Executor):
             value = program()
         return _Done(span, value)
 
-    def alone(self, program: Callable[[], Result]) -> Result:
+    @contextmanager
+    def alone(self) -> Iterator[None]:
         self.settle()
-        return program()
+        yield
+
+    def on(self, lane: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def send(self, lane: str, tables: Iterable[tuple[Tensor, Tensor]], n: int) -> Run:
+        def copy() -> None:
+            for there, here in tables:
+                there.copy_(here)
+
+        return self._run(lane, "send", copy, n)
 
     def read(self, lane: str, table: Tensor) -> Reading:
         return table

@@ -1,9 +1,10 @@
-"""Where an engine runs: the device and dtype it computes in, the memory its K/V may take, and the executor of its rounds."""
+"""Where an engine runs: the devices and the dtype it computes in, the memory its K/V may take, and the executor of its rounds."""
 
 from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import dataclass
 
 import torch
 
@@ -19,29 +20,51 @@ from ssd.runtime.trace import Trace
 CPU_MEMORY_FRACTION = 0.5  # of the machine's available memory, for K/V
 
 
-def place(config: EngineConfig) -> tuple[torch.device, torch.dtype]:
-    """The device and dtype of an engine: "auto" is the CPU, and bfloat16 where the device computes in it.
+@dataclass(frozen=True)
+class Placement:
+    """The device of each role, and the dtype of both. apart: whether each role has tables of its own, as two devices need them."""
+
+    target: torch.device
+    draft: torch.device
+    apart: bool
+    dtype: torch.dtype
+
+
+def place(config: EngineConfig) -> Placement:
+    """ "auto" is the CPU, and bfloat16 where the device computes in it.
 
     Raises SsdError for a GPU that is not there, an installation without kernels for it, and a dtype they do not have.
     """
-    device = torch.device("cpu" if config.device == "auto" else config.device)
+    device = _device("device", config.device)
+    draft = _device("draft_device", config.draft_device) if config.draft_device is not None else device
+    apart = config.draft_device is not None
+    if device.type != draft.type:
+        raise SsdError(
+            f"device is {config.device!r} and draft_device {config.draft_device!r}; both must be GPUs, or both the CPU."
+        )
     if device.type == "cpu":
         name = ("bfloat16" if cpu_isa() == "avx512bf16" else "float32") if config.dtype == "auto" else config.dtype
-        return device, getattr(torch, name)
-    if not _build_info.CUDA:
-        raise SsdError(
-            f"device is {config.device!r}, and this installation has no CUDA kernels ({_build_info.WHY_NO_CUDA}); or use 'cpu'."
-        )
-    count = torch.cuda.device_count()
-    if (device.index or 0) >= count:
-        raise SsdError(
-            f"device is {config.device!r}, and torch sees {count} GPU{'s' if count != 1 else ''}; choose another, or 'cpu'."
-        )
+        return Placement(device, draft, apart, getattr(torch, name))
     if config.dtype == "float32":
         raise SsdError("dtype is 'float32', and the CUDA kernels compute in bfloat16; leave dtype out, or use device='cpu'.")
     if config.pace is not None:
         raise SsdError("pace is for one machine without a GPU; leave it out, or use device='cpu'.")
-    return torch.device("cuda", device.index or 0), torch.bfloat16
+    return Placement(device, draft, apart, torch.bfloat16)
+
+
+def _device(setting: str, name: str) -> torch.device:
+    if name in ("auto", "cpu"):
+        return torch.device("cpu")
+    if not _build_info.CUDA:
+        raise SsdError(
+            f"{setting} is {name!r}, and this installation has no CUDA kernels ({_build_info.WHY_NO_CUDA}); or use 'cpu'."
+        )
+    device, count = torch.device(name), torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise SsdError(
+            f"{setting} is {name!r}, and torch sees {count} GPU{'s' if count != 1 else ''}; choose another, or 'cpu'."
+        )
+    return torch.device("cuda", device.index or 0)
 
 
 def memory_for_kv(config: EngineConfig, device: torch.device) -> int:
@@ -49,6 +72,7 @@ def memory_for_kv(config: EngineConfig, device: torch.device) -> int:
     gpu_memory_utilization leaves beside all that is taken by now."""
     if device.type == "cpu":
         return int(available_memory() * CPU_MEMORY_FRACTION)
+    torch.cuda.empty_cache()  # what loading left
     free, total = torch.cuda.mem_get_info(device)
     allowed = int(config.gpu_memory_utilization * total) - (total - free)
     if allowed <= 0:
@@ -59,16 +83,19 @@ def memory_for_kv(config: EngineConfig, device: torch.device) -> int:
     return allowed
 
 
-def make_executor(trace: Trace, config: EngineConfig, device: torch.device, draft_threads: int) -> Executor:
+def make_executor(trace: Trace, config: EngineConfig, placement: Placement, draft_threads: int) -> Executor:
     """Graphs on a GPU, unless $SSD_EAGER is 1 or its driver knows no conditional nodes; eager on a CPU, paced where that is asked for."""
-    if device.type == "cuda" and os.environ.get("SSD_EAGER") != "1":
+    if placement.target.type == "cuda" and os.environ.get("SSD_EAGER") != "1":
         if has_conditional_nodes():
             from ssd.runtime.cuda import CudaDevice
 
-            return CapturedExecutor(trace, CudaDevice(device), config.max_batch)
+            lanes = {"target": placement.target, "draft": placement.draft}
+            return CapturedExecutor(trace, CudaDevice(lanes, config.draft_sms), config.max_batch)
         warnings.warn(
             "this GPU's driver is older than CUDA 12.4 and cannot record whole rounds; they run eagerly, slower", stacklevel=3
         )
+    if config.draft_sms is not None:
+        raise SsdError("draft_sms needs rounds as graphs, and here they run eagerly; leave it out.")
     if config.pace is not None:
         return PacedExecutor(trace, draft_threads, config.pace)
     return EagerExecutor(trace, draft_threads)

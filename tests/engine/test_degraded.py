@@ -204,6 +204,25 @@ def test_what_goes_wrong_while_learning_loses_nothing(
     assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
 
 
+@pytest.mark.parametrize("mode", ["sd", "ssd"])
+@pytest.mark.parametrize(
+    "call,at",
+    [(call, at) for call in ("admit", "prefilled", "retire") for at in (1, 4)]
+    + [(call, at) for call in ("send_speculation", "send_outcome") for at in (1, 7)],
+)
+def test_a_draft_whose_device_is_lost_loses_nothing(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, call: str, at: int
+) -> None:
+    """Whatever the target's side was telling it: the target goes on with what it has."""
+    expected = tokens_of(engine("ar").decode(PROMPTS, PARAMS))
+    broken = engine(mode, max_batch=3, draft_device="cpu")
+    fail_at(monkeypatch, broken._loop.exchange, call, at)  # type: ignore[union-attr]
+    found = decode_and_warn(broken, PROMPTS, PARAMS)
+    assert tokens_of(found) == expected
+    assert any(c.degraded for c in found)
+    assert broken._pages.available == broken._pages.capacity
+
+
 def test_running_out_of_memory_is_a_failure_like_any_other(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = engine("ssd")
     break_draft(broken, monkeypatch, "branch", 3, error=MemoryError)
@@ -281,7 +300,7 @@ def test_a_draft_that_cannot_be_allocated_is_done_without(engine: MakeEngine, mo
     def refuse(*arguments: Any) -> Any:
         raise RuntimeError("DefaultCPUAllocator: not enough memory")
 
-    monkeypatch.setattr("ssd.engine.DraftState.allocate", refuse)
+    monkeypatch.setattr("ssd.state.DraftState.allocate", refuse)
     with pytest.warns(RuntimeWarning, match="not enough memory"):
         without = engine("ssd")
     found = without.decode(PROMPTS, PARAMS)

@@ -40,8 +40,10 @@ def refusal(*words: str) -> Any:
         ("dtype", "float16", ["'float16'", "'bfloat16'"]),
         ("device", "cuda", ["'cuda'", "no CUDA kernels", "'cpu'"]),
         ("device", "tpu", ["'tpu'", "'cuda:N'"]),
-        ("draft_device", "cuda:1", ["GPU", "leave"]),
-        ("draft_sms", 16, ["GPU", "leave"]),
+        ("draft_device", "cuda:1", ["draft_device", "'cuda:1'", "no CUDA kernels"]),
+        ("draft_device", "tpu", ["draft_device", "'tpu'", "'cuda:N'"]),
+        ("draft_sms", 16, ["draft_sms", "GPU", "leave"]),
+        ("draft_sms", 0, ["0", "1 to"]),
         ("max_batch", 0, ["0", "1 to"]),
         ("max_batch", 2.0, ["2.0", "whole"]),
         ("max_context", 1, ["1", "2 to"]),
@@ -327,8 +329,7 @@ def test_what_is_no_sampling_params_is_refused(engine: MakeEngine, params: Any) 
 # The engine's means -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["ar", "ssd"])
-@pytest.mark.parametrize("free_pages", [0, 200])
+@pytest.mark.parametrize("mode,free_pages", [("ar", 0), ("ssd", 0), ("ar", 100), ("ssd", 300)])
 def test_a_request_that_memory_cannot_hold_is_refused(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, free_pages: int
 ) -> None:

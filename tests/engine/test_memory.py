@@ -170,7 +170,7 @@ def test_a_tree_writes_and_reads_no_page_of_others(models: Models) -> None:
 @pytest.mark.parametrize("owner", ["target", "draft"])
 def test_the_canary_sees_a_write_to_a_page_that_nobody_owns(models: Models, owner: str) -> None:
     with Engine(models.target, models.draft, "ssd", max_batch=2, **OPTIONS) as engine:
-        cache = engine._cache if owner == "target" else engine._loop.speculator.cache  # type: ignore[union-attr]
+        cache = engine._assembly.cache if owner == "target" else engine._loop.speculator.cache  # type: ignore[union-attr]
         round = engine._loop.round
 
         def stray(n: int) -> Any:

@@ -1,0 +1,155 @@
+"""From two models and a user's settings to what an engine's rounds work on: tables, K/V pages, and the loop over them."""
+
+from __future__ import annotations
+
+import torch
+
+from ssd.config import EngineConfig, Mode, SpeculationConfig
+from ssd.decoding import fanout
+from ssd.decoding.autoregressive import Autoregressive
+from ssd.decoding.exchange import Exchange, Tables, TwoDevices
+from ssd.decoding.fallback import Fallback, NgramSpeculator
+from ssd.decoding.speculative import Speculative
+from ssd.decoding.speculator import Drafting, Speculator
+from ssd.decoding.ssd import SpeculativeSpeculative
+from ssd.decoding.tree import Tree
+from ssd.decoding.verifier import Verifier
+from ssd.models.pair import Draft, Target
+from ssd.models.transformer import KVCache
+from ssd.native import PageAllocator
+from ssd.runtime.executor import Executor
+from ssd.runtime.placement import Placement, memory_for_kv
+from ssd.scheduler import Scheduler
+from ssd.state import DraftState, SequenceState, Speculation
+
+PAGE_SIZE = 16  # tokens
+
+Loop = Autoregressive | Speculative | SpeculativeSpeculative
+
+
+class Assembly:
+    """The target's tables, its K/V pages and who has them, and loops over these.
+
+    mode: "ar", "sd" or "ssd". draft: None without a draft model. max_context: tokens of a sequence.
+    Raises SsdError where memory holds no K/V at all.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        speculation: SpeculationConfig,
+        placement: Placement,
+        target: Target,
+        draft: Draft | None,
+        mode: Mode,
+        max_context: int,
+        executor: Executor,
+    ) -> None:
+        self._speculation = speculation
+        self._placement = placement
+        self._target = target
+        self._draft = draft
+        self._mode = mode
+        self._executor = executor
+        self._slots = config.max_batch
+        self._places = max_context + self._proposed + 1
+        self._pages_a_sequence = -(-(max_context + self._proposed) // PAGE_SIZE)
+        self._num_pages = 1 + min(self._slots * self._pages_a_sequence, self._affordable_pages(config))
+        self.state = self._sequences(self._placement.target)
+        self.pages = PageAllocator(self._num_pages)
+        model = target.model
+        self.cache = KVCache(model.config, self._num_pages, PAGE_SIZE, model.dtype, placement.target)
+        self.scheduler = Scheduler(self.state, self.pages, PAGE_SIZE, self._proposed, executor)
+
+    def autoregressive(self) -> Autoregressive:
+        nothing = Speculation.allocate(self._slots, 0, self._placement.target)
+        return Autoregressive(self._verifier(Exchange(Tables(self.state, nothing))), self._executor)
+
+    def with_ngrams(self) -> Speculative:
+        """Speculation without a draft model."""
+        speculation = Speculation.allocate(self._slots, self._proposed, self._placement.target)
+        draft = DraftState.allocate(self._slots, 0, self._proposed, 0, self._placement.target)
+        verifier = self._verifier(Exchange(Tables(self.state, speculation)))
+        return Speculative(verifier, NgramSpeculator(self.state, speculation, draft), self._executor)
+
+    def with_draft(self) -> Speculative:
+        """Speculation with the draft model, in mode "sd" or "ssd". Raises RuntimeError where its tables find no room."""
+        assert self._draft is not None
+        exchange = self._exchange()
+        speculator = self._speculator(self._draft, exchange)
+        kind = Speculative if self._mode == "sd" else SpeculativeSpeculative
+        return kind(self._verifier(exchange, self._draft), speculator, self._executor)
+
+    @property
+    def more_memory(self) -> str:
+        """What a user can do for more pages."""
+        return "raise gpu_memory_utilization" if self._placement.target.type == "cuda" else "free some memory"
+
+    @property
+    def _proposed(self) -> int:
+        """Tokens a round proposes at most."""
+        return self._speculation.nodes - 1
+
+    @property
+    def _budget(self) -> int:
+        return self._speculation.budget if self._mode == "ssd" else 0
+
+    @property
+    def _scratch_pages(self) -> int:
+        """Of the draft's K/V: where branches have their own tokens."""
+        return -(-self._slots * self._budget * self._proposed // PAGE_SIZE)
+
+    def _affordable_pages(self, config: EngineConfig) -> int:
+        """Pages for which there is room in the K/V of both models, beside the distributions of requests that sample: once there is one,
+        those take their share; were that over half, the draft would fail then, and not the target."""
+        memory, model = memory_for_kv(config, self._placement.target), self._target.model
+        page = KVCache.bytes_a_page(model.config, PAGE_SIZE, model.dtype)
+        if self._draft is None:
+            return memory // page
+        of_draft = self._draft.model
+        draft_page = KVCache.bytes_a_page(of_draft.config, PAGE_SIZE, of_draft.dtype)
+        row = 4 * self._slots * of_draft.vocab_size
+        q = 2 * (self._budget + 1) * self._proposed * row
+        z = (self._proposed + 1) * row if self._budget else 0
+        if self._placement.draft == self._placement.target:
+            memory -= min(q + z, memory // 2) + self._scratch_pages * draft_page
+            return max(0, memory // (page + draft_page))
+        theirs = memory_for_kv(config, self._placement.draft)
+        theirs -= min(q + z, theirs // 2) + self._scratch_pages * draft_page
+        memory -= min(3 * self._proposed * row, memory // 2)  # what arrives of q, and its place among both halves
+        return max(0, min(memory // page, theirs // draft_page))
+
+    def _sequences(self, device: torch.device) -> SequenceState:
+        eos = self._target.model.config.eos_token_ids
+        return SequenceState.allocate(self._slots, self._places, self._pages_a_sequence, eos, device)
+
+    def _exchange(self) -> Exchange:
+        here, there = self._placement.target, self._placement.draft
+        speculation = Speculation.allocate(self._slots, self._proposed, there)
+        if not self._placement.apart:
+            return Exchange(Tables(self.state, speculation))
+        target = Tables(self.state, Speculation.allocate(self._slots, self._proposed, here))
+        draft = Tables(self._sequences(there), speculation)
+        return TwoDevices(target, draft, self._proposed + 1, self._speculation.tree is not None, self._executor)
+
+    def _verifier(self, exchange: Exchange, draft: Draft | None = None) -> Verifier:
+        columns = draft.draft_id_of if draft is not None else None
+        if columns is not None:
+            columns = columns.to(self._placement.target)
+        tree = self._tree(self._placement.target) if exchange.target.speculation.lookahead else None
+        return Verifier(self._target.model, self.cache, exchange, self._executor, columns, tree)
+
+    def _tree(self, device: torch.device) -> Tree | None:
+        tree = self._speculation.tree
+        return Tree(tree, device) if tree is not None else None
+
+    def _speculator(self, draft: Draft, exchange: Exchange) -> Speculator:
+        settings, budget, device = self._speculation, self._budget, self._placement.draft
+        drafting = Drafting(saguaro_f=settings.top_f, saguaro_c=settings.saguaro_c, tree=self._tree(device))
+        if budget:
+            drafting.fan_out = fanout.tables(settings.fan_out, settings.lookahead, budget).to(device)
+            drafting.measured = fanout.Measured(settings.lookahead, budget) if settings.fan_out == "measured" else None
+            drafting.fallback = Fallback(settings.fallback)
+        cache = KVCache(draft.model.config, self._num_pages + self._scratch_pages, PAGE_SIZE, draft.model.dtype, device)
+        branches = DraftState.allocate(self._slots, budget, self._proposed, self._num_pages * PAGE_SIZE, device)
+        return Speculator(draft, cache, exchange, branches, self._executor, drafting)
