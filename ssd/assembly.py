@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 
 from ssd.config import EngineConfig, Mode, SpeculationConfig
@@ -25,6 +28,33 @@ from ssd.state import DraftState, SequenceState, Speculation
 PAGE_SIZE = 16  # tokens
 
 Loop = Autoregressive | Speculative | SpeculativeSpeculative
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What an engine takes, and how it runs. Bytes and seconds.
+
+    rounds: "eager", "paced" or "graphs". target_pass_bytes, draft_pass_bytes: the weights that a pass reads. kv_pages: of kv_page_tokens
+    tokens each, for all sequences; kv_bytes: of them in both models' caches, draft_kv_bytes: of that the draft's, with its branches'.
+    recorded: how many programs, for rounds of these batch_sizes; recording_seconds, recording_bytes: what that has cost so far.
+    """
+
+    mode: str
+    device: str
+    draft_device: str | None
+    dtype: str
+    rounds: str
+    threads: int
+    target_pass_bytes: int
+    draft_pass_bytes: int | None
+    kv_pages: int
+    kv_page_tokens: int
+    kv_bytes: int
+    draft_kv_bytes: int
+    recorded: int
+    batch_sizes: Sequence[int]
+    recording_seconds: float
+    recording_bytes: int
 
 
 class Assembly:
@@ -79,6 +109,31 @@ class Assembly:
         speculator = self._speculator(self._draft, exchange)
         kind = Speculative if self._mode == "sd" else SpeculativeSpeculative
         return kind(self._verifier(exchange, self._draft), speculator, self._executor)
+
+    def footprint(self, loop: Loop, threads: int) -> Footprint:
+        """loop: the one in use."""
+        speculator = loop.speculator if not isinstance(loop, Autoregressive) else None
+        drafting = speculator if isinstance(speculator, Speculator) else None
+        draft_kv = drafting.cache.kv.nbytes if drafting is not None else 0
+        recorded = self._executor.recorded
+        return Footprint(
+            mode=loop.mode,
+            device=str(self._placement.target),
+            draft_device=str(self._placement.draft) if drafting is not None else None,
+            dtype=str(self._placement.dtype).removeprefix("torch."),
+            rounds=self._executor.kind,
+            threads=threads,
+            target_pass_bytes=self._target.model.weight_bytes(),
+            draft_pass_bytes=drafting.model.weight_bytes() if drafting is not None else None,
+            kv_pages=self.pages.capacity,
+            kv_page_tokens=PAGE_SIZE,
+            kv_bytes=self.cache.kv.nbytes + draft_kv,
+            draft_kv_bytes=draft_kv,
+            recorded=recorded.programs,
+            batch_sizes=self._executor.prepared,
+            recording_seconds=recorded.seconds,
+            recording_bytes=recorded.bytes,
+        )
 
     @property
     def more_memory(self) -> str:

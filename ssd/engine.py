@@ -20,7 +20,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from ssd.assembly import Assembly, Loop
+from ssd.assembly import Assembly, Footprint, Loop
 from ssd.completion import Completion, Stream
 from ssd.config import DtypeName, EngineConfig, Fallback, FanOut, ModeName, SamplingParams, SpeculationConfig
 from ssd.decoding.round import DraftFailed, Round, SlotReport, Verification
@@ -64,7 +64,7 @@ class Engine:
     at once. max_context: tokens of a sequence, prompt and output (None: what the model was trained for). gpu_memory_utilization: of all
     of a GPU's memory, for weights and K/V. threads, draft_threads: of the target and of SSD's draft (None: all cores, one of them the
     draft's in "ssd"). pace: (verify_ms, draft_ms), the least time of a forward pass of each model. seed: of requests that bring none.
-    progress: called with the fraction of the target's loading that is done.
+    progress: called with the fraction done of loading the target and, on a GPU, recording rounds.
 
     Raises SsdError (bad arguments) and CheckpointError (a model that cannot be used).
     """
@@ -130,12 +130,13 @@ class Engine:
         self._closed = False
         self.trace = Trace()
         self._executor = make_executor(self.trace, self.config, placement, self._draft_threads)
+        loading = 0.8 if self._executor.prepared else 1.0  # of the progress; the rest is recording
         self._target = load_target(
             self.config.target,
             placement.dtype,
             placement.target,
             lambda context: self._positions(max_context or context),
-            progress,
+            lambda fraction: progress(loading * fraction),
         )
         self.max_context = max_context or self._target.context
         if self.max_context > self._target.context:
@@ -151,7 +152,7 @@ class Engine:
         self._pages = self._assembly.pages
         self._loop = self._build_loop(name, model)
         self._under_way: deque[UnderWay] = deque()
-        self._prepare()
+        self._prepare(lambda fraction: progress(loading + (1 - loading) * fraction))
 
     # Public ------------------------------------------------------------------------------------------------------------------
 
@@ -165,6 +166,11 @@ class Engine:
         """Intra-op threads of the target: all cores, but those that SSD's draft has for itself."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return self.config.threads or (max(1, cores - self._draft_threads) if self.mode == "ssd" else cores)
+
+    @property
+    def footprint(self) -> Footprint:
+        """What this engine takes, and how it runs."""
+        return self._assembly.footprint(self._loop, self.threads)
 
     @property
     def target_model(self) -> Transformer:
@@ -246,14 +252,15 @@ class Engine:
                 self._warn_of_draft(error)
         return self._assembly.autoregressive()
 
-    def _prepare(self) -> None:
+    def _prepare(self, progress: Progress) -> None:
         """Run what is to be recorded, over slots that are free: a first time, and to record it. What only requests that sample need, and
         the other fallback of "auto", is recorded when it is first asked for."""
         self._executor.settle()  # tables that were allocated are there
         with torch.inference_mode():
-            for n in self._executor.prepared:
+            for i, n in enumerate(sizes := self._executor.prepared):
                 self._round(n)
                 self._round(n)
+                progress((i + 1) / len(sizes))
         self._executor.settle()
 
     # Running -----------------------------------------------------------------------------------------------------------------

@@ -207,6 +207,9 @@ class FakeDevice:
         for stream in list(self.streams.values()):
             stream.record().wait()
 
+    def free_bytes(self) -> int:
+        return 1_000_000 - 1_000 * self.captures
+
     def run_until(self, reached: Callable[[], bool]) -> None:
         while not reached() or self._dice.random() < self._patience:
             ready = [stream for stream in self.streams.values() if self._can_go_on(stream)]

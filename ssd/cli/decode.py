@@ -44,14 +44,7 @@ def decode(
     ] = False,
     target: o.Target = "smollm2-135m",
     draft: o.Draft = "auto",
-    mode: Annotated[
-        str,
-        o.option(
-            "--mode",
-            help="'ar' (autoregressive), 'sd' (speculative), 'ssd' (speculative speculative), or 'auto'.",
-            panel=o.SPECULATION,
-        ),
-    ] = EngineConfig.mode,
+    mode: o.Mode = EngineConfig.mode,
     lookahead: o.Lookahead = SpeculationConfig.lookahead,
     budget: o.Budget = SpeculationConfig.budget,
     fan_out: Annotated[
@@ -112,12 +105,12 @@ def decode(
     dtype: o.Dtype = EngineConfig.dtype,
     threads: o.Threads = None,
     draft_threads: o.DraftThreads = None,
-    max_batch: Annotated[
-        int, o.option("--max-batch", help="Sequences running at once.", panel=o.MACHINE)
-    ] = EngineConfig.max_batch,
-    max_context: Annotated[
-        int | None, o.option("--max-context", help="Tokens of a sequence, prompt and output.", panel=o.MACHINE)
-    ] = None,
+    device: o.Device = EngineConfig.device,
+    draft_device: o.DraftDevice = None,
+    draft_sms: o.DraftSms = None,
+    gpu_memory_utilization: o.GpuMemoryUtilization = EngineConfig.gpu_memory_utilization,
+    max_batch: o.MaxBatch = EngineConfig.max_batch,
+    max_context: o.MaxContext = None,
     pace: o.Pace = None,
     as_json: Annotated[
         bool, o.option("--json", help="Print a JSON object for each prompt, one a line.", panel=o.OUTPUT)
@@ -151,6 +144,10 @@ def decode(
         "dtype": dtype,
         "threads": threads,
         "draft_threads": draft_threads,
+        "device": device,
+        "draft_device": draft_device,
+        "draft_sms": draft_sms,
+        "gpu_memory_utilization": gpu_memory_utilization,
         "max_batch": max_batch,
         "max_context": max_context,
         "pace": o.parse_pace(pace),

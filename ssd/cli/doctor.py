@@ -1,4 +1,4 @@
-"""`ssd doctor`: what this installation and this machine have, and what keeps `ssd` from working.
+"""`ssd doctor`: what this installation and this machine have, what keeps `ssd` from working, and what an engine would take.
 
 It must be able to say that torch is missing or another one than ssd was built against, so it loads the extension last.
 """
@@ -8,16 +8,19 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import time
 import warnings
+from dataclasses import asdict
 from importlib import import_module, metadata, util
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from ssd import __version__
 from ssd.cli import options as o
 from ssd.cli.console import NOTHING, print_json
+from ssd.config import EngineConfig, SpeculationConfig
 from ssd.errors import SsdError, one_line
 from ssd.runtime.memory import available_memory
 
@@ -27,9 +30,47 @@ CPU_FEATURES = (
 )  # fmt: skip
 
 
-def doctor(as_json: o.Json = False) -> None:
+def doctor(
+    engine: Annotated[
+        bool, o.option("--engine", help="Make an engine with the options below, and show what it takes.", panel=o.MODELS)
+    ] = False,
+    target: o.Target = "smollm2-135m",
+    draft: o.Draft = "auto",
+    mode: o.Mode = EngineConfig.mode,
+    lookahead: o.Lookahead = SpeculationConfig.lookahead,
+    budget: o.Budget = SpeculationConfig.budget,
+    dtype: o.Dtype = EngineConfig.dtype,
+    device: o.Device = EngineConfig.device,
+    draft_device: o.DraftDevice = None,
+    draft_sms: o.DraftSms = None,
+    gpu_memory_utilization: o.GpuMemoryUtilization = EngineConfig.gpu_memory_utilization,
+    max_batch: o.MaxBatch = EngineConfig.max_batch,
+    max_context: o.MaxContext = None,
+    as_json: o.Json = False,
+) -> None:
     """Show versions, what the CPU can do, whether CUDA is seen, which ops are built and which models are here."""
     problem = _problem()
+    if engine and problem is None:
+        options = {
+            "target": target,
+            "draft": o.parse_draft(draft),
+            "mode": mode,
+            "lookahead": lookahead,
+            "budget": budget,
+            "dtype": dtype,
+            "device": device,
+            "draft_device": draft_device,
+            "draft_sms": draft_sms,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "max_batch": max_batch,
+            "max_context": max_context,
+        }
+        footprint = _footprint(options)
+        if as_json:
+            print_json(footprint)
+        else:
+            _print_footprint(footprint)
+        return
     report = {
         "problem": problem,
         "versions": _versions(),
@@ -168,46 +209,74 @@ def _models() -> dict[str, dict[str, str | None]]:
     return found
 
 
+def _footprint(options: dict[str, Any]) -> dict[str, Any]:
+    """What an engine with these options takes; load_seconds: from its making to its first round."""
+    began = time.perf_counter()
+    with o.loaded_engine(f"Loading {options['target']}", **options) as engine:
+        return asdict(engine.footprint) | {"load_seconds": time.perf_counter() - began}
+
+
 # In words ---------------------------------------------------------------------------------------------------------------------
+
+
+def _add(name: str, value: Any) -> None:
+    print(f"{name:<20}{NOTHING if value is None else value}")
+
+
+def _print_footprint(found: dict[str, Any]) -> None:
+    def size(count: int) -> str:
+        return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+    on_cpu = f", {found['threads']} threads" if found["device"] == "cpu" else ""
+    _add("mode", found["mode"])
+    _add(
+        "target", f"on {found['device']}, {found['dtype']}{on_cpu}; a pass reads {size(found['target_pass_bytes'])} of weights"
+    )
+    if found["draft_device"]:
+        _add("draft", f"on {found['draft_device']}; a pass reads {size(found['draft_pass_bytes'])} of weights")
+    pages = f"{found['kv_pages']} pages of {found['kv_page_tokens']} tokens"
+    _add("K/V", f"{pages}, {size(found['kv_bytes'])}; the draft has {size(found['draft_kv_bytes'])} of that")
+    _add("rounds", "as graphs" if found["rounds"] == "graphs" else found["rounds"])
+    if found["recorded"]:
+        cost = f"{found['recording_seconds']:.1f} s, {size(found['recording_bytes'])}"
+        _add("recorded", f"{found['recorded']} programs, for batches of {', '.join(map(str, found['batch_sizes']))}: {cost}")
+    _add("loaded in", f"{found['load_seconds']:.1f} s")
 
 
 def _print(report: dict[str, Any]) -> None:
     versions, built, machine, cuda = (report[key] for key in ("versions", "built_with", "machine", "cuda"))
 
-    def add(name: str, value: Any) -> None:
-        print(f"{name:<20}{NOTHING if value is None else value}")
-
-    add("ssd", versions["ssd"])
-    add("python", versions["python"])
+    _add("ssd", versions["ssd"])
+    _add("python", versions["python"])
     compiled = "has not been built" if built is None else f"was built against torch {built['torch']}"
-    add("torch", f"{versions['torch'] or 'cannot be imported'}; the extension {compiled}")
+    _add("torch", f"{versions['torch'] or 'cannot be imported'}; the extension {compiled}")
     for package in PACKAGES:
         absent = "not installed; only profiling wants it" if package == "nvtx" else "not installed"
-        add(package, versions[package] or absent)
-    add("system", f"{machine['system']}, {machine['cpu'] or 'unknown CPU'}")
-    add("CPU features", " ".join(machine["features"]) or None)
-    add("instruction set", f"{machine['instruction_set']}, for the CPU ops" if machine["instruction_set"] else None)
-    add("cores", f"{machine['cores_usable']} usable of {machine['cores']}; torch would use {machine['torch_threads']} threads")
-    add(
+        _add(package, versions[package] or absent)
+    _add("system", f"{machine['system']}, {machine['cpu'] or 'unknown CPU'}")
+    _add("CPU features", " ".join(machine["features"]) or None)
+    _add("instruction set", f"{machine['instruction_set']}, for the CPU ops" if machine["instruction_set"] else None)
+    _add("cores", f"{machine['cores_usable']} usable of {machine['cores']}; torch would use {machine['torch_threads']} threads")
+    _add(
         "memory",
         f"{machine['memory_available_gib']} GiB available of {machine['memory_gib']}" if machine["memory_gib"] else None,
     )
-    add("CUDA", ", ".join(cuda["devices"]) or f"not seen: {cuda['why_not']}")
+    _add("CUDA", ", ".join(cuda["devices"]) or f"not seen: {cuda['why_not']}")
     if cuda["driver"]:
-        add("CUDA driver", cuda["driver"])
+        _add("CUDA driver", cuda["driver"])
     if built is not None:
         kernels = f"built for {', '.join(built['cuda_archs'])}" if built["cuda"] else "not built into this extension"
-        add("CUDA kernels", kernels)
+        _add("CUDA kernels", kernels)
     if cuda["devices"]:
-        add("rounds on CUDA", "as graphs" if cuda["conditional_nodes"] else "eager: graphs with conditions need CUDA 12.4")
+        _add("rounds on CUDA", "as graphs" if cuda["conditional_nodes"] else "eager: graphs with conditions need CUDA 12.4")
     if report["ops"]:
         for backend, name in (("cpu", "CPU"), ("cuda", "CUDA")):
             here = [op for op, kernels in report["ops"].items() if kernels[backend]]
-            add(f"ops on {name}", f"{len(here)} of {len(report['ops'])}: {' '.join(here)}" if here else "none")
+            _add(f"ops on {name}", f"{len(here)} of {len(report['ops'])}: {' '.join(here)}" if here else "none")
         neither = [op for op, kernels in report["ops"].items() if not any(kernels.values())]
         if neither:
-            add("declared only", " ".join(neither))
+            _add("declared only", " ".join(neither))
     for model, place in report["models"].items():
-        add(f"model {model}", place["path"] or f"not here; fetch it with `{place['get_it']}`")
+        _add(f"model {model}", place["path"] or f"not here; fetch it with `{place['get_it']}`")
 
     print(f"\nssd cannot run here: {report['problem']}" if report["problem"] else "\nssd can run here.")

@@ -46,6 +46,26 @@ Budget = Annotated[int, option("--budget", "-b", help="Branches prepared a round
 Dtype = Annotated[
     str, option("--dtype", help="'bfloat16', 'float32', or 'auto': bfloat16 where the machine computes in it.", panel=MACHINE)
 ]
+Mode = Annotated[
+    str,
+    option(
+        "--mode",
+        help="'ar' (autoregressive), 'sd' (speculative), 'ssd' (speculative speculative), or 'auto'.",
+        panel=SPECULATION,
+    ),
+]
+Device = Annotated[str, option("--device", help="'cpu' (also 'auto'), 'cuda' or 'cuda:N'.", panel=MACHINE)]
+DraftDevice = Annotated[
+    str | None, option("--draft-device", help="A GPU for the draft, 'cuda:N'; without it, the target's.", panel=MACHINE)
+]
+DraftSms = Annotated[
+    int | None, option("--draft-sms", help="Multiprocessors of the shared GPU that the draft may use.", panel=MACHINE)
+]
+GpuMemoryUtilization = Annotated[
+    float, option("--gpu-memory-utilization", help="Of a GPU's memory, for weights and K/V.", panel=MACHINE)
+]
+MaxBatch = Annotated[int, option("--max-batch", help="Sequences running at once.", panel=MACHINE)]
+MaxContext = Annotated[int | None, option("--max-context", help="Tokens of a sequence, prompt and output.", panel=MACHINE)]
 Threads = Annotated[int | None, option("--threads", help="Threads of the target.", panel=MACHINE)]
 DraftThreads = Annotated[int | None, option("--draft-threads", help="Threads of ssd's draft.", panel=MACHINE)]
 Pace = Annotated[

@@ -7,6 +7,7 @@ runtime/cuda.py; a test's runs what was recorded in any order that streams and e
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -69,6 +70,9 @@ class Device(Protocol):
     def synchronize(self) -> None:
         """Wait for all that was enqueued, on its streams or beside them."""
 
+    def free_bytes(self) -> int:
+        """Of its memory, by now."""
+
 
 @dataclass
 class _Launched:
@@ -108,6 +112,7 @@ class _Copied:
 class CapturedExecutor(Executor):
     """Runs programs as graphs, on two streams of a device. largest: the largest batch."""
 
+    kind = "graphs"
     in_flight = 2
 
     def __init__(self, trace: Trace, device: Device, largest: int) -> None:
@@ -134,8 +139,7 @@ class CapturedExecutor(Executor):
             stream.wait(run.ended)
         known = (lane, name, n, key)
         if known in self._run_once and known not in self._graphs:
-            with self.trace.muted():
-                self._graphs[known] = self._device.capture(stream, program)
+            self._graphs[known] = self._record(stream, program)
         began = stream.record()
         if known in self._graphs:
             graph, value = self._graphs[known]
@@ -145,6 +149,15 @@ class CapturedExecutor(Executor):
             with stream.work(), self.trace.muted():
                 value = program()
         return _Launched(lane, name, n, began, stream.record(), value, self.trace)
+
+    def _record(self, stream: Stream, program: Callable[[], Any]) -> tuple[Any, Any]:
+        free, began = self._device.free_bytes(), time.perf_counter()
+        with self.trace.muted():
+            recorded = self._device.capture(stream, program)
+        self.recorded.programs += 1
+        self.recorded.seconds += time.perf_counter() - began
+        self.recorded.bytes += max(0, free - self._device.free_bytes())
+        return recorded
 
     def start(self, name: str, program: Callable[[], Any], n: int, key: object = None) -> Run:
         return self.run("draft", name, program, n, key)

@@ -152,3 +152,6 @@ class CudaDevice:
     def synchronize(self) -> None:
         for device in set(self._devices.values()):
             torch.cuda.synchronize(device)
+
+    def free_bytes(self) -> int:
+        return sum(torch.cuda.mem_get_info(device)[0] for device in set(self._devices.values()))

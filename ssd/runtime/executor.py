@@ -77,13 +77,24 @@ class _Started:
         self.future.result()
 
 
+@dataclass
+class Recorded:
+    """What recording programs has cost: seconds, and bytes of the device's memory."""
+
+    programs: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+
+
 class Executor(ABC):
     """What the loops ask for. `trace` is where the phases of a round are measured."""
 
+    kind: str  # "eager", "paced" or "graphs"
     in_flight = 0  # rounds that may be under way while the host reads what an earlier one left
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
+        self.recorded = Recorded()
 
     @property
     def prepared(self) -> Sequence[int]:
@@ -149,6 +160,8 @@ class EagerExecutor(Executor):
     """Runs programs as they are called: on the caller's thread, and what is started on one of the draft's own with `draft_threads`
     intra-op threads."""
 
+    kind = "eager"
+
     def __init__(self, trace: Trace, draft_threads: int = 1) -> None:
         super().__init__(trace)
         self._worker = Worker(draft_threads)
@@ -208,6 +221,8 @@ class EagerExecutor(Executor):
 
 class PacedExecutor(EagerExecutor):
     """Runs forward passes eagerly, each lasting at least `pace[role]` milliseconds."""
+
+    kind = "paced"
 
     def __init__(self, trace: Trace, draft_threads: int, pace: tuple[float, float]) -> None:
         super().__init__(trace, draft_threads)

@@ -145,6 +145,16 @@ def test_a_program_is_recorded_once_for_each_batch_size(captured: MakeCaptured) 
     assert 3 * 4 < device.captures == len(graphs) <= 2 * 3 * 4
 
 
+def test_what_recording_took_is_told(captured: MakeCaptured) -> None:
+    fractions: list[float] = []
+    one, device = captured("ssd", 0, max_batch=6, progress=fractions.append, **FIXED)
+    found = one.footprint
+    assert (found.rounds, found.recorded, list(found.batch_sizes)) == ("graphs", device.captures, [1, 2, 4, 6])
+    assert found.recording_bytes == 1_000 * device.captures and found.recording_seconds > 0
+    assert fractions == sorted(fractions) and fractions[-1] == 1
+    assert fractions[-5:-1] == pytest.approx([0.8, 0.85, 0.9, 0.95])
+
+
 def test_the_host_is_two_rounds_ahead(captured: MakeCaptured) -> None:
     """And no more: once the third is begun, the first is read."""
     one, _ = captured("ssd", 0, max_batch=1, **FIXED)
