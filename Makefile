@@ -26,7 +26,7 @@ help:
 	@echo "make check    lint, types and formats       make format   put them right"
 	@echo "make kernels  compile the CUDA kernels; needs CMake, Ninja and nvcc only"
 	@echo "make test-emulator  run the CUDA kernels' tests on the CPU; needs CUDA's headers, no GPU"
-	@echo "make gpu-check      build, test and time the kernels on this machine's GPU"
+	@echo "make gpu-check      build, test and time kernels and decodes on this machine's GPU"
 
 demo: $(VENV)/built
 	$(BIN)/ssd pull $(MODEL)
@@ -79,9 +79,10 @@ test-emulator: emulator
 	wait $$on_emulator; emulator=$$?; cat build/emulator/tests.log; exit $$((ops | emulator))
 endif
 
-# With the Python there is, and its CUDA torch: nothing is downloaded. RESULTS=DIR leaves the result files there.
+# With the Python there is, and its CUDA torch: nothing is downloaded. RESULTS=DIR leaves the result files there; LARGE=1 adds a pair
+# of 70 GB.
 gpu-check:
-	$(PYTHON) profiling/gpu_check.py $(if $(RESULTS),--results "$(RESULTS)")
+	$(PYTHON) profiling/gpu_check.py $(if $(RESULTS),--results "$(RESULTS)") $(if $(LARGE),--large)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info ssd/*.so ssd/_build_info.py

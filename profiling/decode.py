@@ -1,6 +1,6 @@
 """Decode speed of every mode on the same prompts, in turn, beside its floor and its peers.
 
-    python profiling/decode.py --prompts humaneval.jsonl --field prompt --limit 8 --runs 3 --threads 2 \\
+    python profiling/decode.py --prompts humaneval.jsonl:prompt --limit 8 --runs 3 --threads 2 \\
         --peer "llama.cpp bf16=python peer.py model.gguf humaneval.jsonl --threads 2"
 
 A peer is a name and a command that prints a JSON object with `decode_tokens_per_s_median`. Peers and modes take turns (A B C A B C),
@@ -10,25 +10,20 @@ because machines drift. The result is one JSON file in profiling/results; profil
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import resource
 import shlex
 import subprocess
 from dataclasses import asdict
-from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
 import machine
+import torch
+import workload
 
-from ssd import Completion, Engine, SamplingParams
-
-
-def prompts_of(path: Path, field: str, limit: int) -> list[str]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:limit]]
-    return [row[field][0] if isinstance(row[field], list) else row[field] for row in rows]
+from ssd import Completion, SamplingParams
 
 
 def interval(values: list[float]) -> list[float]:
@@ -72,41 +67,37 @@ def of_mode(completions: list[Completion], floor_s: float) -> dict[str, Any]:
         "branches_unused": sum(s.branches_unused for s in stats),
         "verify_floor_ms": floor_s * 1e3,
         "verify_fraction_of_floor": floor_s * 1e3 / verify_ms,
+        "floor_tokens_per_s": mean(s.accepted_per_round + 1 for s in stats) / floor_s,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=Path, required=True, help="a JSON object a line")
-    parser.add_argument("--field", default="prompt")
-    parser.add_argument("--limit", type=int, default=8)
-    parser.add_argument("--target", default="smollm2-135m")
-    parser.add_argument("--draft", default="auto", help="'auto' for the target's own")
-    parser.add_argument("--modes", default="ar,sd,ssd")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--threads", type=int, help="for every mode; without it each mode's own default")
-    parser.add_argument("--lookahead", type=int, default=4)
-    parser.add_argument("--budget", type=int, default=8)
+    workload.add_options(parser, "decode")
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
-    parser.add_argument("--name", default="decode", help="of the result file")
     args = parser.parse_args()
+    with workload.prepared(args) as work:
+        measure(args, work)
 
-    prompts = prompts_of(args.prompts, args.field, args.limit)
-    params = SamplingParams(max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=0)
-    modes = args.modes.split(",")
-    options = {"lookahead": args.lookahead, "budget": args.budget, "dtype": args.dtype, "max_batch": 1, "threads": args.threads}
-    engines = {m: Engine(args.target, draft=None if m == "ar" else args.draft, mode=m, **options) for m in modes}
-    bandwidth = {m: machine.read_bandwidth(e.threads) for m, e in engines.items()}
+
+def measure(args: argparse.Namespace, work: workload.Workload) -> None:
+    prompts, modes = work.prompts, work.modes
+    params = SamplingParams(
+        max_new_tokens=args.max_new_tokens, temperature=args.temperature, ignore_eos=args.ignore_eos, seed=0
+    )
+    engines = {m: work.engine(m) for m in modes}
+    bandwidth = {
+        m: machine.gpu_read_bandwidth() if work.on_gpu else machine.read_bandwidth(e.threads) for m, e in engines.items()
+    }
     completions: dict[str, list[Completion]] = {m: [] for m in modes}
     peers: dict[str, list[dict[str, Any]]] = {}
     for engine in engines.values():
         engine.decode(prompts[0], SamplingParams(max_new_tokens=8))
     for run in range(args.runs):
         for mode, engine in engines.items():
-            completions[mode] += [engine.decode(prompt, params) for prompt in prompts]
+            completions[mode] += work.decode(engine, params)
             print(
                 f"run {run + 1}: {mode} {median(c.stats.decode_tokens_per_s or 0 for c in completions[mode]):.1f} tokens/s",
                 flush=True,
@@ -118,13 +109,9 @@ def main() -> None:
             print(f"run {run + 1}: {name} {peers[name][-1]['decode_tokens_per_s_median']:.1f} tokens/s", flush=True)
 
     expected = [c.token_ids for c in completions[modes[0]]]
-    settings = {k: v for k, v in vars(args).items() if k not in ("peer", "name", "prompts")}
-    settings["draft"] = Path(args.draft).name  # a result says nothing of this machine's folders
     result = {
         "what": args.name,
-        "machine": machine.describe(),
-        "settings": settings
-        | {"prompts": args.prompts.name, "prompts_sha256": hashlib.sha256(args.prompts.read_bytes()).hexdigest()},
+        **work.describe(),
         "weight_bytes": {m: e.target_model.weight_bytes() for m, e in engines.items()},
         "read_bandwidth_bytes_per_s": bandwidth,
         "threads": {m: e.threads for m, e in engines.items()},
@@ -133,10 +120,13 @@ def main() -> None:
         "peers": {
             n: {"decode_tokens_per_s": [r["decode_tokens_per_s_median"] for r in rs], "first": rs[0]} for n, rs in peers.items()
         },
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "footprint": {m: asdict(e.footprint) for m, e in engines.items()},
+        "peak_memory_bytes": torch.cuda.max_memory_allocated()
+        if work.on_gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "stats": {m: [asdict(c.stats) for c in completions[m]] for m in modes},
     }
-    machine.write_result(args.name, result)
+    machine.write_result(args.name, result, args.results)
 
 
 if __name__ == "__main__":

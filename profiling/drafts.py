@@ -20,7 +20,8 @@ from typing import Any
 
 import machine
 import torch
-from decode import interval, prompts_of
+from decode import interval
+from workload import prompts_of
 
 from ssd import Completion, Engine, SamplingParams
 from ssd.models.pair import Draft, load_draft, load_target

@@ -1,8 +1,9 @@
-"""`make gpu-check`: builds the CUDA kernels with the Python and the torch there are, tests them on this machine's GPU, times them.
+"""`make gpu-check`: builds the CUDA kernels with the Python and the torch there are, tests them on this machine's GPU, times them and
+whole decodes: of a large pair with random weights, and of one with a small pair's function where smollm2-135m is here.
 
 Nothing is downloaded. What cannot be done is said: a step that is skipped, and why. Ends with 1 where a step failed.
 
-    python3 profiling/gpu_check.py [--results DIR]
+    python3 profiling/gpu_check.py [--results DIR] [--large]
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PAIR, LARGE = ("Llama-3.1-8B", "Llama-3.2-1B"), ("Qwen3-32B", "Qwen3-0.6B")  # target, draft
 ENVIRONMENT = os.environ | {"SSD_CUDA": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 OPTIONAL = {
     "hypothesis": "the op tests are not run",
@@ -54,9 +57,59 @@ def why_not() -> str | None:
     return None
 
 
+def decodes(results: Path, large: bool) -> bool:
+    """Whole decodes, by rounds and by tokens/s."""
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    from ssd.errors import SsdError
+    from ssd.models import registry
+
+    def pair(
+        kind: str, name: str, *options: str, tools: Sequence[str] = ("rounds", "decode"), models: Sequence[str] = PAIR
+    ) -> bool:
+        draft = "inflated-draft" if kind == "inflated" else kind
+        prompts = "chat" if kind == "inflated" else "random"
+        common = (
+            "--device",
+            "cuda",
+            "--target",
+            f"{kind}:{models[0]}",
+            "--draft",
+            f"{draft}:{models[1]}",
+            "--prompts",
+            prompts,
+        )
+        common += ("--limit", "4", "--max-new-tokens", "128", "--ignore-eos", "--results", str(results), *options)
+        more = {"rounds": (), "decode": ("--runs", "2")}
+        return all(
+            [
+                run(f"{tool}, {kind}", sys.executable, f"profiling/{tool}.py", *common, *more[tool], "--name", f"{tool}-{name}")
+                for tool in tools
+            ]
+        )
+
+    good = pair("random", "random")
+    try:
+        registry.resolve("smollm2-135m")
+        good &= pair("inflated", "inflated")
+    except SsdError as error:
+        print(f"SKIPPED: the inflated pair; {error}")
+    if large:
+        good &= pair("random", "random-32b", tools=("rounds",), models=LARGE)
+        if torch.cuda.device_count() > 1:
+            good &= pair("random", "two-gpus", "--draft-device", "cuda:1", tools=("rounds",), models=LARGE)
+        else:
+            print("SKIPPED: two GPUs; there is one.")
+    return good
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "profiling" / "results", help="folder of the result files")
+    parser.add_argument(
+        "--large", action="store_true", help="also Qwen3-32B and 0.6B, 70 GB, and on two GPUs where there are two"
+    )
     args = parser.parse_args()
     if reason := why_not():
         sys.exit(f"SKIPPED: gpu-check; {reason}")
@@ -74,6 +127,7 @@ def main() -> None:
         pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--backend", "gpu", "--results", args.results)
         good &= run("tests", *pytest, "tests/ops", "tests/gpu")
     good &= run("kernels", sys.executable, "profiling/kernels.py", "--results", args.results)
+    good &= decodes(args.results, args.large)
     print(f"\ngpu-check: {'all held' if good else 'SOMETHING FAILED'}, {(time.monotonic() - start) / 60:.1f} minutes")
     sys.exit(0 if good else 1)
 

@@ -20,7 +20,8 @@ from statistics import mean
 from typing import Any
 
 import machine
-from decode import interval, prompts_of
+from decode import interval
+from workload import prompts_of
 
 from ssd import Completion, Engine, SamplingParams
 from ssd.decoding.fanout import Measured, tables

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,14 +25,36 @@ from ssd.models.config import ModelConfig
 from ssd.models.weights import EMBEDDINGS, LM_HEAD, expected_tensors, load_checkpoint
 
 CONSTANT = 2.0**-10  # in the spare lane of every embedding: next to nothing in a norm
+FINAL_NORM = "model.norm.weight"
 LOUD = 2.0**30  # a padding row's answer to it
 SIZES = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
 
 
-def inflate(small: ModelConfig, tensors: dict[str, Tensor], shape: ModelConfig) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """tensors: the small model's, by their Hugging Face names. shape: its sizes count, and whether the head is tied. Returns the large
-    model's configuration and tensors. Raises ValueError where the small model does not fit in."""
-    _check(small, shape)
+class LazyTensors(dict[str, Tensor]):
+    """A checkpoint's tensors, each made when it is taken: a large model is never in memory twice. make: of a name and its shape."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], make: Callable[[str, tuple[int, ...]], Tensor]) -> None:
+        super().__init__()
+        self.shapes, self._make = shapes, make
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
+    def pop(self, name: str) -> Tensor:  # type: ignore[override]
+        return self._make(name, self.shapes.pop(name))
+
+
+def inflate(
+    small: ModelConfig,
+    tensors: dict[str, Tensor],
+    shape: ModelConfig,
+    said: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[ModelConfig, LazyTensors]:
+    """tensors: the small model's, by their Hugging Face names. shape: its sizes count, and whether the head is tied. said: [V] bool,
+    the small model's ids that may ever be said (None: all). device: where the large model's tensors are made. Returns its configuration
+    and tensors, float32. Raises ValueError where the small model does not fit in."""
+    _check(small, shape, LM_HEAD in tensors)
     large = replace(
         small,
         **{name: getattr(shape, name) for name in SIZES},
@@ -56,34 +78,47 @@ def inflate(small: ModelConfig, tensors: dict[str, Tensor], shape: ModelConfig) 
     norm_scale = (small.hidden_size / large.hidden_size) ** 0.5
     query_scale = (large.head_dim / small.head_dim) ** 0.5
 
-    generator = torch.Generator().manual_seed(0)
-    shapes = expected_tensors(large)
-    found = {}
-    for name, size in shapes.items():
-        if name in (EMBEDDINGS, LM_HEAD):
-            continue
+    generator = torch.Generator(device).manual_seed(0)
+    said = torch.ones(small.vocab_size, dtype=torch.bool) if said is None else said
+    silent = torch.cat([~said, torch.ones(large.vocab_size - small.vocab_size, dtype=torch.bool)])  # [large V]
+    if bool(silent.any()) and large.hidden_size == small.hidden_size:
+        raise ValueError("ids that are never said need a spare lane, so a larger hidden_size")
+    spare = small.hidden_size if bool(silent.any()) else None
+
+    def make(name: str, size: tuple[int, ...]) -> Tensor:
+        weight = torch.zeros(size, device=device)
         kind = name.split(".")[-2]
-        weight = torch.zeros(size)
-        if name not in tensors:  # an added layer
+        if name in (EMBEDDINGS, LM_HEAD):
+            own = name if name in tensors else EMBEDDINGS
+            weight[: small.vocab_size, : small.hidden_size] = tensors[own].to(device)
+            if spare is not None and name == EMBEDDINGS:
+                weight[: small.vocab_size, spare] = CONSTANT
+            if spare is not None and (name == LM_HEAD or large.tie_embeddings):
+                weight[silent, spare] = -LOUD
+        elif name not in tensors:  # an added layer
             if kind in places and kind not in ("o_proj", "down_proj"):
                 weight.normal_(0, size[-1] ** -0.5, generator=generator)
             elif "norm" in kind:
                 weight[: small.hidden_size] = 1
         elif "norm" in kind:
-            weight[: small.hidden_size] = tensors[name].float() * norm_scale
+            weight[: small.hidden_size] = tensors[name].to(device) * norm_scale
+            if name == FINAL_NORM and spare is not None:
+                weight[spare] = 1
         else:
-            rows, columns = (torch.tensor(each) for each in places[kind])
-            source = tensors[name].float() * (query_scale if kind == "q_proj" else 1)
+            rows, columns = (torch.tensor(each, device=device) for each in places[kind])
+            source = tensors[name].to(device).float() * (query_scale if kind == "q_proj" else 1)
             if source.dim() == 1:  # a bias
                 weight[rows] = source
             else:
                 weight[rows[:, None], columns] = source
-        found[name] = weight
-    _embed(small, large, tensors, found)
-    return large, found
+        return weight
+
+    return large, LazyTensors(expected_tensors(large), make)
 
 
-def _check(small: ModelConfig, shape: ModelConfig) -> None:
+def _check(small: ModelConfig, shape: ModelConfig, own_head: bool) -> None:
+    if shape.tie_embeddings and own_head:
+        raise ValueError("the small model's head is its own, and the shape's is tied")
     if small.qk_norm or small.frequency_factors is not None:
         raise ValueError("a model with norms on its heads, or with frequency factors, cannot be inflated")
     for name in SIZES:
@@ -91,8 +126,6 @@ def _check(small: ModelConfig, shape: ModelConfig) -> None:
             raise ValueError(f"{name} is {getattr(shape, name)}; the small model has {getattr(small, name)}")
     if shape.num_heads // shape.num_kv_heads < small.num_heads // small.num_kv_heads:
         raise ValueError("more query heads share a key head in the small model than in the large one")
-    if shape.vocab_size > small.vocab_size and shape.hidden_size == small.hidden_size:
-        raise ValueError("a larger vocabulary needs a spare lane, so a larger hidden_size")
 
 
 def _lanes(small: ModelConfig, large: ModelConfig, *, rotated: bool) -> list[int]:
@@ -103,37 +136,19 @@ def _lanes(small: ModelConfig, large: ModelConfig, *, rotated: bool) -> list[int
     return [*range(half), *range(large_half, large_half + half)]
 
 
-def _embed(small: ModelConfig, large: ModelConfig, tensors: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """The embeddings and the head, with ids that are never said behind the small vocabulary."""
-    if large.tie_embeddings and LM_HEAD in tensors:
-        raise ValueError("the small model's head is its own, and the shape's is tied")
-    words, spare = slice(small.vocab_size), small.hidden_size
-    table = torch.zeros(large.vocab_size, large.hidden_size)
-    table[words, : small.hidden_size] = tensors[EMBEDDINGS].float()
-    if large.vocab_size > small.vocab_size:
-        table[words, spare] = CONSTANT
-        found["model.norm.weight"][spare] = 1
-    found[EMBEDDINGS] = table
-    head = table
-    if not large.tie_embeddings:
-        head = found[LM_HEAD] = torch.zeros_like(table)
-        head[words, : small.hidden_size] = tensors.get(LM_HEAD, tensors[EMBEDDINGS]).float()
-    if large.vocab_size > small.vocab_size:
-        head[small.vocab_size :, spare] = -LOUD
-
-
 def main() -> None:
-    from passes import MODELS
+    from shapes import SHAPES
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("small", help="a known model, a directory or a .gguf file")
-    parser.add_argument("--shape", choices=sorted(MODELS), required=True)
+    parser.add_argument("--shape", choices=sorted(SHAPES), required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     checkpoint = load_checkpoint(registry.resolve(args.small), torch.float32)
-    config, tensors = inflate(checkpoint.config, checkpoint.tensors, MODELS[args.shape])
+    config, tensors = inflate(checkpoint.config, checkpoint.tensors, SHAPES[args.shape])
     args.out.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, args.out / "model.safetensors")
+    weights = {name: tensors.pop(name).bfloat16() for name in list(tensors.shapes)}
+    save_file(weights, args.out / "model.safetensors")
     keys = config.to_transformers(dtype="bfloat16").to_diff_dict()
     (args.out / "config.json").write_text(json.dumps(keys, indent=2) + "\n", encoding="utf-8")
 

@@ -36,11 +36,11 @@ def describe() -> dict[str, Any]:
     }
 
 
-def write_result(what: str, result: dict[str, Any]) -> None:
-    """Write a result with its machine under results/, named date-device-what.json, and print where."""
+def write_result(what: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Write a result with its machine into the folder, named date-device-what.json, and print where."""
     info = result["machine"]
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{info['date']}-{slug(info['device'])}-{what}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{info['date']}-{slug(info['device'])}-{what}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(path)
 

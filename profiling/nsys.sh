@@ -1,19 +1,34 @@
 #!/usr/bin/env bash
-# Nsight Systems over profiling/kernels.py, from the first case on: what runs when, and the gaps between.
+# Nsight Systems: what runs when, and the gaps between.
 #
-#   profiling/nsys.sh [FAMILIES]      as in kernels.py --only; all of them without
+#   profiling/nsys.sh kernels [FAMILIES]     profiling/kernels.py, as with its --only; all of them without
+#   profiling/nsys.sh decode [OPTIONS]       a whole decode, as profiling/rounds.py takes it: its rounds by name, and each graph's kernels
 #
-# Recording starts and ends with the NVTX range "profiled"; each case is a range of its own inside. Needs a stock Nsight Systems.
+# A decode without options is of random weights: ssd, Llama-3.1-8B with 3.2-1B as draft. Recording starts and ends with the NVTX range
+# "profiled". Needs a stock Nsight Systems, and the Python package nvtx for the names of rounds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if ! command -v nsys > /dev/null; then
   echo "SKIPPED: nsys.sh; there is no nsys (Nsight Systems) on the path."
   exit 0
 fi
+what=${1:-kernels}
+shift || true
+case $what in
+  kernels) command=(profiling/kernels.py --once ${1:+--only "$1"}) ;;
+  decode)
+    [ $# -gt 0 ] || set -- --prompts random --target random:Llama-3.1-8B --draft random:Llama-3.2-1B --modes ssd --device cuda
+    command=(profiling/rounds.py --limit 1 --max-new-tokens 64 --ignore-eos --results build/profiles "$@")
+    ;;
+  *)
+    echo "nsys.sh takes 'kernels' or 'decode', not '$what'." >&2
+    exit 2
+    ;;
+esac
 mkdir -p build/profiles
-out=build/profiles/${1:-kernels}
+out=build/profiles/$what
 # torch's NVTX strings are not registered ones.
 nsys profile --force-overwrite true --output "$out" --trace cuda,nvtx --cuda-graph-trace node \
   --capture-range nvtx --nvtx-capture profiled --env-var NSYS_NVTX_PROFILER_REGISTER_ONLY=0 \
-  "${PYTHON:-python3}" profiling/kernels.py --once ${1:+--only "$1"}
+  "${PYTHON:-python3}" "${command[@]}"
 nsys stats --report nvtx_kern_sum,cuda_gpu_kern_sum "$out.nsys-rep"

@@ -6,49 +6,9 @@ from collections.abc import Iterator
 
 import torch
 from kernel_cases import BFLOAT16, PAGE_SIZE, Case, count, i32
-from torch import Tensor
+from shapes import SHAPES, random_model
 
-from ssd.models.config import ModelConfig
-from ssd.models.transformer import KVCache, Rows, Transformer
-from ssd.models.weights import expected_tensors
-
-
-def config(
-    vocabulary: int, hidden: int, inner: int, layers: int, heads: int, kv_heads: int, dim: int, tied: bool, qk_norm: bool
-) -> ModelConfig:
-    return ModelConfig(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_layers=layers, num_heads=heads,
-        num_kv_heads=kv_heads, head_dim=dim, rms_norm_eps=1e-5, rope_theta=5e5, rope_scaling=None, frequency_factors=None,
-        max_position=4096, tie_embeddings=tied, qk_norm=qk_norm,
-    )  # fmt: skip
-
-
-MODELS = {
-    "Llama-3.1-8B": config(128256, 4096, 14336, 32, 32, 8, 128, tied=False, qk_norm=False),
-    "Qwen3-0.6B": config(151936, 1024, 3072, 28, 16, 8, 128, tied=True, qk_norm=True),
-}
-
-
-class RandomTensors(dict[str, Tensor]):
-    """A checkpoint's tensors, each made when it is taken: a large model is never in memory twice."""
-
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__()
-        self.shapes, self.dtype, self.device = expected_tensors(config), dtype, device
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.shapes
-
-    def pop(self, name: str) -> Tensor:  # type: ignore[override]
-        shape = self.shapes.pop(name)
-        if len(shape) == 1:
-            return torch.ones(shape, device=self.device, dtype=self.dtype)
-        return torch.randn(shape, device=self.device, dtype=self.dtype).mul_(shape[1] ** -0.5)
-
-
-def random_model(config: ModelConfig, dtype: torch.dtype = BFLOAT16, device: str = "cuda") -> Transformer:
-    on = torch.device(device)
-    return Transformer.from_tensors(config, RandomTensors(config, dtype, on), dtype, on, config.max_position)
+from ssd.models.transformer import KVCache, Rows
 
 
 def decode_rows(keys: int, rows: int, suffix: int) -> tuple[Rows, int]:
@@ -70,7 +30,8 @@ def decode_rows(keys: int, rows: int, suffix: int) -> tuple[Rows, int]:
 
 
 def passes() -> Iterator[Case]:
-    for name, shape in MODELS.items():
+    for name in ("Llama-3.1-8B", "Llama-3.2-1B", "Qwen3-0.6B"):
+        shape = SHAPES[name]
         model = random_model(shape)
         for rows_count, suffix, keys in ((1, 0, 512), (24, 3, 512)):
             rows, pages = decode_rows(keys, rows_count, suffix)

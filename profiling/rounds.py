@@ -2,28 +2,32 @@
 speed model makes of that.
 
     python profiling/rounds.py --prompts humaneval.jsonl:prompt --limit 4 [--device cuda]
+    python profiling/rounds.py --prompts random --target random:Llama-3.1-8B --draft random:Llama-3.2-1B --device cuda
 
 One decode in each mode, every span of it recorded: on a GPU they are times between events of the streams, on a CPU the host's.
-A gap is from the end of a verification to the beginning of the next one, apart for rounds that missed the cache.
+A gap is from the end of a verification to the beginning of the next one, apart for rounds that missed the cache. What two devices
+would reach is projected by the speed model: T_v of "sd", where the draft is at rest, T_d with the target at rest, hits and fallback as
+measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import machine
-from decode import prompts_of
+import torch
+from workload import Workload, add_options, free, prepared
 
 from ssd import Completion, Engine, SamplingParams
 from ssd.decoding.speed_model import SsdModel, ar_tokens_per_s, sd_tokens_per_s
+from ssd.decoding.ssd import SpeculativeSpeculative
+from ssd.prompts import Prompt
 
 
 @dataclass
@@ -41,10 +45,11 @@ class Timed:
         return self.end - self.start
 
 
-def record(engine: Engine, prompts: Sequence[str], params: SamplingParams) -> tuple[list[Timed], list[Completion]]:
-    engine.decode(list(prompts[:1]), SamplingParams(max_new_tokens=16))
+def record(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams) -> tuple[list[Timed], list[Completion]]:
+    engine.decode(prompts[0], SamplingParams(max_new_tokens=16))
     engine.trace.record()
-    completions = engine.decode(list(prompts), params)
+    with engine.trace.named("profiled"):
+        completions = engine.decode(list(prompts), params)
     events = engine.trace.timeline()["traceEvents"]
     lanes = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
     spans = [
@@ -53,6 +58,20 @@ def record(engine: Engine, prompts: Sequence[str], params: SamplingParams) -> tu
         if e["ph"] == "X"
     ]
     return spans, completions
+
+
+def draft_alone_ms(engine: Engine, batch: int, runs: int = 20) -> float:
+    """The branches of a round with the target at rest, behind sequences that have ended: of next to no keys."""
+    assert isinstance(engine._loop, SpeculativeSpeculative)
+    speculator, executor = engine._loop.speculator, engine._executor
+    n, sampled = executor.batch(batch), speculator.speculation.sampled
+    times = []
+    with torch.inference_mode():
+        for _ in range(runs):
+            run = executor.start("speculate", lambda: speculator.branch(n), n, sampled)
+            run.wait()
+            times.append(run.span.ms)
+    return median(times)
 
 
 def middle(values: Sequence[float]) -> float | None:
@@ -102,58 +121,51 @@ def predicted(modes: dict[str, dict[str, Any]]) -> dict[str, float]:
         elif name == "sd":
             found[name] = sd_tokens_per_s(m["tokens_per_round"], verify, (m["gap_after_miss_ms"] or 0.0) / 1e3)
         else:
-            tokens, miss = m["tokens_per_round"], (m["gap_after_miss_ms"] or 0.0) / 1e3
-            model = SsdModel(
-                m["hit_rate"], tokens, tokens, verify + gap, m["t_draft_ms"] / 1e3 + gap, max(0.0, miss - gap), m["batch"]
-            )
-            found[name] = model.tokens_per_s()
+            found[name] = _ssd(m, m["t_verify_ms"], m["t_draft_ms"])
     return found
+
+
+def _ssd(m: dict[str, Any], verify_ms: float, draft_ms: float) -> float:
+    gap, miss, tokens = (m["gap_after_hit_ms"] or 0.0) / 1e3, (m["gap_after_miss_ms"] or 0.0) / 1e3, m["tokens_per_round"]
+    fallback = max(0.0, miss - gap)
+    model = SsdModel(m["hit_rate"], tokens, tokens, verify_ms / 1e3 + gap, draft_ms / 1e3 + gap, fallback, m["batch"])
+    return model.tokens_per_s()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", required=True, metavar="FILE.jsonl:FIELD")
-    parser.add_argument("--limit", type=int, default=4)
-    parser.add_argument("--target", default="smollm2-135m")
-    parser.add_argument("--draft", default="auto")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--modes", default="ar,sd,ssd")
-    parser.add_argument("--lookahead", type=int, default=4)
-    parser.add_argument("--budget", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--name", default="rounds", help="of the result file")
+    add_options(parser, "rounds")
     args = parser.parse_args()
-    path, _, field = args.prompts.rpartition(":")
-    prompts = prompts_of(Path(path), field, args.limit)
-    params = SamplingParams(max_new_tokens=args.max_new_tokens)
+    with prepared(args) as work:
+        measure(args, work)
 
-    modes = {}
-    for mode in args.modes.split(","):
-        options = {"lookahead": args.lookahead, "budget": args.budget, "max_batch": args.batch, "device": args.device}
-        with Engine(args.target, None if mode == "ar" else args.draft, mode, **options) as engine:
+
+def measure(args: argparse.Namespace, work: Workload) -> None:
+    params = SamplingParams(max_new_tokens=args.max_new_tokens, ignore_eos=args.ignore_eos)
+    modes: dict[str, dict[str, Any]] = {}
+    for mode in work.modes:
+        with work.engine(mode) as engine:
             if args.batch == 1:
-                runs = [record(engine, [prompt], params) for prompt in prompts]
-                each = [figures(*run, batch=1) for run in runs]
+                each = [figures(*record(engine, [prompt], params), batch=1) for prompt in work.prompts]
                 modes[mode] = {
                     name: median(values) if (values := [e[name] for e in each if e[name] is not None]) else None
                     for name in each[0]
                 }
             else:
-                modes[mode] = figures(*record(engine, prompts, params), batch=args.batch)
+                modes[mode] = figures(*record(engine, work.prompts, params), batch=args.batch)
+            modes[mode]["t_draft_alone_ms"] = draft_alone_ms(engine, args.batch) if mode == "ssd" else None
+            modes[mode]["footprint"] = asdict(engine.footprint)
+        del engine
+        free()
         print(mode, json.dumps(modes[mode]), flush=True)
-    model = predicted(modes)
-    for mode, rate in model.items():
+    for mode, rate in predicted(modes).items():
         modes[mode] |= {"model_tokens_per_s": rate, "model_over_measured": rate / modes[mode]["decode_tokens_per_s"]}
-    settings = {k: v for k, v in vars(args).items() if k not in ("name", "prompts")}
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    result = {
-        "what": args.name,
-        "machine": machine.describe(),
-        "settings": settings | {"prompts": Path(path).name, "prompts_sha256": digest},
-        "rounds": modes,
-    }
-    machine.write_result(args.name, result)
+    result = {"what": args.name, **work.describe(), "rounds": modes}
+    if "sd" in modes and "ssd" in modes:
+        apart = _ssd(modes["ssd"], modes["sd"]["t_verify_ms"], modes["ssd"]["t_draft_alone_ms"])
+        result["projected_two_devices_tokens_per_s"] = apart
+        print(f"projected for two devices, from T_v and T_d alone: {apart:.1f} tokens/s", flush=True)
+    machine.write_result(args.name, result, args.results)
 
 
 if __name__ == "__main__":

@@ -69,15 +69,21 @@ def decode_table(result: Row) -> str:
     return markdown(lines)
 
 
+def prompts_in_words(settings: Row) -> str:
+    """How many of which; of a file, with what tells it from others of its name."""
+    digest = settings["prompts_sha256"]
+    return f"{settings['limit']} prompts of {settings['prompts']}" + (f" (sha256 {digest[:12]})" if digest else "")
+
+
 def decode_section(result: Row) -> str:
     machine, settings = result["machine"], result["settings"]
     made_with = [
-        f"{settings['limit']} prompts of {settings['prompts']} (sha256 {settings['prompts_sha256'][:12]})",
+        prompts_in_words(settings),
         f"{settings['max_new_tokens']} tokens",
         f"temperature {settings['temperature']}",
         f"K = {settings['lookahead']}, B = {settings['budget']}",
         f"dtype {settings['dtype']}",
-        f"batch 1, {settings['runs']} runs",
+        f"batch {settings.get('batch', 1)}, {settings['runs']} runs",
     ]
     made = made_on({**machine, "device": f"{machine['device']}, {machine['cores']} cores, {machine['instruction_set']}"})
     lines = [f"\n## {result['what']}: {settings['target']}, draft {settings['draft']}\n", f"{made}.  "]
@@ -193,12 +199,15 @@ def rounds_section(result: Row) -> str:
     lines = [["mode", *columns]]
     lines += [[mode, *(figure(row[key], digits) for key, digits in columns.values())] for mode, row in result["rounds"].items()]
     made_with = (
-        f"{settings['limit']} prompts of {settings['prompts']} (sha256 {settings['prompts_sha256'][:12]}), "
-        f"{settings['max_new_tokens']} tokens, greedy, K = {settings['lookahead']}, B = {settings['budget']}, batch {settings['batch']}, "
+        f"{prompts_in_words(settings)}, {settings['max_new_tokens']} tokens, greedy, K = {settings['lookahead']}, "
+        f"B = {settings['budget']}, batch {settings['batch']}, "
         f"device {settings['device']} (`python profiling/rounds.py --help`)."
     )
     title = f"\n## {result['what']}: {settings['target']}, draft {settings['draft']}\n\n"
-    return f"{title}{made_on(machine)}.  \n{made_with}\n\n{markdown(lines)}\n"
+    page = f"{title}{made_on(machine)}.  \n{made_with}\n\n{markdown(lines)}\n"
+    if (apart := result.get("projected_two_devices_tokens_per_s")) is not None:
+        page += f"\nProjected for a device each (not measured: the speed model, with T_v and T_d of one alone): {apart:.1f} tokens/s.\n"
+    return page
 
 
 SECTIONS = {"rounds": rounds_section, "modes": decode_section, "hit_rates": hit_rates_section, "drafts": drafts_section}
@@ -216,9 +225,9 @@ Made by `python profiling/tables.py` from the results that `make gpu-check` writ
 and `tests/gpu` that called an op, and the kernels' times beside their floors. An op without results was **not yet run** on a
 GPU; that it compiles (`make kernels`) and passes its tests on the CPU's emulator (`make test-emulator`) does not change that.
 
-Whole decodes on a GPU (`device="cuda"`: rounds as graphs on two streams, `tests/gpu/test_engine.py`) were **not yet run**. The rounds'
-order, without a GPU, is held by a fake device that runs them in any legal one (`tests/engine/test_captured.py`). `ssd doctor` shows
-which ops the installed extension has for CUDA, and whether torch sees a GPU.
+Whole decodes (`device="cuda"`: rounds as graphs on two streams, or two GPUs) are in `tests/gpu/test_engine.py`; without a GPU, a fake
+device holds their order, running them in any legal one (`tests/engine/test_captured.py`). `ssd doctor` shows which ops the installed
+extension has for CUDA, and whether torch sees a GPU.
 
 """
 
@@ -258,13 +267,37 @@ def gpu_status(results: list[Row]) -> str:
     emulated, tests, kernels = (newest(results, what) for what in ("emulator-tests", "gpu-tests", "kernels"))
     rows = [status_row(op, emulated, tests, kernels) for op in op_names()]
     head = ["op", "tests on the emulator", "tests on a GPU", "of the floor", "GPU", "commit", "date"]
-    page = GPU_STATUS + markdown([head, *rows]) + "\n"
+    page = GPU_STATUS + markdown([head, *rows]) + "\n" + decodes_on_gpus(results)
     for where, run in (("the emulator", emulated), ("the GPU", tests)):
         if run:
             counts = ", ".join(f"{count} {outcome}" for outcome, count in run["outcomes"].items())
             page += f"\nAll tests on {where}: {counts}; {made_on(run['machine'])}. Skipped there:\n\n"
             page += "".join(f"- {reason} ({count})\n" for reason, count in run["skipped"].items())
     return page + (kernel_times(kernels) if kernels else "")
+
+
+DECODES = {
+    "rounds-random": "Llama-3.1-8B and 3.2-1B, random weights: rounds",
+    "decode-random": "the same: tokens/s",
+    "rounds-inflated": "Llama-3.1-8B and 3.2-1B, inflated smollm2-135m: rounds",
+    "decode-inflated": "the same: tokens/s",
+    "rounds-random-32b": "Qwen3-32B and 0.6B, random weights: rounds",
+    "rounds-two-gpus": "Qwen3-32B and 0.6B on a GPU each: rounds",
+}
+
+
+def decodes_on_gpus(results: list[Row]) -> str:
+    """A line for each whole decode that a GPU is asked for; the figures are docs/benchmarks.md's."""
+    lines = [["whole decodes", "GPU", "commit", "date"]]
+    for what, name in DECODES.items():
+        found = newest(results, what)
+        made = (
+            [found["machine"]["device"], str(found["machine"]["commit"]), found["machine"]["date"]]
+            if found
+            else [NOT_YET_RUN, "–", "–"]
+        )
+        lines.append([f"{name} (`{what}`)", *made])
+    return "\n" + markdown(lines) + "\n"
 
 
 def kernel_times(result: Row) -> str:

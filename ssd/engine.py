@@ -237,7 +237,7 @@ class Engine:
 
     def _load_draft(self, name: str, device: torch.device) -> Draft | None:
         try:
-            return load_draft(name, self._target, device, self._positions(self.max_context))
+            return load_draft(name, self._target, self._positions(self.max_context), device)
         except (CheckpointError, MemoryError, RuntimeError) as error:
             self._warn_of_draft(error)
             return None
@@ -331,7 +331,8 @@ class Engine:
             self._read(at_most=self._executor.in_flight)
         if self._scheduler.running:
             running = list(self._scheduler.running.items())
-            self._begin(running, self._round(self._scheduler.batch))
+            with self.trace.named("round"):
+                self._begin(running, self._round(self._scheduler.batch))
         wants_logits = any(request.params.logprobs for request in self._scheduler.running.values())
         self._read(at_most=0 if wants_logits or not self._scheduler.running else self._executor.in_flight)
 

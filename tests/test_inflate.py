@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 import tiny
 from models.test_transformer import BOUND, build, error, random_ids, teacher_forced
@@ -39,6 +41,11 @@ def inflate(monkeypatch: pytest.MonkeyPatch) -> Any:
     return import_module("inflate").inflate
 
 
+def taken(tensors: Any) -> dict[str, Tensor]:
+    """All of them, made."""
+    return {name: tensors.pop(name) for name in list(tensors.shapes)}
+
+
 @pytest.mark.parametrize("larger", LARGER)
 @pytest.mark.parametrize("kind", SMALL)
 def test_logits_are_the_small_models(inflate: Any, tmp_path: Path, kind: str, larger: str) -> None:
@@ -46,7 +53,7 @@ def test_logits_are_the_small_models(inflate: Any, tmp_path: Path, kind: str, la
     small = ModelConfig.from_directory(tmp_path)
     large, inflated = inflate(small, tensors, replace(small, **LARGER[larger]))
     ids = random_ids(small.vocab_size, 150)
-    logits = teacher_forced(build(large, inflated), ids)
+    logits = teacher_forced(build(large, taken(inflated)), ids)
     real = logits[:, : small.vocab_size]
     assert error(real, teacher_forced(build(small, tensors), ids)) <= BOUND
     assert logits.shape[1] == large.vocab_size
@@ -54,12 +61,24 @@ def test_logits_are_the_small_models(inflate: Any, tmp_path: Path, kind: str, la
         assert bool((logits[:, small.vocab_size :] < -1000).all())
 
 
+def test_ids_that_are_never_said_are_never_said(inflate: Any, tmp_path: Path) -> None:
+    """Those of a draft with a vocabulary of its own."""
+    tensors = tiny.write_model(tmp_path)
+    small = ModelConfig.from_directory(tmp_path)
+    said = torch.arange(small.vocab_size) % 3 != 0
+    large, inflated = inflate(small, tensors, replace(small, hidden_size=96), said)
+    ids = random_ids(small.vocab_size, 40)
+    logits = teacher_forced(build(large, taken(inflated)), ids)
+    assert error(logits[:, said], teacher_forced(build(small, tensors), ids)[:, said]) <= BOUND
+    assert bool((logits[:, ~said] < -1000).all())
+
+
 @pytest.mark.parametrize(
     "changes,reason",
     [
         ({"hidden_size": 32}, "hidden_size is 32; the small model has 64"),
         ({"num_heads": 4, "num_kv_heads": 4}, "more query heads share a key head"),
-        ({"vocab_size": 200}, "a larger vocabulary needs a spare lane"),
+        ({"vocab_size": 200}, "ids that are never said need a spare lane"),
         ({"hidden_size": 80, "tie_embeddings": True}, "head is its own, and the shape's is tied"),
     ],
     ids=str,

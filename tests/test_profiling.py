@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from ssd import Engine, SamplingParams
+from ssd.errors import SsdError
+from ssd.models import registry
 
 PROFILING = Path(__file__).resolve().parents[1] / "profiling"
 
@@ -46,10 +53,99 @@ def test_nothing_is_judged_that_was_not_timed() -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_random_model_is_made_tensor_by_tensor(tied: bool) -> None:
-    from passes import config, random_model
+    from shapes import _shape, random_model
 
-    model = random_model(config(64, 32, 48, 2, 4, 2, 16, tied=tied, qk_norm=True), device="cpu")
+    model = random_model(_shape(64, 32, 48, 2, 4, 2, 16, tied=tied, qk_norm=True), device="cpu")
     assert model.vocab_size == 64 and model.config.num_layers == 2
+
+
+def test_engines_of_random_weights_share_their_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    import shapes
+
+    small = {"large": shapes._shape(96, 32, 48, 3, 4, 2, 16, tied=False, qk_norm=True)}
+    small["little"] = shapes._shape(96, 32, 48, 1, 4, 2, 16, tied=True, qk_norm=False)
+    monkeypatch.setattr(shapes, "SHAPES", small)
+    with shapes.engines("cpu"):
+        options = {"dtype": "float32", "threads": 1, "max_batch": 1}
+        with (
+            Engine("random:large", None, "ar", **options) as ar,
+            Engine("random:large", "random:little", "ssd", **options) as ssd,
+        ):
+            assert ar.target_model is ssd.target_model
+            params = SamplingParams(max_new_tokens=12)
+            assert ar.decode([5, 6], params).token_ids == ssd.decode([5, 6], params).token_ids
+    with pytest.raises(SsdError, match="random:large"):
+        Engine("random:large")
+
+
+def test_an_inflated_pair_accepts_and_hits_as_the_small_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    import shapes
+
+    try:
+        registry.resolve(shapes.SMALL)
+    except SsdError as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr(
+        shapes,
+        "SHAPES",
+        {
+            "wider": shapes._shape(49408, 640, 1600, 31, 12, 4, 64, tied=True, qk_norm=False),
+            "wider draft": shapes._shape(49408, 608, 1536, 5, 9, 3, 64, tied=True, qk_norm=False),
+        },
+    )
+    options = {"dtype": "float32", "max_batch": 1, "fan_out": "uniform", "fallback": "neural"}
+    params = SamplingParams(max_new_tokens=24)
+    (prompt,) = shapes.ids_of(["Write a function that adds two numbers."])
+    with Engine(shapes.SMALL, "auto", "ssd", **options) as engine:
+        expected = engine.decode(prompt, params)
+    with shapes.engines("cpu"), Engine("inflated:wider", "inflated-draft:wider draft", "ssd", **options) as engine:
+        found = engine.decode(prompt, params)
+    assert found.token_ids == expected.token_ids
+    assert (found.stats.rounds, found.stats.hits_per_k) == (expected.stats.rounds, expected.stats.hits_per_k)
+    assert expected.stats.hit_rate and found.stats.accepted_per_round > 0.5
+
+
+@pytest.mark.parametrize("tool,options", [("rounds", ()), ("decode", ("--runs", "1")), ("rounds", ("--batch", "2"))])
+def test_a_decode_of_random_weights_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tool: str, options: tuple[str, ...]
+) -> None:
+    """From the command line to the page."""
+    import shapes
+    from tables import benchmarks
+
+    large = shapes._shape(12_000, 32, 48, 3, 4, 2, 16, tied=False, qk_norm=True)
+    monkeypatch.setattr(shapes, "SHAPES", {"large": large, "little": replace(large, num_layers=1)})
+    monkeypatch.setattr("machine.read_bandwidth", lambda threads: 1e10)
+    common = [
+        "--target",
+        "random:large",
+        "--draft",
+        "random:little",
+        "--prompts",
+        "random",
+        "--limit",
+        "2",
+        "--max-new-tokens",
+        "24",
+    ]
+    monkeypatch.setattr(sys, "argv", [tool, *common, "--results", str(tmp_path), "--ignore-eos", *options])
+    import_module(tool).main()
+    (result,) = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
+    measured = result["rounds" if tool == "rounds" else "modes"]
+    assert set(measured) == {"ar", "sd", "ssd"} and all(m["t_verify_ms"] > 0 for m in measured.values())
+    assert measured["ssd"]["footprint" if tool == "rounds" else "hit_rate"] is not None
+    page = benchmarks([result])
+    assert "random:large" in page and "2 prompts of random" in page
+    assert ("Projected for a device each" in page) == (tool == "rounds")
+
+
+def test_the_status_page_says_which_decodes_were_not_run() -> None:
+    from tables import DECODES, decodes_on_gpus
+
+    machine = {"device": "some GPU", "torch": "2", "commit": "abc", "date": "2030-01-01"}
+    page = decodes_on_gpus([{"what": "decode-random", "machine": machine}])
+    assert "(`decode-random`) | some GPU | abc | 2030-01-01 |" in page
+    assert page.count("not yet run") == len(DECODES) - 1
 
 
 def test_the_drafts_page_counts_circles_apart() -> None:

@@ -58,8 +58,10 @@ def load_target(
     return Target(name, model, checkpoint.tokenizer, checkpoint.config.max_position)
 
 
-def load_draft(name: str, target: Target, device: torch.device, positions: int) -> Draft:
-    """name: "self:N", the target's first N layers; or a path, hub id or known model. Raises SsdError, CheckpointError."""
+def load_draft(name: str, target: Target, positions: int, device: torch.device | None = None) -> Draft:
+    """name: "self:N", the target's first N layers; or a path, hub id or known model. device: None is the target's. Raises SsdError,
+    CheckpointError."""
+    device = device or target.model.device
     layers = target.model.config.num_layers
     if name.startswith("self:"):
         match = _SELF_DRAFT.fullmatch(name)

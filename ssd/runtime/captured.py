@@ -143,7 +143,8 @@ class CapturedExecutor(Executor):
         began = stream.record()
         if known in self._graphs:
             graph, value = self._graphs[known]
-            stream.launch(graph)
+            with self.trace.named(f"{lane}: {name}"):
+                stream.launch(graph)
         else:  # once as it is: what has to be loaded or allocated first is, before it is recorded
             self._run_once.add(known)
             with stream.work(), self.trace.muted():

@@ -57,18 +57,27 @@ class Trace:
         return self._recorded is not None
 
     @contextmanager
+    def named(self, name: str) -> Iterator[None]:
+        """Within it the host is in an NVTX range of that name."""
+        if self._nvtx is None:
+            yield
+            return
+        self._nvtx.push_range(name)
+        try:
+            yield
+        finally:
+            self._nvtx.pop_range()
+
+    @contextmanager
     def span(self, lane: str, name: str, **details: Any) -> Iterator[Span]:
         span = Span(lane, name, details=details)
-        if self._nvtx is not None:
-            self._nvtx.push_range(f"{lane}: {name}")
-        span.start = time.perf_counter()
-        try:
-            yield span
-        finally:
-            span.end = time.perf_counter()
-            if self._nvtx is not None:
-                self._nvtx.pop_range()
-            self.keep(span)
+        with self.named(f"{lane}: {name}"):
+            span.start = time.perf_counter()
+            try:
+                yield span
+            finally:
+                span.end = time.perf_counter()
+        self.keep(span)
 
     def keep(self, span: Span) -> None:
         """Take in a span that was measured elsewhere, if spans are kept."""

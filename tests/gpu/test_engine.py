@@ -22,6 +22,8 @@ LENGTHS = (48, 1, 37, 20, 44, 31, 2, 48, 3, 23, 40, 5)
 GREEDY = [SamplingParams(max_new_tokens=n) for n in LENGTHS]
 SAMPLED = [SamplingParams(temperature=0.8, top_p=0.95, max_new_tokens=n, seed=i) for i, n in enumerate(LENGTHS)]
 LOOPS = [("ar", {}), ("sd", {}), ("sd", {"tree": (2, 2, 1)}), ("ssd", {"fallback": "neural"}), ("ssd", {"fallback": "ngram"})]
+APART = {"draft_device": "cuda:0"}  # both roles on one GPU, each with tables of its own, as on two
+PLACES = [{}, APART, {"draft_sms": 16}] + ([{"draft_device": "cuda:1"}] if torch.cuda.device_count() > 1 else [])
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +60,21 @@ def test_graphs_give_what_eager_rounds_give(
     assert hits_and_look_ups(found) == hits_and_look_ups(expected)
 
 
+@pytest.mark.parametrize("where", PLACES, ids=str)
 @pytest.mark.parametrize("mode,options", LOOPS[1:], ids=str)
-def test_speculation_changes_no_token(pair: tuple[Path, Path], mode: str, options: dict[str, Any]) -> None:
+def test_speculation_changes_no_token(
+    pair: tuple[Path, Path], mode: str, options: dict[str, Any], where: dict[str, Any]
+) -> None:
     expected = tokens_of(decode(pair, "ar", GREEDY, max_batch=1))
     for batch in (1, 8):
-        assert tokens_of(decode(pair, mode, GREEDY, max_batch=batch, **options)) == expected
+        assert tokens_of(decode(pair, mode, GREEDY, max_batch=batch, **options, **where)) == expected
 
 
-def test_sampled_ssd_equals_sampled_speculative_decoding(pair: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("where", PLACES, ids=str)
+def test_sampled_ssd_equals_sampled_speculative_decoding(pair: tuple[Path, Path], where: dict[str, Any]) -> None:
     expected = decode(pair, "sd", SAMPLED, max_batch=1)
     for batch in (1, 8):
-        found = decode(pair, "ssd", SAMPLED, max_batch=batch, fallback="neural")
+        found = decode(pair, "ssd", SAMPLED, max_batch=batch, fallback="neural", **where)
         assert tokens_of(found) == tokens_of(expected)
         assert hits_and_look_ups(found)[0] > 0
 
