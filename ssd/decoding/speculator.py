@@ -80,9 +80,12 @@ class Speculator:
 
     def prefill(self, slot: int, length: int) -> None:
         """Store a prompt's K/V in the trunk; length: of the prompt. It does not matter whether the target has moved on behind it."""
-        with self._executor.on("draft"), self._executor.trace.span("draft", "prefill", slot=slot):
+
+        def prefill() -> None:
             for rows in prompt_rows(self.state.only(slot), length, self.cache.page_size):
                 self._executor.forward("draft", lambda: self.model.forward(rows, self.cache))  # noqa: B023
+
+        self._executor.once("draft", "prefill", prefill, slot=slot)
 
     @property
     def keeps(self) -> bool:

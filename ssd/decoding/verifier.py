@@ -49,13 +49,15 @@ class Verifier:
         A prompt is prefilled by itself, in chunks of a fixed size, so its K/V depends on nothing else in the batch.
         """
         state = self.state.only(slot)
-        with self._executor.on("target"), self._executor.trace.span("target", "prefill", slot=slot):
+
+        def prefill() -> Decided:
             for rows in prompt_rows(state, length, self.cache.page_size):
                 hidden = self._executor.forward("target", lambda: self.model.forward(rows, self.cache))  # noqa: B023
             logits, path = self._decide(state, self._nothing, self.model.logits(hidden[-1:]))
             state.outcome.fill_(-1)  # nothing was guessed about it: the first look-up is a miss
-            decided = Decided(logits, path, self._report(state, self._nothing))
-        return self._reported(decided)
+            return Decided(logits, path, self._report(state, self._nothing))
+
+        return self._reported(self._executor.once("target", "prefill", prefill, slot=slot).value)
 
     def begin(self, n: int, *after: Run) -> tuple[Verification, Run]:
         """Have a round of the first n slots verified, behind these runs of the draft's."""

@@ -80,11 +80,11 @@ class _Launched:
 
     lane: str
     name: str
-    batch: int
     began: Event
     ended: Event
     value: Any
     trace: Trace
+    details: dict[str, Any]
 
     def wait(self) -> None:
         self.ended.wait()
@@ -92,7 +92,7 @@ class _Launched:
     @cached_property
     def span(self) -> Span:
         self.wait()
-        span = Span(self.lane, self.name, self.began.seconds(), self.ended.seconds(), {"batch": self.batch})
+        span = Span(self.lane, self.name, self.began.seconds(), self.ended.seconds(), self.details)
         self.trace.keep(span)
         return span
 
@@ -140,16 +140,21 @@ class CapturedExecutor(Executor):
         known = (lane, name, n, key)
         if known in self._run_once and known not in self._graphs:
             self._graphs[known] = self._record(stream, program)
-        began = stream.record()
-        if known in self._graphs:
-            graph, value = self._graphs[known]
-            with self.trace.named(f"{lane}: {name}"):
-                stream.launch(graph)
-        else:  # once as it is: what has to be loaded or allocated first is, before it is recorded
+        if known not in self._graphs:  # once as it is: what has to be loaded or allocated first is, before it is recorded
             self._run_once.add(known)
-            with stream.work(), self.trace.muted():
-                value = program()
-        return _Launched(lane, name, n, began, stream.record(), value, self.trace)
+            return self._enqueue(lane, name, program, batch=n)
+        graph, value = self._graphs[known]
+        began = stream.record()
+        with self.trace.named(f"{lane}: {name}"):
+            stream.launch(graph)
+        return _Launched(lane, name, began, stream.record(), value, self.trace, {"batch": n})
+
+    def _enqueue(self, lane: str, name: str, program: Callable[[], Any], **details: Any) -> _Launched:
+        stream = self._lanes[lane]
+        began = stream.record()
+        with stream.work(), self.trace.muted():
+            value = program()
+        return _Launched(lane, name, began, stream.record(), value, self.trace, details)
 
     def _record(self, stream: Stream, program: Callable[[], Any]) -> tuple[Any, Any]:
         free, began = self._device.free_bytes(), time.perf_counter()
@@ -162,6 +167,14 @@ class CapturedExecutor(Executor):
 
     def start(self, name: str, program: Callable[[], Any], n: int, key: object = None) -> Run:
         return self.run("draft", name, program, n, key)
+
+    def once(self, lane: str, name: str, program: Callable[[], Any], **details: Any) -> Run:
+        return self._shown(self._enqueue(lane, name, program, **details))
+
+    def _shown(self, run: _Launched) -> _Launched:
+        """In the timeline, also if nobody asks when it ran."""
+        self.trace.keep_later(lambda: run.span)
+        return run
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -180,12 +193,11 @@ class CapturedExecutor(Executor):
         return self._lanes[lane].work()
 
     def send(self, lane: str, tables: Iterable[tuple[Tensor, Tensor]], n: int) -> Run:
-        stream = self._lanes[lane]
-        began = stream.record()
-        with stream.work():
+        def copy() -> None:
             for there, here in tables:
                 there.copy_(here, non_blocking=True)
-        return _Launched(lane, "send", n, began, stream.record(), None, self.trace)
+
+        return self._shown(self._enqueue(lane, "send", copy, batch=n))
 
     def read(self, lane: str, table: Tensor) -> Reading:
         stream = self._lanes[lane]

@@ -119,13 +119,17 @@ class Executor(ABC):
         """The same on the draft's lane, beside the caller, who goes on at once."""
 
     @abstractmethod
+    def once(self, lane: str, name: str, program: Callable[[], Any], **details: Any) -> Run:
+        """Run a program that will not come back, as a prompt's prefill. details: of its span."""
+
+    @abstractmethod
     def alone(self) -> AbstractContextManager[None]:
-        """What is run within, `on` a lane, runs behind all that was begun on either one, and before all that will be: what changes
+        """What is begun within runs behind all that was begun on either one, and before all that will be: what changes
         the tables that both read."""
 
     @abstractmethod
     def on(self, lane: str) -> AbstractContextManager[None]:
-        """Ops called within, `alone`, run on this lane."""
+        """Ops called within run on this lane, too little to be a program. To be used `alone`."""
 
     @abstractmethod
     def send(self, lane: str, tables: Iterable[tuple[Tensor, Tensor]], n: int) -> Run:
@@ -172,17 +176,20 @@ class EagerExecutor(Executor):
     ) -> Run:
         if lane == "draft":
             self.settle()
-        return self._run(lane, name, program, n)
+        return self._run(lane, name, program, batch=n)
 
     def start(self, name: str, program: Callable[[], Any], n: int, key: object = None) -> Run:
         self.settle()
-        self._started = self._worker.submit(self._run, "draft", name, program, n)
+        self._started = self._worker.submit(lambda: self._run("draft", name, program, batch=n))
         return _Started(self._started)
 
-    def _run(self, lane: str, name: str, program: Callable[[], Any], n: int) -> _Done:
-        with self.trace.span(lane, name, batch=n) as span:
+    def _run(self, lane: str, name: str, program: Callable[[], Any], **details: Any) -> _Done:
+        with self.trace.span(lane, name, **details) as span:
             value = program()
         return _Done(span, value)
+
+    def once(self, lane: str, name: str, program: Callable[[], Any], **details: Any) -> Run:
+        return self._run(lane, name, program, **details)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -197,7 +204,7 @@ class EagerExecutor(Executor):
             for there, here in tables:
                 there.copy_(here)
 
-        return self._run(lane, "send", copy, n)
+        return self._run(lane, "send", copy, batch=n)
 
     def read(self, lane: str, table: Tensor) -> Reading:
         return table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,7 @@ class Trace:
 
     def __init__(self) -> None:
         self._recorded: list[Span] | None = None
+        self._later: list[Callable[[], Span]] = []
         self._muted = False
         self._nvtx = _nvtx()
 
@@ -84,6 +85,11 @@ class Trace:
         if self._recorded is not None and not self._muted:
             self._recorded.append(span)
 
+    def keep_later(self, ask: Callable[[], Span]) -> None:
+        """The same of a span that is not over yet: it is asked for with the timeline, and kept then."""
+        if self._recorded is not None and not self._muted:
+            self._later.append(ask)
+
     @contextmanager
     def muted(self) -> Iterator[None]:
         """Within it spans are measured and not kept: where the host only enqueues what they are of."""
@@ -95,6 +101,8 @@ class Trace:
 
     def timeline(self) -> dict[str, Any]:
         """What was recorded in Chrome's trace format, which Perfetto opens too: a target and a draft lane, times in µs."""
+        while self._later:
+            self._later.pop()()
         spans = self._recorded or []
         origin = min((s.start for s in spans), default=0.0)
         lanes = [{"name": "thread_name", "ph": "M", "pid": 1, "tid": i, "args": {"name": lane}} for i, lane in enumerate(LANES)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -153,6 +154,21 @@ def test_what_recording_took_is_told(captured: MakeCaptured) -> None:
     assert found.recording_bytes == 1_000 * device.captures and found.recording_seconds > 0
     assert fractions == sorted(fractions) and fractions[-1] == 1
     assert fractions[-5:-1] == pytest.approx([0.8, 0.85, 0.9, 0.95])
+
+
+def test_the_timeline_has_prefills_and_rounds_in_the_order_of_their_lanes(captured: MakeCaptured) -> None:
+    """Also what nobody waited for is there, at the times of the device."""
+    one, _ = captured("ssd", 0, max_batch=2, draft_device="cpu", **FIXED)
+    one.trace.record()
+    one.decode(PROMPTS[:2], GREEDY[:2])
+    spans = [event for event in one.trace.timeline()["traceEvents"] if event["ph"] == "X"]
+    names = {lane: [e["name"] for e in spans if e["tid"] == lane] for lane in (0, 1)}
+    assert names[0].count("prefill") == names[1].count("prefill") == 2
+    assert set(names[0]) == {"send", "prefill", "verify"}
+    assert set(names[1]) == {"send", "prefill", "look up", "speculate"}
+    for lane in (0, 1):
+        ends = [(e["ts"], e["ts"] + e["dur"]) for e in spans if e["tid"] == lane]
+        assert all(before[1] <= after[0] for before, after in pairwise(ends))
 
 
 def test_the_host_is_two_rounds_ahead(captured: MakeCaptured) -> None:
