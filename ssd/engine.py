@@ -62,9 +62,11 @@ class Engine:
     lookahead, budget, fan_out, fallback, saguaro_c, saguaro_f, tree: see `SpeculationConfig`. dtype: "bfloat16", "float32", or "auto":
     bfloat16 where the device computes in it. device: "cpu" (also "auto"), or a GPU, "cuda" or "cuda:N". max_batch: sequences running
     at once. max_context: tokens of a sequence, prompt and output (None: what the model was trained for). gpu_memory_utilization: of all
-    of a GPU's memory, for weights and K/V. threads, draft_threads: of the target and of SSD's draft (None: all cores, one of them the
-    draft's in "ssd"). pace: (verify_ms, draft_ms), the least time of a forward pass of each model. seed: of requests that bring none.
-    progress: called with the fraction done of loading the target and, on a GPU, recording rounds.
+    of a GPU's memory, for weights and K/V. draft_device: a device for the draft (None: the target's, whose tables it shares).
+    draft_sms: multiprocessors of a shared GPU that the draft may use (None: all). threads, draft_threads: of the target and of SSD's
+    draft (None: all cores, one of them the draft's in "ssd"). pace: (verify_ms, draft_ms), the least time of a forward pass of each
+    model. seed: of requests that bring none. progress: called with the fraction done of loading the target and, on a GPU, recording
+    rounds.
 
     Raises SsdError (bad arguments) and CheckpointError (a model that cannot be used).
     """
