@@ -5,7 +5,8 @@ speed model makes of that.
     python profiling/rounds.py --prompts random --target random:Llama-3.1-8B --draft random:Llama-3.2-1B --device cuda
 
 One decode in each mode, every span of it recorded: on a GPU they are times between events of the streams, on a CPU the host's.
-A gap is from the end of a verification to the beginning of the next one, apart for rounds that missed the cache. What two devices
+A gap is from the end of a verification to the beginning of the next one, apart for rounds that missed the cache, as all do in "ar" and
+"sd". What two devices
 would reach is projected by the speed model: T_v of "sd", where the draft is at rest, T_d with the target at rest, hits and fallback as
 measured.
 """
@@ -101,8 +102,8 @@ def figures(spans: Sequence[Timed], completions: Sequence[Completion], batch: in
         "t_verify_ms": middle([s.ms for s in verify]),
         "t_draft_ms": middle([s.ms for s in branches]) if branches else middle([s.ms for s in look_ups]),
         "hidden_draft_ms": middle(overlap(branches, verify)) if branches else None,
-        "gap_after_hit_ms": middle(gaps[False]) if look_ups else middle(gaps[True]),
-        "gap_after_miss_ms": middle(gaps[True]) if look_ups else None,
+        "gap_after_hit_ms": middle(gaps[False]),
+        "gap_after_miss_ms": middle(gaps[True]),
         "tokens_per_round": sum(s.accepted_per_round * s.rounds for s in stats) / max(1, rounds) + 1,
         "hit_rate": sum(h for s in stats for h, _ in s.hits_per_k.values())
         / max(1, sum(n for s in stats for _, n in s.hits_per_k.values())),
@@ -115,11 +116,11 @@ def predicted(modes: dict[str, dict[str, Any]]) -> dict[str, float]:
     """What the speed model says of each mode, from what was measured in it."""
     found = {}
     for name, m in modes.items():
-        verify, gap = m["t_verify_ms"] / 1e3, (m["gap_after_hit_ms"] or 0.0) / 1e3
+        verify, gap = m["t_verify_ms"] / 1e3, (m["gap_after_miss_ms"] or 0.0) / 1e3
         if name == "ar":
             found[name] = ar_tokens_per_s(verify + gap)
         elif name == "sd":
-            found[name] = sd_tokens_per_s(m["tokens_per_round"], verify, (m["gap_after_miss_ms"] or 0.0) / 1e3)
+            found[name] = sd_tokens_per_s(m["tokens_per_round"], verify, gap)
         else:
             found[name] = _ssd(m, m["t_verify_ms"], m["t_draft_ms"])
     return found
@@ -138,6 +139,28 @@ def main() -> None:
     args = parser.parse_args()
     with prepared(args) as work:
         measure(args, work)
+
+
+def judged(modes: dict[str, dict[str, Any]], bandwidth: float) -> list[dict[str, Any]]:
+    """What must hold of a decode on a GPU, and whether it does. bandwidth: bytes/s that it reads."""
+    found = []
+
+    def must(what: str, figure: float | None, at_least: float | None = None, at_most: float | None = None) -> None:
+        if figure is not None:
+            holds = (at_least is None or figure >= at_least) and (at_most is None or figure <= at_most)
+            found.append({"what": what, "at_least": at_least, "at_most": at_most, "measured": figure, "holds": holds})
+
+    for mode, m in modes.items():
+        if mode == "ar":
+            floor = m["footprint"]["target_pass_bytes"] / bandwidth
+            must("ar, tokens/s of what the floor allows", m["decode_tokens_per_s"] * floor, at_least=0.85)
+            must("ar, µs between verifications", 1e3 * m["gap_after_miss_ms"], at_most=15)
+        if mode == "ssd":
+            if m["gap_after_hit_ms"] is not None:
+                must("ssd, µs between verifications after a hit", 1e3 * m["gap_after_hit_ms"], at_most=10)
+            must("ssd, hidden of min(T_v, T_d)", m["hidden_draft_ms"] / min(m["t_verify_ms"], m["t_draft_ms"]), at_least=0.9)
+        must(f"{mode}, tokens/s by the model over measured", m["model_over_measured"], at_least=0.9, at_most=1.1)
+    return found
 
 
 def measure(args: argparse.Namespace, work: Workload) -> None:
@@ -160,7 +183,11 @@ def measure(args: argparse.Namespace, work: Workload) -> None:
         print(mode, json.dumps(modes[mode]), flush=True)
     for mode, rate in predicted(modes).items():
         modes[mode] |= {"model_tokens_per_s": rate, "model_over_measured": rate / modes[mode]["decode_tokens_per_s"]}
-    result = {"what": args.name, **work.describe(), "rounds": modes}
+    result = {"what": args.name, **work.describe(), "rounds": modes, "musts": []}
+    if work.on_gpu:
+        result["musts"] = judged(modes, machine.gpu_read_bandwidth())
+        for must in result["musts"]:
+            print(f"{must['what']}: {must['measured']:.3g}, {'holds' if must['holds'] else 'DOES NOT HOLD'}", flush=True)
     if "sd" in modes and "ssd" in modes:
         apart = _ssd(modes["ssd"], modes["sd"]["t_verify_ms"], modes["ssd"]["t_draft_alone_ms"])
         result["projected_two_devices_tokens_per_s"] = apart

@@ -205,6 +205,13 @@ def rounds_section(result: Row) -> str:
     )
     title = f"\n## {result['what']}: {settings['target']}, draft {settings['draft']}\n\n"
     page = f"{title}{made_on(machine)}.  \n{made_with}\n\n{markdown(lines)}\n"
+    if result["musts"]:
+        held = [["must", "limit", "measured", "holds"]]
+        for must in result["musts"]:
+            limit = " to ".join(f"{each:g}" for each in (must["at_least"], must["at_most"]) if each is not None)
+            bound = "" if None not in (must["at_least"], must["at_most"]) else "≥ " if must["at_most"] is None else "≤ "
+            held.append([must["what"], bound + limit, figure(must["measured"], 2), "yes" if must["holds"] else "**no**"])
+        page += f"\n{markdown(held)}\n"
     if (apart := result.get("projected_two_devices_tokens_per_s")) is not None:
         page += f"\nProjected for a device each (not measured: the speed model, with T_v and T_d of one alone): {apart:.1f} tokens/s.\n"
     return page

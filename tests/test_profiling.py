@@ -139,6 +139,34 @@ def test_a_decode_of_random_weights_is_measured(
     assert ("Projected for a device each" in page) == (tool == "rounds")
 
 
+def test_what_must_hold_of_rounds_on_a_gpu() -> None:
+    from rounds import judged
+    from tables import rounds_section
+
+    mode = {
+        "t_verify_ms": 5.0, "t_draft_ms": 4.0, "hidden_draft_ms": 3.7, "gap_after_hit_ms": 0.012, "gap_after_miss_ms": 0.014,
+        "model_over_measured": 1.04, "decode_tokens_per_s": 180.0, "tokens_per_round": 1.0, "hit_rate": 0.5,
+        "model_tokens_per_s": 187.0, "footprint": {"target_pass_bytes": 16e9},
+    }  # fmt: skip
+    musts = judged({"ar": mode, "ssd": mode}, 3.2e12)
+    assert [(m["what"].split(",")[0], round(m["measured"], 3), m["holds"]) for m in musts] == [
+        ("ar", 0.9, True),
+        ("ar", 14.0, True),
+        ("ar", 1.04, True),
+        ("ssd", 12.0, False),
+        ("ssd", 0.925, True),
+        ("ssd", 1.04, True),
+    ]
+    settings = {
+        "limit": 1, "prompts": "random", "prompts_sha256": None, "max_new_tokens": 8, "lookahead": 4, "budget": 8, "batch": 1,
+        "device": "cuda", "target": "t", "draft": "d",
+    }  # fmt: skip
+    machine = {"device": "some GPU", "torch": "2", "commit": "abc", "date": "2030-01-01"}
+    page = rounds_section({"what": "r", "machine": machine, "settings": settings, "rounds": {"ar": mode}, "musts": musts})
+    assert "| ssd, µs between verifications after a hit | ≤ 10 | 12.00 | **no** |" in page
+    assert "| ar, tokens/s by the model over measured | 0.9 to 1.1 | 1.04 | yes |" in page
+
+
 def test_the_status_page_says_which_decodes_were_not_run() -> None:
     from tables import DECODES, decodes_on_gpus
 
