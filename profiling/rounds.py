@@ -94,7 +94,7 @@ def figures(spans: Sequence[Timed], completions: Sequence[Completion], batch: in
         if any(before.end <= start < after.start for start in began):
             continue  # a request was admitted
         between = [s for s in look_ups if before.end <= s.end <= after.start]
-        gaps[any(s.details.get("misses", 1) for s in between)].append(after.start - before.end)
+        gaps[not between or any(s.details.get("misses", 1) for s in between)].append(after.start - before.end)
     stats = [c.stats for c in completions]
     rounds = sum(s.rounds for s in stats)
     rates = [s.decode_tokens_per_s for s in stats if s.decode_tokens_per_s is not None]

@@ -133,6 +133,10 @@ def test_a_decode_of_random_weights_is_measured(
     (result,) = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
     measured = result["rounds" if tool == "rounds" else "modes"]
     assert set(measured) == {"ar", "sd", "ssd"} and all(m["t_verify_ms"] > 0 for m in measured.values())
+    if tool == "rounds":
+        assert all(
+            measured[mode]["gap_after_miss_ms"] > 0 and measured[mode]["gap_after_hit_ms"] is None for mode in ("ar", "sd")
+        )
     assert measured["ssd"]["footprint" if tool == "rounds" else "hit_rate"] is not None
     page = benchmarks([result])
     assert "random:large" in page and "2 prompts of random" in page
