@@ -112,18 +112,14 @@ def figures(spans: Sequence[Timed], completions: Sequence[Completion], batch: in
     }
 
 
-def predicted(modes: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """What the speed model says of each mode, from what was measured in it."""
-    found = {}
-    for name, m in modes.items():
-        verify, gap = m["t_verify_ms"] / 1e3, (m["gap_after_miss_ms"] or 0.0) / 1e3
-        if name == "ar":
-            found[name] = ar_tokens_per_s(verify + gap)
-        elif name == "sd":
-            found[name] = sd_tokens_per_s(m["tokens_per_round"], verify, gap)
-        else:
-            found[name] = _ssd(m, m["t_verify_ms"], m["t_draft_ms"])
-    return found
+def predicted(mode: str, m: dict[str, Any]) -> float:
+    """What the speed model says of a decode's tokens/s, from what was measured in it."""
+    verify, gap = m["t_verify_ms"] / 1e3, (m["gap_after_miss_ms"] or 0.0) / 1e3
+    if mode == "ar":
+        return ar_tokens_per_s(verify + gap)
+    if mode == "sd":
+        return sd_tokens_per_s(m["tokens_per_round"], verify, gap)
+    return _ssd(m, m["t_verify_ms"], m["t_draft_ms"])
 
 
 def _ssd(m: dict[str, Any], verify_ms: float, draft_ms: float) -> float:
@@ -170,19 +166,17 @@ def measure(args: argparse.Namespace, work: Workload) -> None:
         with work.engine(mode) as engine:
             if args.batch == 1:
                 each = [figures(*record(engine, [prompt], params), batch=1) for prompt in work.prompts]
-                modes[mode] = {
-                    name: median(values) if (values := [e[name] for e in each if e[name] is not None]) else None
-                    for name in each[0]
-                }
             else:
-                modes[mode] = figures(*record(engine, work.prompts, params), batch=args.batch)
+                each = [figures(*record(engine, work.prompts, params), batch=args.batch)]
+            for m in each:
+                m["model_tokens_per_s"] = predicted(mode, m)
+                m["model_over_measured"] = m["model_tokens_per_s"] / m["decode_tokens_per_s"]
+            modes[mode] = {name: middle([m[name] for m in each if m[name] is not None]) for name in each[0]}
             modes[mode]["t_draft_alone_ms"] = draft_alone_ms(engine, args.batch) if mode == "ssd" else None
             modes[mode]["footprint"] = asdict(engine.footprint)
         del engine
         free()
         print(mode, json.dumps(modes[mode]), flush=True)
-    for mode, rate in predicted(modes).items():
-        modes[mode] |= {"model_tokens_per_s": rate, "model_over_measured": rate / modes[mode]["decode_tokens_per_s"]}
     result = {"what": args.name, **work.describe(), "rounds": modes, "musts": []}
     if work.on_gpu:
         result["musts"] = judged(modes, machine.gpu_read_bandwidth())
