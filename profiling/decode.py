@@ -121,7 +121,7 @@ def measure(args: argparse.Namespace, work: workload.Workload) -> None:
             n: {"decode_tokens_per_s": [r["decode_tokens_per_s_median"] for r in rs], "first": rs[0]} for n, rs in peers.items()
         },
         "footprint": {m: asdict(e.footprint) for m, e in engines.items()},
-        "peak_memory_bytes": torch.cuda.max_memory_allocated()
+        "peak_memory_bytes": sum(torch.cuda.max_memory_allocated(each) for each in range(torch.cuda.device_count()))
         if work.on_gpu
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "stats": {m: [asdict(c.stats) for c in completions[m]] for m in modes},

@@ -98,7 +98,18 @@ def decodes(results: Path, large: bool) -> bool:
     if large:
         good &= pair("random", "random-32b", tools=("rounds",), models=LARGE)
         if torch.cuda.device_count() > 1:
-            good &= pair("random", "two-gpus", "--draft-device", "cuda:1", tools=("rounds",), models=LARGE)
+            good &= pair(
+                "random",
+                "two-gpus",
+                "--draft-device",
+                "cuda:1",
+                "--lookahead",
+                "5",
+                "--budget",
+                "16",
+                tools=("rounds",),
+                models=LARGE,
+            )
         else:
             print("SKIPPED: two GPUs; there is one.")
     return good

@@ -100,6 +100,7 @@ def describe_gpu() -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return describe() | {
         "device": properties.name,
+        "gpus": [torch.cuda.get_device_name(each) for each in range(torch.cuda.device_count())],
         "host": _cpu_name(),
         "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,

@@ -92,7 +92,7 @@ def inflated(name: str, device: torch.device, draft: bool) -> tuple[ModelConfig,
 
 @contextmanager
 def engines(device: str) -> Iterator[None]:
-    """Within it an Engine takes the names above; engines of one target share its weights. device: where weights are made."""
+    """Within it an Engine takes the names above, and engines of one target share its weights. device: where weights are made."""
     load, resolve, load_target = load_checkpoint, registry.resolve, ssd.models.pair.load_target
     on = torch.device("cpu" if device == "auto" else device)
 

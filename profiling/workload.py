@@ -11,8 +11,8 @@ import argparse
 import gc
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,16 +80,22 @@ class Workload:
 
     def engine(self, mode: str) -> Engine:
         a = self.args
-        return Engine(
+        engine = Engine(
             a.target, None if mode == "ar" else a.draft, mode, lookahead=a.lookahead, budget=a.budget, dtype=a.dtype, device=a.device,
             draft_device=a.draft_device, draft_sms=a.draft_sms, max_batch=a.batch, threads=a.threads,
         )  # fmt: skip
+        if engine.mode != mode:
+            raise SystemExit(f"the engine asked for in mode {mode} runs in mode {engine.mode}")
+        return engine
 
     def decode(self, engine: Engine, params: SamplingParams) -> list[Completion]:
         """All prompts, `batch` at a time."""
         if self.args.batch > 1:
-            return engine.decode(self.prompts, params)
-        return [engine.decode(prompt, params) for prompt in self.prompts]
+            completions = engine.decode(self.prompts, params)
+        else:
+            completions = [engine.decode(prompt, params) for prompt in self.prompts]
+        check_not_degraded(completions)
+        return completions
 
     def describe(self) -> dict[str, Any]:
         """The machine and the settings, as a result file has them: nothing of this machine's folders."""
@@ -105,9 +111,15 @@ class Workload:
         return {"machine": machine.describe_gpu() if self.on_gpu else machine.describe(), "settings": settings}
 
 
+def check_not_degraded(completions: Sequence[Completion]) -> None:
+    """A draft that failed makes any mode ar, which is not what was to be measured."""
+    if any(completion.degraded for completion in completions):
+        raise SystemExit("the draft failed; nothing was measured")
+
+
 @contextmanager
 def prepared(args: argparse.Namespace) -> Iterator[Workload]:
-    """Within it models without files can be loaded."""
+    """Within it models without files can be loaded, and engines of one target share its weights."""
     made = shapes.is_made(args.target)
     if args.prompts == "random":
         prompts: list[Any] = shapes.random_ids(args.limit, RANDOM_LENGTH)
@@ -115,7 +127,7 @@ def prepared(args: argparse.Namespace) -> Iterator[Workload]:
         path, _, field = args.prompts.rpartition(":")
         texts = prompts_of(Path(path), field, args.limit) if path else list(CHAT[: args.limit])
         prompts = shapes.ids_of(texts) if made else texts
-    with shapes.engines(args.device) if made else nullcontext():
+    with shapes.engines(args.device):
         yield Workload(args, prompts)
 
 

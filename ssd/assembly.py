@@ -155,23 +155,32 @@ class Assembly:
         return -(-self._slots * self._budget * self._proposed // PAGE_SIZE)
 
     def _affordable_pages(self, config: EngineConfig) -> int:
-        """Pages for which there is room in the K/V of both models, beside the distributions of requests that sample: once there is one,
-        those take their share; were that over half, the draft would fail then, and not the target."""
-        memory, model = memory_for_kv(config, self._placement.target), self._target.model
+        """Pages for which there is room in the K/V of both models, beside what recorded rounds keep, and the distributions of requests
+        that sample: once there is one, those take their share; were that over half, the draft would fail then, and not the target."""
+        model, proposed = self._target.model, self._proposed
         page = KVCache.bytes_a_page(model.config, PAGE_SIZE, model.dtype)
+        records = bool(self._executor.prepared)
+        memory = memory_for_kv(config, self._placement.target)
+        if (
+            records
+        ):  # p's logits, twice: all smaller batches come to another largest one, and those that sample to as many again
+            memory -= min(4 * (proposed + 1) * 4 * self._slots * model.vocab_size, memory // 4)
         if self._draft is None:
-            return memory // page
+            return max(0, memory // page)
         of_draft = self._draft.model
         draft_page = KVCache.bytes_a_page(of_draft.config, PAGE_SIZE, of_draft.dtype)
         row = 4 * self._slots * of_draft.vocab_size
-        q = 2 * (self._budget + 1) * self._proposed * row
-        z = (self._proposed + 1) * row if self._budget else 0
+        held = 2 * (self._budget + 1) * proposed * row  # q
+        held += (proposed + 1) * row if self._budget else 0  # z
+        held += 2 * self._budget * row if records else 0  # the logits of a branch step
+        arriving = 3 * proposed * row if self._placement.apart else 0  # of q, and its place among both halves
+        scratch = self._scratch_pages * draft_page
         if self._placement.draft == self._placement.target:
-            memory -= min(q + z, memory // 2) + self._scratch_pages * draft_page
+            memory -= min(held + arriving, memory // 2) + scratch
             return max(0, memory // (page + draft_page))
         theirs = memory_for_kv(config, self._placement.draft)
-        theirs -= min(q + z, theirs // 2) + self._scratch_pages * draft_page
-        memory -= min(3 * self._proposed * row, memory // 2)  # what arrives of q, and its place among both halves
+        theirs -= min(held, theirs // 2) + scratch
+        memory -= min(arriving, memory // 2)
         return max(0, min(memory // page, theirs // draft_page))
 
     def _sequences(self, device: torch.device) -> SequenceState:

@@ -180,8 +180,6 @@ class EngineConfig:
             raise SsdError("draft_device is for a draft model, and draft='ngram' is none; leave it out.")
         if self.draft_sms is not None:
             within("draft_sms", self.draft_sms, 1, 1024, whole=True)
-            if not self.device.startswith("cuda") or self.draft_device not in (None, self.device):
-                raise SsdError("draft_sms is the draft's share of the one GPU that both models run on; leave it out.")
         if not isinstance(self.draft, str | None):
             raise SsdError(f"draft is {self.draft!r}; it can be a model, 'self:N', 'ngram', 'auto' or None.")
         within("max_batch", self.max_batch, 1, 4096, whole=True)

@@ -30,7 +30,7 @@ from ssd.models.pair import Draft, Progress, load_draft, load_target
 from ssd.models.tokenizer import TextStream, Tokenizer
 from ssd.models.transformer import Transformer
 from ssd.prompts import Prompt, is_single, token_ids
-from ssd.runtime.placement import make_executor, place
+from ssd.runtime.placement import make_executor, memory_for_kv, place
 from ssd.runtime.trace import Trace
 from ssd.scheduler import Request
 
@@ -239,10 +239,17 @@ class Engine:
 
     def _load_draft(self, name: str, device: torch.device) -> Draft | None:
         try:
-            return load_draft(name, self._target, self._positions(self.max_context), device)
+            draft = load_draft(name, self._target, self._positions(self.max_context), device)
         except (CheckpointError, MemoryError, RuntimeError) as error:
             self._warn_of_draft(error)
             return None
+        if device != self._target.model.device:
+            try:
+                memory_for_kv(self.config, device)
+            except SsdError as error:
+                self._warn_of_draft(error)
+                return None
+        return draft
 
     def _build_loop(self, name: str | None, draft: Draft | None) -> Loop:
         if name == "ngram":
@@ -363,7 +370,7 @@ class Engine:
                 self._loop.learn(round, reports)
             except DraftFailed as failure:
                 self._go_on_without_draft(failure.__cause__)
-                round.draft = None
+                round.forget_draft()
         for row, request, report, committed in grown:
             if round is None:
                 request.stats.started()
@@ -387,8 +394,10 @@ class Engine:
             return self._loop.round(n)
         except DraftFailed as failure:
             self._go_on_without_draft(failure.__cause__)
-            begun = failure.begun
-            return begun if isinstance(begun, Round) else self._loop.round(n)
+            if not isinstance(failure.begun, Round):
+                return self._loop.round(n)
+            failure.begun.forget_draft()
+            return failure.begun
 
     def _release(self, request: Request) -> None:
         """Let a request's slot and pages go, or forget that it waits."""
@@ -402,6 +411,9 @@ class Engine:
 
     def _go_on_without_draft(self, error: BaseException | None) -> None:
         self._warn_of_draft(error)
+        for under_way in self._under_way:
+            if under_way.round is not None:
+                under_way.round.forget_draft()
         self._executor.close()
         self._loop = self._assembly.autoregressive()
         self._executor.settle()  # its tables are there before its rounds are

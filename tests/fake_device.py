@@ -8,7 +8,7 @@ ops on the same tensors: whatever the host decided while recording is decided fo
 host while recording is refused, as there. A program's first run, eager on a GPU, is recorded here too.
 
 What it cannot find: memory that is freed while a graph still names it (what is recorded keeps its tensors), tables that are filled
-outside of any stream, and anything within an op.
+outside of any stream, a tensor on the wrong device or an op on the wrong current one, and anything within an op.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,11 +103,14 @@ class FakeGraph:
 
 
 class FakeEvent:
-    def __init__(self, device: FakeDevice) -> None:
+    def __init__(self, device: FakeDevice, lane: str) -> None:
         self._device = device
+        self._lane = lane
         self.at: float | None = None
 
     def wait(self) -> None:
+        if self._lane in self._device.lost:
+            raise RuntimeError(f"the device of the {self._lane} is lost")
         self._device.run_until(lambda: self.at is not None)
 
     def seconds(self) -> float:
@@ -118,6 +121,7 @@ class FakeEvent:
 @dataclass(eq=False)
 class FakeStream:
     device: FakeDevice
+    lane: str
     queue: deque[Any] = field(default_factory=deque)  # steps, and events to wait for
     _open: list[Any] | None = None  # what is being enqueued
 
@@ -134,7 +138,7 @@ class FakeStream:
             self._open = None
 
     def record(self) -> FakeEvent:
-        event = FakeEvent(self.device)
+        event = FakeEvent(self.device, self.lane)
 
         def come_past() -> None:
             event.at = time.perf_counter()
@@ -164,9 +168,10 @@ class FakeDevice:
         self._favoured: FakeStream | None = None  # goes on for a while before the others do
         self._recorders: list[_Recorder] = []
         self.captures = 0
+        self.lost: set[str] = set()  # lanes whose device raises when the host waits for it
 
     def stream(self, lane: str) -> FakeStream:
-        return self.streams.setdefault(lane, FakeStream(self))
+        return self.streams.setdefault(lane, FakeStream(self, lane))
 
     @contextmanager
     def recording(self) -> Iterator[list[Step]]:
@@ -203,9 +208,11 @@ class FakeDevice:
     def upload(self, table: Tensor, values: Tensor) -> None:
         table.copy_(values.clone())
 
-    def synchronize(self) -> None:
-        for stream in list(self.streams.values()):
-            stream.record().wait()
+    def synchronize(self, lanes: Iterable[str]) -> None:
+        for lane in list(lanes):
+            if lane in self.lost:
+                raise RuntimeError(f"the device of the {lane} is lost")
+            self.streams[lane].record().wait()
 
     def free_bytes(self) -> int:
         return 1_000_000 - 1_000 * self.captures

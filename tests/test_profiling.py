@@ -152,7 +152,7 @@ def test_what_must_hold_of_rounds_on_a_gpu() -> None:
         "model_over_measured": 1.04, "decode_tokens_per_s": 180.0, "tokens_per_round": 1.0, "hit_rate": 0.5,
         "model_tokens_per_s": 187.0, "footprint": {"target_pass_bytes": 16e9},
     }  # fmt: skip
-    musts = judged({"ar": mode, "ssd": mode}, 3.2e12)
+    musts = judged({"ar": mode, "ssd": mode}, 3.2e12, two_devices=False)
     assert [(m["what"].split(",")[0], round(m["measured"], 3), m["holds"]) for m in musts] == [
         ("ar", 0.9, True),
         ("ar", 14.0, True),

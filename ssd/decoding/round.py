@@ -77,6 +77,10 @@ class Round:
     branches: int = 0
     seen: Reading | None = None
 
+    def forget_draft(self) -> None:
+        """It failed: what it had begun for this round is not asked for."""
+        self.draft = self.looked_up = self.seen = None
+
     @cached_property
     def outcomes(self) -> list[list[int]]:
         """`seen` on the host, a row a slot; none where nothing was looked up in a cache. Waits for it."""

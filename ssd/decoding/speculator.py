@@ -165,6 +165,7 @@ class Speculator:
         round.draft.wait()
         hits = sum(report.hit for report in reports)
         round.looked_up.span.details.update(hits=hits, misses=len(reports) - hits, seen=round.outcomes)
+        round.verified.span.details.update(hits=hits, misses=len(reports) - hits)
         fallback = round.looked_up.span if hits < len(reports) and neural else None
         how.fallback.times(round.verified.span, round.draft.span, fallback)
         for after_hit, spec_len, k, rank in round.outcomes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -67,8 +67,8 @@ class Device(Protocol):
     def upload(self, table: Tensor, values: Tensor) -> None:
         """Enqueue a copy of the host's values, as they are now."""
 
-    def synchronize(self) -> None:
-        """Wait for all that was enqueued, on its streams or beside them."""
+    def synchronize(self, lanes: Iterable[str]) -> None:
+        """Wait for all that was enqueued where these lanes are, on their streams or beside them."""
 
     def free_bytes(self) -> int:
         """Of its memory, by now."""
@@ -184,10 +184,11 @@ class CapturedExecutor(Executor):
 
     def _join(self) -> None:
         """What is enqueued on either lane from now on runs behind all that was enqueued on both."""
-        target, draft = self._lanes["target"], self._lanes["draft"]
-        verified, drafted = target.record(), draft.record()
-        target.wait(drafted)
-        draft.wait(verified)
+        points = [(lane, stream.record()) for lane, stream in self._lanes.items()]
+        for lane, stream in self._lanes.items():
+            for other, point in points:
+                if other != lane:
+                    stream.wait(point)
 
     def on(self, lane: str) -> AbstractContextManager[None]:
         return self._lanes[lane].work()
@@ -213,10 +214,12 @@ class CapturedExecutor(Executor):
         self._device.when(flags, program)
 
     def settle(self) -> None:
-        self._device.synchronize()
+        self._device.synchronize(self._lanes)
 
     def close(self) -> None:
-        """Graphs name the tables of the loop that they were recorded in."""
-        self.settle()
+        """Graphs name the tables of the loop that they were recorded in. The draft's lane is not used again: its device may be lost."""
+        with suppress(RuntimeError):  # the target's, if it is that, says so at whatever is asked of it next
+            self.settle()
         self._graphs.clear()
         self._run_once.clear()
+        self._lanes.pop("draft", None)

@@ -5,8 +5,9 @@ A lane may have a part of a GPU's multiprocessors: its streams are then a green 
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -63,16 +64,16 @@ class CudaEvent:
 
 
 class CudaStream:
-    """multiprocessors: the part of the GPU to run on; None: all of it."""
+    """clock: the device's. multiprocessors: the part of it to run on; None: all."""
 
-    def __init__(self, device: torch.device, priority: int, multiprocessors: int | None) -> None:
+    def __init__(self, device: torch.device, clock: Clock, priority: int, multiprocessors: int | None) -> None:
         with torch.cuda.device(device):
             self.part = _part(device, multiprocessors) if multiprocessors is not None else None
             self.stream = self._new(device, priority)
             self.body = self._new(device, priority)  # of what is under a condition, while recording
             self.pool = torch.cuda.MemPool()
             self.body_pool = torch.cuda.MemPool()
-            self._clock = Clock()
+        self._clock = clock
 
     def _new(self, device: torch.device, priority: int) -> torch.cuda.Stream:
         if self.part is not None:
@@ -98,28 +99,43 @@ class CudaStream:
 
 
 class CudaDevice:
-    """The GPU of each lane, which may be the same one. The graphs of a lane share one memory pool: they never run at the same time.
+    """The GPU of each lane, which may be the same one. The graphs of a lane share its memory pools: they never run at the same time.
     Lanes share none. draft_sms: multiprocessors that the draft has to run on; the target has all."""
 
     def __init__(self, devices: Mapping[str, torch.device], draft_sms: int | None = None) -> None:
         self._devices = devices
         self._multiprocessors = {"target": None, "draft": draft_sms}
         self._capturing: CudaStream | None = None
+        self._failed: list[torch.cuda.CUDAGraph] = []  # what was half recorded: the allocator may know it still
+        self._clocks = {}
+        for device in set(devices.values()):
+            with torch.cuda.device(device):
+                self._clocks[device] = Clock()
 
     def stream(self, lane: str) -> CudaStream:
-        return CudaStream(self._devices[lane], PRIORITIES[lane], self._multiprocessors[lane])
+        device = self._devices[lane]
+        return CudaStream(device, self._clocks[device], PRIORITIES[lane], self._multiprocessors[lane])
 
     def capture(self, stream: CudaStream, program: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
         graph = torch.cuda.CUDAGraph()
+        device, pool = stream.stream.device, stream.pool.id
+        recording: Any = torch.cuda.graph(graph, pool, stream.stream, "thread_local")  # type: ignore[arg-type]
         self._capturing = stream
+        collects = gc.isenabled()
+        gc.disable()  # what it lets go of may call the driver, which a recording does not survive
         try:
             # The outer one puts the current stream back if the recording fails.
-            pool: Any = stream.pool.id
-            recording = torch.cuda.graph(graph, pool, stream.stream, "thread_local")
-            with torch.cuda.device(stream.stream.device), torch.cuda.stream(torch.cuda.current_stream()), recording:
+            with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream()), recording:
                 value = program()
+        except BaseException:
+            self._failed.append(graph)
+            with suppress(RuntimeError):  # or nothing can be recorded into this pool any more
+                torch._C._cuda_endAllocateToPool(device.index, pool)
+            raise
         finally:
             self._capturing = None
+            if collects:
+                gc.enable()
         return graph, value
 
     def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
@@ -149,9 +165,10 @@ class CudaDevice:
     def upload(self, table: Tensor, values: Tensor) -> None:
         table.copy_(values.pin_memory(), non_blocking=True)
 
-    def synchronize(self) -> None:
-        for device in set(self._devices.values()):
+    def synchronize(self, lanes: Iterable[str]) -> None:
+        for device in {self._devices[lane] for lane in lanes}:
             torch.cuda.synchronize(device)
 
     def free_bytes(self) -> int:
+        torch.cuda.empty_cache()  # what only torch holds is free
         return sum(torch.cuda.mem_get_info(device)[0] for device in set(self._devices.values()))

@@ -42,6 +42,8 @@ def place(config: EngineConfig) -> Placement:
         raise SsdError(
             f"device is {config.device!r} and draft_device {config.draft_device!r}; both must be GPUs, or both the CPU."
         )
+    if config.draft_sms is not None and (device.type == "cpu" or draft != device):
+        raise SsdError("draft_sms is the draft's share of the one GPU that both models run on; leave it out.")
     if device.type == "cpu":
         name = ("bfloat16" if cpu_isa() == "avx512bf16" else "float32") if config.dtype == "auto" else config.dtype
         return Placement(device, draft, apart, getattr(torch, name))
@@ -77,7 +79,7 @@ def memory_for_kv(config: EngineConfig, device: torch.device) -> int:
     allowed = int(config.gpu_memory_utilization * total) - (total - free)
     if allowed <= 0:
         raise SsdError(
-            f"{(total - free) / 1e9:.1f} of {total / 1e9:.1f} GB of GPU memory are taken, and gpu_memory_utilization is "
+            f"{(total - free) / 1e9:.1f} of {total / 1e9:.1f} GB of {device}'s memory are taken, and gpu_memory_utilization is "
             f"{config.gpu_memory_utilization:g}; raise it, or free some."
         )
     return allowed

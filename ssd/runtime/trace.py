@@ -51,7 +51,7 @@ class Trace:
 
     def record(self) -> None:
         """Keep every span from now on."""
-        self._recorded = []
+        self._recorded, self._later = [], []
 
     @property
     def recording(self) -> bool:
@@ -101,8 +101,9 @@ class Trace:
 
     def timeline(self) -> dict[str, Any]:
         """What was recorded in Chrome's trace format, which Perfetto opens too: a target and a draft lane, times in µs."""
-        while self._later:
-            self._later.pop()()
+        later, self._later = self._later, []
+        for ask in later:
+            ask()
         spans = self._recorded or []
         origin = min((s.start for s in spans), default=0.0)
         lanes = [{"name": "thread_name", "ph": "M", "pid": 1, "tid": i, "args": {"name": lane}} for i, lane in enumerate(LANES)]
