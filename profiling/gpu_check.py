@@ -98,18 +98,8 @@ def decodes(results: Path, large: bool) -> bool:
     if large:
         good &= pair("random", "random-32b", tools=("rounds",), models=LARGE)
         if torch.cuda.device_count() > 1:
-            good &= pair(
-                "random",
-                "two-gpus",
-                "--draft-device",
-                "cuda:1",
-                "--lookahead",
-                "5",
-                "--budget",
-                "16",
-                tools=("rounds",),
-                models=LARGE,
-            )
+            apart = ("--draft-device", "cuda:1", "--lookahead", "5", "--budget", "16")
+            good &= pair("random", "two-gpus", *apart, tools=("rounds",), models=LARGE)
         else:
             print("SKIPPED: two GPUs; there is one.")
     return good

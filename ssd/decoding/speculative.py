@@ -56,4 +56,7 @@ class Speculative:
         return result
 
     def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
-        """What is drafted next does not depend on what was accepted."""
+        """What is drafted next does not depend on what was accepted; but what the draft did in this round is over, or has failed."""
+        assert round.draft is not None
+        with DraftFailed.guard():
+            round.draft.wait()

@@ -203,6 +203,32 @@ def test_a_draft_that_fails_leaves_no_graph_of_its_own(
         assert before and not {name for _, name, *_ in one._executor._graphs} - {"verify"}  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("mode", ["sd", "ssd"])
+@pytest.mark.parametrize("after", [1, 4, 9])
+def test_a_draft_whose_device_is_lost_under_way_loses_nothing(
+    engine: MakeEngine, captured: MakeCaptured, monkeypatch: pytest.MonkeyPatch, mode: str, after: int
+) -> None:
+    """Rounds in flight had a part of it too; whatever the host asks of that device raises from now on."""
+    expected = [c.token_ids for c in engine("ar", max_batch=3).decode(PROMPTS, GREEDY)]
+    for seed in range(3):
+        one, device = captured(mode, seed, max_batch=3, draft_device="cpu", **FIXED)
+        take, taken = one._take, []
+
+        def lose(under_way: Any, take: Any = take, taken: list[Any] = taken, device: FakeDevice = device) -> None:
+            taken.append(under_way)
+            if len(taken) == after:
+                device.lost.add("draft")
+            take(under_way)
+
+        monkeypatch.setattr(one, "_take", lose)
+        with pytest.warns(RuntimeWarning, match="the device of the draft is lost"):
+            found = one.decode(PROMPTS, GREEDY)
+        assert [c.token_ids for c in found] == expected
+        assert any(c.degraded for c in found)
+        assert one._pages.available == one._pages.capacity
+        one.close()
+
+
 def test_a_value_read_while_recording_is_refused() -> None:
     device, table = FakeDevice(0), torch.zeros(2)
     for read in (lambda: bool(table.any()), lambda: table.tolist(), lambda: table[0].item(), lambda: int(table[0])):

@@ -223,6 +223,14 @@ def test_a_draft_whose_device_is_lost_loses_nothing(
     assert broken._pages.available == broken._pages.capacity
 
 
+def test_a_draft_that_fails_twice_in_a_round_loses_nothing(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its thread, and where it is told of the outcome."""
+    broken = engine("ssd", max_batch=3, draft_device="cpu")
+    fail_at(monkeypatch, broken._loop.exchange, "send_outcome", 4)  # type: ignore[union-attr]
+    break_draft(broken, monkeypatch, "branch", 16)
+    assert tokens_of(decode_and_warn(broken, PROMPTS, PARAMS)) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
+
+
 def test_running_out_of_memory_is_a_failure_like_any_other(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = engine("ssd")
     break_draft(broken, monkeypatch, "branch", 3, error=MemoryError)
