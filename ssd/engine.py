@@ -133,13 +133,14 @@ class Engine:
         self.trace = Trace()
         self._executor = make_executor(self.trace, self.config, placement, self._draft_threads)
         loading = 0.8 if self._executor.prepared else 1.0  # of the progress; the rest is recording
-        self._target = load_target(
-            self.config.target,
-            placement.dtype,
-            placement.target,
-            lambda context: self._positions(max_context or context),
-            lambda fraction: progress(loading * fraction),
-        )
+        with _fits(f"the weights of {self.config.target!r}", "free some, or choose a smaller model"):
+            self._target = load_target(
+                self.config.target,
+                placement.dtype,
+                placement.target,
+                lambda context: self._positions(max_context or context),
+                lambda fraction: progress(loading * fraction),
+            )
         self.max_context = max_context or self._target.context
         if self.max_context > self._target.context:
             raise SsdError(
@@ -147,9 +148,17 @@ class Engine:
             )
         name = draft_name if asked_mode != "ar" else None
         model = self._load_draft(name, placement.draft) if name not in (None, "ngram") else None
-        self._assembly = Assembly(
-            self.config, self.speculation_config, placement, self._target, model, asked_mode, self.max_context, self._executor
-        )
+        with _fits(f"K/V for gpu_memory_utilization={gpu_memory_utilization:g}", "lower it"):
+            self._assembly = Assembly(
+                self.config,
+                self.speculation_config,
+                placement,
+                self._target,
+                model,
+                asked_mode,
+                self.max_context,
+                self._executor,
+            )
         self._scheduler = self._assembly.scheduler
         self._pages = self._assembly.pages
         self._loop = self._build_loop(name, model)
@@ -483,6 +492,15 @@ def decode(
 @lru_cache(maxsize=1)
 def _cached_engine(target: str, options: tuple[tuple[str, Any], ...]) -> Engine:
     return Engine(target, **dict(options))
+
+
+@contextmanager
+def _fits(what: str, otherwise: str) -> Iterator[None]:
+    """Say in a sentence that something finds no room on a GPU."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise SsdError(f"there is no room in the GPU's memory for {what}; {otherwise}.") from None
 
 
 def _seed_of(engine_seed: int, index: int) -> int:

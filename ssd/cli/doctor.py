@@ -31,6 +31,7 @@ CPU_FEATURES = (
 
 
 def doctor(
+    context: typer.Context,
     engine: Annotated[
         bool, o.option("--engine", help="Make an engine with the options below, and show what it takes.", panel=o.MODELS)
     ] = False,
@@ -49,22 +50,26 @@ def doctor(
     as_json: o.Json = False,
 ) -> None:
     """Show versions, what the CPU can do, whether CUDA is seen, which ops are built and which models are here."""
+    options = {
+        "target": target,
+        "draft": o.parse_draft(draft),
+        "mode": mode,
+        "lookahead": lookahead,
+        "budget": budget,
+        "dtype": dtype,
+        "device": device,
+        "draft_device": draft_device,
+        "draft_sms": draft_sms,
+        "gpu_memory_utilization": gpu_memory_utilization,
+        "max_batch": max_batch,
+        "max_context": max_context,
+    }
+    for name in options:
+        source = context.get_parameter_source(name)
+        if not engine and source is not None and source.name == "COMMANDLINE":
+            raise o.WrongUsage(f"--{name.replace('_', '-')} is an engine's; give it with --engine.")
     problem = _problem()
     if engine and problem is None:
-        options = {
-            "target": target,
-            "draft": o.parse_draft(draft),
-            "mode": mode,
-            "lookahead": lookahead,
-            "budget": budget,
-            "dtype": dtype,
-            "device": device,
-            "draft_device": draft_device,
-            "draft_sms": draft_sms,
-            "gpu_memory_utilization": gpu_memory_utilization,
-            "max_batch": max_batch,
-            "max_context": max_context,
-        }
         footprint = _footprint(options)
         if as_json:
             print_json(footprint)

@@ -105,3 +105,7 @@ def test_what_an_engine_takes(run: Run, target: Path, draft: Path) -> None:
 def test_an_engine_that_cannot_be_is_refused(refusal: Refusal, target: Path) -> None:
     assert "'cuda:1'" in refusal("doctor", "--engine", "--target", target, "--draft", "self:1", "--draft-device", "cuda:1")
     assert "draft_sms" in refusal("doctor", "--engine", "--target", target, "--draft-sms", 16)
+
+
+def test_options_of_an_engine_without_one_are_refused(refusal: Refusal) -> None:
+    assert "--draft-device is an engine's; give it with --engine" in refusal("doctor", "--draft-device", "cuda:1", status=2)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tiny
 from engine.cases import PADDED, VOCABULARY, MakeEngine, Models
@@ -341,6 +342,16 @@ def test_a_request_that_memory_cannot_hold_is_refused(
         small.decode([5] * 300, SamplingParams(max_new_tokens=200))
     if free_pages:
         assert len(small.decode([5] * 3, SamplingParams(max_new_tokens=8, ignore_eos=True)).token_ids) == 8
+
+
+@pytest.mark.parametrize("what,says", [("load_target", "the weights of"), ("Assembly", "gpu_memory_utilization=0.9; lower it")])
+def test_what_finds_no_room_on_a_gpu_is_said(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, what: str, says: str) -> None:
+    def refuse(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16 GiB.")
+
+    monkeypatch.setattr(f"ssd.engine.{what}", refuse)
+    with refusal("GPU's memory", says):
+        engine()
 
 
 def test_an_engine_that_is_decoding_refuses_another_call(engine: MakeEngine) -> None:
