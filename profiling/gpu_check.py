@@ -96,7 +96,7 @@ def decodes(results: Path, large: bool) -> bool:
     except SsdError as error:
         print(f"SKIPPED: the inflated pair; {error}")
     if large:
-        good &= pair("random", "random-32b", tools=("rounds",), models=LARGE)
+        good &= pair("random", "random-32b", models=LARGE)
         if torch.cuda.device_count() > 1:
             apart = ("--draft-device", "cuda:1", "--lookahead", "5", "--budget", "16")
             good &= pair("random", "two-gpus", *apart, tools=("rounds",), models=LARGE)

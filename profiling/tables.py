@@ -289,6 +289,7 @@ DECODES = {
     "rounds-inflated": "Llama-3.1-8B and 3.2-1B, inflated smollm2-135m: rounds",
     "decode-inflated": "the same: tokens/s",
     "rounds-random-32b": "Qwen3-32B and 0.6B, random weights: rounds",
+    "decode-random-32b": "the same: tokens/s",
     "rounds-two-gpus": "Qwen3-32B and 0.6B on a GPU each: rounds",
 }
 
