@@ -34,7 +34,7 @@ demo: $(VENV)/built
 
 test: $(VENV)/test
 	$(BIN)/ssd pull $(MODEL)
-	$(RUN) -m pytest -m "not packaging" $(PYTEST)
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not packaging" $(PYTEST)
 
 test-packaging: $(VENV)/test
 	$(RUN) -m pytest -m packaging $(PYTEST)
