@@ -88,9 +88,10 @@ def measure(args: argparse.Namespace, work: workload.Workload) -> None:
         max_new_tokens=args.max_new_tokens, temperature=args.temperature, ignore_eos=args.ignore_eos, seed=0
     )
     engines = {m: work.engine(m) for m in modes}
-    bandwidth = {
-        m: machine.gpu_read_bandwidth() if work.on_gpu else machine.read_bandwidth(e.threads) for m, e in engines.items()
-    }
+    if work.on_gpu:
+        bandwidth = dict.fromkeys(modes, machine.gpu_read_bandwidth())
+    else:
+        bandwidth = {m: machine.read_bandwidth(e.threads) for m, e in engines.items()}
     completions: dict[str, list[Completion]] = {m: [] for m in modes}
     peers: dict[str, list[dict[str, Any]]] = {}
     for engine in engines.values():

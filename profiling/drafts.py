@@ -25,7 +25,7 @@ from workload import prompts_of
 
 from ssd import Completion, Engine, SamplingParams
 from ssd.models.pair import Draft, load_draft, load_target
-from ssd.models.registry import default_draft
+from ssd.models.registry import draft_named
 from ssd.models.transformer import KVCache, Rows
 
 PAGE_SIZE = 16
@@ -113,7 +113,7 @@ def main() -> None:
                 print(name, of, json.dumps(found[of]), flush=True)
                 found[of]["completions"] = completions
             every = [c for each in found.values() for c in each.pop("completions")]
-        draft = load_draft(name if name != "auto" else str(default_draft(args.target)), target, 1024)
+        draft = load_draft(str(draft_named(name, args.target)), target, 1024)
         steps = [
             {"rows": rows, "threads": threads, "ms": step_ms(draft, rows, threads)}
             for rows in map(int, args.rows.split(","))

@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAIR, LARGE = ("Llama-3.1-8B", "Llama-3.2-1B"), ("Qwen3-32B", "Qwen3-0.6B")  # target, draft
+TOOLS = ("rounds", "decode")  # what whole decodes are measured with
 ENVIRONMENT = os.environ | {"SSD_CUDA": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 OPTIONAL = {
     "hypothesis": "the op tests are not run",
@@ -65,29 +66,17 @@ def decodes(results: Path, large: bool) -> bool:
     from ssd.errors import SsdError
     from ssd.models import registry
 
-    def pair(
-        kind: str, name: str, *options: str, tools: Sequence[str] = ("rounds", "decode"), models: Sequence[str] = PAIR
-    ) -> bool:
-        draft = "inflated-draft" if kind == "inflated" else kind
-        prompts = "chat" if kind == "inflated" else "random"
-        common = (
-            "--device",
-            "cuda",
-            "--target",
-            f"{kind}:{models[0]}",
-            "--draft",
-            f"{draft}:{models[1]}",
-            "--prompts",
-            prompts,
-        )
-        common += ("--limit", "4", "--max-new-tokens", "128", "--ignore-eos", "--results", str(results), *options)
-        more = {"rounds": (), "decode": ("--runs", "2")}
-        return all(
-            [
-                run(f"{tool}, {kind}", sys.executable, f"profiling/{tool}.py", *common, *more[tool], "--name", f"{tool}-{name}")
-                for tool in tools
-            ]
-        )
+    def pair(kind: str, name: str, *options: str, tools: Sequence[str] = TOOLS, models: Sequence[str] = PAIR) -> bool:
+        draft, prompts = ("inflated-draft", "chat") if kind == "inflated" else (kind, "random")
+        which = f"--target {kind}:{models[0]} --draft {draft}:{models[1]} --prompts {prompts}"
+        how = "--device cuda --limit 4 --max-new-tokens 128 --ignore-eos"
+        done = []
+        for tool in tools:
+            command = (sys.executable, f"profiling/{tool}.py", *which.split(), *how.split(), "--results", results, *options)
+            done.append(
+                run(f"{tool}-{name}", *command, "--name", f"{tool}-{name}", *(("--runs", "2") if tool == "decode" else ()))
+            )
+        return all(done)
 
     good = pair("random", "random")
     try:

@@ -6,9 +6,8 @@ speed model makes of that.
 
 One decode in each mode, every span of it recorded: on a GPU they are times between events of the streams, on a CPU the host's.
 A gap is from the end of a verification to the beginning of the next one, apart for rounds that missed the cache, as all do in "ar" and
-"sd". What two devices
-would reach is projected by the speed model: T_v of "sd", where the draft is at rest, T_d with the target at rest, hits and fallback as
-measured.
+"sd". What two devices would reach is projected by the speed model: T_v of "sd", where the draft is at rest, T_d with the target at rest,
+hits and fallback as measured.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ def figures(spans: Sequence[Timed], completions: Sequence[Completion], batch: in
     return {
         "t_verify_ms": middle([s.ms for s in verify]),
         "t_draft_ms": middle([s.ms for s in branches]) if branches else middle([s.ms for s in look_ups]),
-        "hidden_draft_ms": middle(overlap(branches, verify)) if branches else None,
+        "hidden_draft_ms": middle(overlap(branches, named["verify"])) if branches else None,
         "gap_after_hit_ms": middle(gaps[False]),
         "gap_after_miss_ms": middle(gaps[True]),
         "tokens_per_round": sum(s.accepted_per_round * s.rounds for s in stats) / max(1, rounds) + 1,

@@ -161,10 +161,10 @@ class Assembly:
         page = KVCache.bytes_a_page(model.config, PAGE_SIZE, model.dtype)
         records = bool(self._executor.prepared)
         memory = memory_for_kv(config, self._placement.target)
-        if (
-            records
-        ):  # p's logits, twice: all smaller batches come to another largest one, and those that sample to as many again
-            memory -= min(4 * (proposed + 1) * 4 * self._slots * model.vocab_size, memory // 4)
+        if records:
+            # p's logits of the largest batch: all smaller ones come to another such, and those that sample to as many again.
+            logits = 4 * self._slots * (proposed + 1) * model.vocab_size
+            memory -= min(4 * logits, memory // 4)
         if self._draft is None:
             return max(0, memory // page)
         of_draft = self._draft.model

@@ -121,7 +121,7 @@ class Engine:
             saguaro_f=saguaro_f,
             tree=tree,
         )
-        draft_name = registry.default_draft(self.config.target) if draft == "auto" else draft
+        draft_name = registry.draft_named(draft, self.config.target)
         asked_mode = self.config.resolve_mode(draft_name is not None, tree)
         progress = progress or (lambda fraction: None)
 

@@ -33,6 +33,10 @@ class SlotTables:
         """The tables of one slot, as views."""
         return self._cut(slice(slot, slot + 1))
 
+    def by_slot(self) -> list[Tensor]:
+        """The tables that have a row a slot, in the order of their names."""
+        return [getattr(self, f.name) for f in fields(self) if f.name not in self._shared]  # type: ignore[arg-type]
+
     def _cut(self, slots: slice) -> Self:
         tables = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         return type(self)(**{k: v if k in self._shared or v is None else v[slots] for k, v in tables.items()})

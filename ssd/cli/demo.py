@@ -21,7 +21,7 @@ from ssd.cli import options as o
 from ssd.cli.console import figure, percent, print_json
 from ssd.config import EngineConfig, SamplingParams, SpeculationConfig
 from ssd.errors import SsdError
-from ssd.models.registry import default_draft
+from ssd.models.registry import draft_named
 
 if TYPE_CHECKING:
     from ssd.completion import Completion
@@ -91,7 +91,7 @@ def demo(
     }
     chosen_pace = o.parse_pace(pace)
     SamplingParams(max_new_tokens=max_new_tokens)  # what is wrong is refused before anything is loaded
-    named = default_draft(target) if settings["draft"] == "auto" else settings["draft"]
+    named = draft_named(settings["draft"], target)
     EngineConfig(target, settings["draft"], "ssd", pace=chosen_pace).resolve_mode(named is not None)
     o.check_writable(trace)
     show = _Show(o.check_text(prompt, "the prompt"), settings, as_json, trace)

@@ -13,7 +13,7 @@ that read them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,8 +22,6 @@ from ssd import ops
 from ssd.decoding.round import Decided
 from ssd.runtime.executor import Executor, Run
 from ssd.state import SequenceState, Speculation
-
-SHARED = ("eos",)  # tables of a state that no request changes
 
 
 @dataclass
@@ -107,10 +105,9 @@ class TwoDevices(Exchange):
         ]
 
     def admit(self, slot: int) -> None:
-        theirs, ours = self.draft.state.only(slot), self.target.state.only(slot)
-        row = [(getattr(theirs, f.name), getattr(ours, f.name)) for f in fields(ours) if f.name not in SHARED]
+        theirs, ours = (side.state.only(slot).by_slot() for side in (self.draft, self.target))
         with self._executor.alone():
-            self._executor.send("target", row, 1)
+            self._executor.send("target", zip(theirs, ours, strict=True), 1)
 
     def prefilled(self, slot: int, decided: Decided) -> None:
         self._executor.send("target", [(self._report[slot : slot + 1], decided.report)], 1)

@@ -92,6 +92,11 @@ def default_draft(name: str) -> str | None:
     return str(folder) if name in KNOWN and (folder / "config.json").exists() else None
 
 
+def draft_named(draft: str | None, target: str) -> str | None:
+    """A draft as a user names it: "auto" is the one that the package brings, if any."""
+    return default_draft(target) if draft == "auto" else draft
+
+
 def pull(name: str, progress: Callable[[float], None] | None = None) -> Path:
     """Fetch a known model or a hub id, unless it is here already, and return where it is.
 

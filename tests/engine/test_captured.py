@@ -314,25 +314,24 @@ def read_reports_before_they_are_there(one: Engine, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(CapturedExecutor, "read", lambda self, lane, table: read(self, "draft", table))
 
 
+def without_waiting_for_what_is_sent(one: Engine, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    exchange = one._loop.exchange  # type: ignore[union-attr]
+    send = getattr(exchange, method)
+
+    def hurry(n: int, behind: Any) -> Any:
+        send(n, behind)
+        return behind
+
+    monkeypatch.setattr(exchange, method, hurry)
+
+
 def verify_before_the_speculation_has_arrived(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The verification waits for the look-up, and not for what was sent behind it."""
-    send = one._loop.exchange.send_speculation  # type: ignore[union-attr]
-
-    def hurry(n: int, looked_up: Any) -> Any:
-        send(n, looked_up)
-        return looked_up
-
-    monkeypatch.setattr(one._loop.exchange, "send_speculation", hurry)  # type: ignore[union-attr]
+    without_waiting_for_what_is_sent(one, monkeypatch, "send_speculation")
 
 
 def look_up_before_the_outcome_has_arrived(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    send = one._loop.exchange.send_outcome  # type: ignore[union-attr]
-
-    def hurry(n: int, verified: Any) -> Any:
-        send(n, verified)
-        return verified
-
-    monkeypatch.setattr(one._loop.exchange, "send_outcome", hurry)  # type: ignore[union-attr]
+    without_waiting_for_what_is_sent(one, monkeypatch, "send_outcome")
 
 
 def never_tell_the_draft_who_ended(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

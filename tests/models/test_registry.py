@@ -11,7 +11,7 @@ import pytest
 
 from ssd.errors import SsdError
 from ssd.models import registry
-from ssd.models.registry import WheelModel, cache_directory, default_draft, pull, resolve
+from ssd.models.registry import WheelModel, cache_directory, default_draft, draft_named, pull, resolve
 
 CONTENT = b"GGUF" + bytes(range(256)) * 64
 
@@ -122,6 +122,8 @@ def test_only_a_known_target_has_a_draft_of_its_own(tmp_path: Path, monkeypatch:
         (tmp_path / name / "config.json").touch()
     assert default_draft("tiny") == str(tmp_path / "tiny")
     assert default_draft("stranger") is None
+    assert draft_named("auto", "tiny") == str(tmp_path / "tiny")
+    assert [draft_named(named, "tiny") for named in (None, "self:2")] == [None, "self:2"]
 
 
 # Pulling from a wheel ---------------------------------------------------------------------------------------------------------
