@@ -24,9 +24,9 @@ from decode import interval
 from workload import prompts_of
 
 from ssd import Completion, Engine, SamplingParams
+from ssd.kv.cache import KVCache, Rows
 from ssd.models.pair import Draft, load_draft, load_target
 from ssd.models.registry import draft_named
-from ssd.models.transformer import KVCache, Rows
 
 PAGE_SIZE = 16
 KEYS = 256  # that a timed step attends to

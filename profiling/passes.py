@@ -8,7 +8,7 @@ import torch
 from kernel_cases import BFLOAT16, PAGE_SIZE, Case, count, i32
 from shapes import SHAPES, random_model
 
-from ssd.models.transformer import KVCache, Rows
+from ssd.kv.cache import KVCache, Rows
 
 
 def decode_rows(keys: int, rows: int, suffix: int) -> tuple[Rows, int]:

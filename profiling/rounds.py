@@ -27,7 +27,7 @@ from workload import Workload, add_options, check_not_degraded, free, prepared
 from ssd import Completion, Engine, SamplingParams
 from ssd.decoding.speed_model import SsdModel, ar_tokens_per_s, sd_tokens_per_s
 from ssd.decoding.ssd import SpeculativeSpeculative
-from ssd.prompts import Prompt
+from ssd.models.prompts import Prompt
 
 
 @dataclass

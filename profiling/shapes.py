@@ -125,7 +125,7 @@ def is_made(name: str) -> bool:
 def ids_of(prompts: list[str]) -> list[list[int]]:
     """The prompts as chats with smollm2-135m."""
     tokenizer = load_checkpoint(registry.resolve(SMALL), torch.bfloat16).tokenizer
-    return [ssd.prompts.token_ids(prompt, tokenizer, 2**31, raw=False) for prompt in prompts]
+    return [ssd.models.prompts.token_ids(prompt, tokenizer, 2**31, raw=False) for prompt in prompts]
 
 
 def random_ids(count: int, length: int) -> list[list[int]]:

@@ -22,7 +22,7 @@ import shapes
 import torch
 
 from ssd import Completion, Engine, SamplingParams
-from ssd.prompts import Prompt
+from ssd.models.prompts import Prompt
 
 RANDOM_LENGTH = 64  # tokens of a random prompt
 CHAT = (

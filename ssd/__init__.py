@@ -9,14 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssd.completion import Completion
-    from ssd.config import SamplingParams
     from ssd.engine import Engine, decode
+    from ssd.options import SamplingParams
+    from ssd.requests import Completion
 
 __version__ = "0.1.0"
 __all__ = ["Completion", "Engine", "SamplingParams", "decode"]
 
-_HOME = {"Completion": "ssd.completion", "Engine": "ssd.engine", "SamplingParams": "ssd.config", "decode": "ssd.engine"}
+_HOME = {"Completion": "ssd.requests", "Engine": "ssd.engine", "SamplingParams": "ssd.options", "decode": "ssd.engine"}
 
 
 def __getattr__(name: str) -> Any:

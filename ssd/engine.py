@@ -20,19 +20,19 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from ssd.assembly import Assembly, Footprint, Loop
-from ssd.completion import Completion, Stream
-from ssd.config import DtypeName, EngineConfig, Fallback, FanOut, ModeName, SamplingParams, SpeculationConfig
 from ssd.decoding.round import DraftFailed, Round, SlotReport, Verification
 from ssd.errors import CheckpointError, SsdError
 from ssd.models import registry
 from ssd.models.pair import Draft, Progress, load_draft, load_target
+from ssd.models.prompts import Prompt, is_single, token_ids
 from ssd.models.tokenizer import TextStream, Tokenizer
 from ssd.models.transformer import Transformer
-from ssd.prompts import Prompt, is_single, token_ids
+from ssd.options import DtypeName, EngineConfig, Fallback, FanOut, ModeName, SamplingParams, SpeculationConfig
+from ssd.requests import Completion, Stream
 from ssd.runtime.placement import make_executor, memory_for_kv, place
 from ssd.runtime.trace import Trace
-from ssd.scheduler import Request
+from ssd.serving.assembly import Assembly, Footprint, Loop
+from ssd.serving.scheduler import Request
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 

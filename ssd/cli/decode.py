@@ -16,13 +16,13 @@ from rich.table import Table
 
 from ssd.cli import options as o
 from ssd.cli.console import NOTHING, figure, percent, print_json
-from ssd.config import EngineConfig, SamplingParams, SpeculationConfig
 from ssd.errors import SsdError
+from ssd.options import EngineConfig, SamplingParams, SpeculationConfig
 
 if TYPE_CHECKING:
-    from ssd.completion import Completion
     from ssd.decoding.stats import Stats
     from ssd.engine import Engine
+    from ssd.requests import Completion
 
 
 def decode(

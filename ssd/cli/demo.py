@@ -19,13 +19,13 @@ from rich.table import Table
 
 from ssd.cli import options as o
 from ssd.cli.console import figure, percent, print_json
-from ssd.config import EngineConfig, SamplingParams, SpeculationConfig
 from ssd.errors import SsdError
 from ssd.models.registry import draft_named
+from ssd.options import EngineConfig, SamplingParams, SpeculationConfig
 
 if TYPE_CHECKING:
-    from ssd.completion import Completion
     from ssd.decoding.stats import Stats
+    from ssd.requests import Completion
 
 PROMPT = "Write a short story about a lighthouse keeper."
 MODES = {

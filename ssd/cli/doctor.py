@@ -20,8 +20,8 @@ import typer
 from ssd import __version__
 from ssd.cli import options as o
 from ssd.cli.console import NOTHING, print_json
-from ssd.config import EngineConfig, SpeculationConfig
 from ssd.errors import SsdError, one_line
+from ssd.options import EngineConfig, SpeculationConfig
 from ssd.runtime.memory import available_memory
 
 PACKAGES = ("transformers", "tokenizers", "safetensors", "gguf", "numpy", "huggingface_hub", "nvtx")

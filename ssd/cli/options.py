@@ -1,4 +1,4 @@
-"""Options that several commands share, each said once; ssd/config.py checks their values."""
+"""Options that several commands share, each said once; ssd/options.py checks their values."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ import torch
 
 from ssd import ops
 from ssd.decoding.speed_model import SsdModel
+from ssd.decoding.state import DraftState, SequenceState, Speculation
 from ssd.runtime.trace import Span
-from ssd.state import DraftState, SequenceState, Speculation
 
 
 def propose_ngram(state: SequenceState, speculation: Speculation) -> None:

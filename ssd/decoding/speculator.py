@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from ssd import ops
-from ssd.decoding.exchange import Exchange
 from ssd.decoding.fallback import Fallback, propose_ngram
 from ssd.decoding.fanout import Measured
+from ssd.decoding.link import Exchange
 from ssd.decoding.round import Round, SlotReport
+from ssd.decoding.state import DraftState, SequenceState, Speculation
 from ssd.decoding.tree import Tree
 from ssd.decoding.verifier import prompt_rows
+from ssd.kv.cache import KVCache, Rows
 from ssd.models.pair import Draft
-from ssd.models.transformer import KVCache, Rows
 from ssd.runtime.executor import Executor
-from ssd.state import DraftState, SequenceState, Speculation
 
 
 @dataclass

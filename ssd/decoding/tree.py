@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ssd import ops
-from ssd.models.transformer import KVCache, Rows
-from ssd.state import SequenceState
+from ssd.decoding.state import SequenceState
+from ssd.kv.cache import KVCache, Rows
 
 
 class Tree:

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from ssd import ops
-from ssd.decoding.exchange import Exchange
+from ssd.decoding.link import Exchange
 from ssd.decoding.round import Decided, Verification
+from ssd.decoding.state import SequenceState, Speculation
 from ssd.decoding.tree import Tree
-from ssd.models.transformer import KVCache, Rows, Transformer
+from ssd.kv.cache import KVCache, Rows
+from ssd.models.transformer import Transformer
 from ssd.runtime.executor import Executor, Run
-from ssd.state import SequenceState, Speculation
 
 PREFILL_CHUNK = 256  # prompt rows a forward pass: they share one read of the weights
 

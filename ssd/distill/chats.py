@@ -18,11 +18,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from ssd.config import SamplingParams
 from ssd.distill.openings import OWN, SHARES, opening
 from ssd.engine import Engine
 from ssd.errors import SsdError, one_line
 from ssd.models.tokenizer import Tokenizer
+from ssd.options import SamplingParams
 
 Progress = Callable[[float], None]
 

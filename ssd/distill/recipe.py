@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from ssd.config import within
 from ssd.distill import chats as data
 from ssd.distill.export import MadeFrom, write_draft
 from ssd.distill.openings import OWN
@@ -31,6 +30,7 @@ from ssd.models.config import ModelConfig
 from ssd.models.quantise import dequantise, quantise
 from ssd.models.tokenizer import Tokenizer
 from ssd.models.weights import LM_HEAD, load_checkpoint, read_config
+from ssd.options import within
 
 CONTEXT = 1024  # tokens of a chat at most
 DATA_SHARE = 0.4  # of a time budget, for the chats and the target's hidden states

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from ssd import _build_info
-from ssd.config import EngineConfig
 from ssd.errors import SsdError
 from ssd.native import cpu_isa, has_conditional_nodes
+from ssd.options import EngineConfig
 from ssd.runtime.captured import CapturedExecutor
 from ssd.runtime.executor import EagerExecutor, Executor, PacedExecutor
 from ssd.runtime.memory import available_memory

@@ -13,9 +13,9 @@ import pytest
 from cli.cases import Refusal, Result, Run
 from ssd.cli import decode as module
 from ssd.cli.decode import decode as command
-from ssd.config import SpeculationConfig
 from ssd.errors import SsdError
 from ssd.models import registry
+from ssd.options import SpeculationConfig
 
 
 @pytest.fixture

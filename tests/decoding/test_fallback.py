@@ -13,8 +13,8 @@ from ops.cases import i32
 from ssd import ops
 from ssd.decoding.fallback import Fallback, propose_ngram
 from ssd.decoding.speed_model import SsdModel
+from ssd.decoding.state import SequenceState, Speculation
 from ssd.runtime.trace import Span
-from ssd.state import SequenceState, Speculation
 
 LIMIT = 64
 MANY = 10**9  # observations, so that no prior is left

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ops.cases import children_of, generator, i32, ints, tree_parents
+from ssd.decoding.state import SequenceState
 from ssd.decoding.tree import Tree
-from ssd.models.transformer import Rows
-from ssd.state import SequenceState
+from ssd.kv.cache import Rows
 
 CPU = torch.device("cpu")
 PAGE_SIZE, PAGES = 4, 24  # tokens of a page; pages of a sequence

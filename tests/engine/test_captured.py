@@ -15,9 +15,9 @@ from engine.cases import MakeEngine, random_prompts
 from fake_device import FakeDevice, HostRead
 from ssd import Completion, Engine, SamplingParams
 from ssd.decoding.speculator import Speculator
+from ssd.decoding.state import SequenceState
 from ssd.runtime.captured import CapturedExecutor
 from ssd.runtime.trace import Trace
-from ssd.state import SequenceState
 
 LENGTHS = (30, 12, 25, 18, 9, 1, 22, 3, 14)  # more requests than slots, and some that end while others are under way
 PROMPTS = random_prompts((3, 20, 1, 9, 40, 17, 5, 16, 2))

@@ -308,7 +308,7 @@ def test_a_draft_that_cannot_be_allocated_is_done_without(engine: MakeEngine, mo
     def refuse(*arguments: Any) -> Any:
         raise RuntimeError("DefaultCPUAllocator: not enough memory")
 
-    monkeypatch.setattr("ssd.state.DraftState.allocate", refuse)
+    monkeypatch.setattr("ssd.decoding.state.DraftState.allocate", refuse)
     with pytest.warns(RuntimeWarning, match="not enough memory"):
         without = engine("ssd")
     found = without.decode(PROMPTS, PARAMS)

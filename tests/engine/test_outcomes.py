@@ -18,9 +18,9 @@ import tiny
 from engine.cases import MakeEngine, accepted_in_all, hits_and_look_ups, random_prompts, tokens_of
 from ops.cases import generator
 from ssd import Completion, Engine, SamplingParams
-from ssd.config import SpeculationConfig
 from ssd.decoding.fanout import Measured, tables
 from ssd.decoding.speculator import Speculator
+from ssd.options import SpeculationConfig
 
 LOOKAHEAD, BUDGET = 3, 7
 PROMPTS = random_prompts((5, 17, 1, 30, 9, 2, 12))  # more than slots

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ops.cases import assert_same_bits
+from ssd.kv.cache import KVCache, Rows
 from ssd.models.config import ModelConfig
-from ssd.models.transformer import KVCache, Rows, Transformer
+from ssd.models.transformer import Transformer
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 

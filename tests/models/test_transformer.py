@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import tiny
 from ssd.errors import SsdError
+from ssd.kv.cache import KVCache, Rows
 from ssd.models import registry
 from ssd.models.config import ModelConfig
-from ssd.models.transformer import KVCache, Rows, Transformer
+from ssd.models.transformer import Transformer
 from ssd.models.weights import load_checkpoint
 
 BOUND = 1e-4

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ssd.config import SamplingParams
+from ssd.decoding.state import SequenceState
 from ssd.decoding.stats import SequenceStats
 from ssd.models.tokenizer import TextStream
 from ssd.native import PageAllocator
+from ssd.options import SamplingParams
 from ssd.runtime.executor import Executor
-from ssd.state import SequenceState
 
 
 @dataclass(eq=False)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from ssd.config import SamplingParams
+from ssd.decoding.state import SequenceState
 from ssd.native import PageAllocator
+from ssd.options import SamplingParams
 from ssd.runtime.executor import EagerExecutor
 from ssd.runtime.trace import Trace
-from ssd.scheduler import Request, Scheduler
-from ssd.state import SequenceState
+from ssd.serving.scheduler import Request, Scheduler
 
 PAGE_SIZE, SLACK = 4, 3
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ssd import ops
-from ssd.config import SamplingParams
-from ssd.models.transformer import Rows
+from ssd.kv.cache import Rows
+from ssd.options import SamplingParams
 
 
 class SlotTables:

@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 import torch
 
-from ssd.config import EngineConfig, Mode, SpeculationConfig
 from ssd.decoding import fanout
 from ssd.decoding.autoregressive import Autoregressive
-from ssd.decoding.exchange import Exchange, Tables, TwoDevices
 from ssd.decoding.fallback import Fallback, NgramSpeculator
+from ssd.decoding.link import Exchange, Tables, TwoDevices
 from ssd.decoding.speculative import Speculative
 from ssd.decoding.speculator import Drafting, Speculator
 from ssd.decoding.ssd import SpeculativeSpeculative
+from ssd.decoding.state import DraftState, SequenceState, Speculation
 from ssd.decoding.tree import Tree
 from ssd.decoding.verifier import Verifier
+from ssd.kv.cache import KVCache
 from ssd.models.pair import Draft, Target
-from ssd.models.transformer import KVCache
 from ssd.native import PageAllocator
+from ssd.options import EngineConfig, Mode, SpeculationConfig
 from ssd.runtime.executor import Executor
 from ssd.runtime.placement import Placement, memory_for_kv
-from ssd.scheduler import Scheduler
-from ssd.state import DraftState, SequenceState, Speculation
+from ssd.serving.scheduler import Scheduler
 
 PAGE_SIZE = 16  # tokens
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ssd import ops
 from ssd.decoding.round import Decided
+from ssd.decoding.state import SequenceState, Speculation
 from ssd.runtime.executor import Executor, Run
-from ssd.state import SequenceState, Speculation
 
 
 @dataclass

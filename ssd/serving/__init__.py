@@ -1,0 +1,1 @@
+"""Which requests run, and what an engine's rounds work on."""
