@@ -35,7 +35,7 @@ def passes() -> Iterator[Case]:
         model = random_model(shape)
         for rows_count, suffix, keys in ((1, 0, 512), (24, 3, 512)):
             rows, pages = decode_rows(keys, rows_count, suffix)
-            cache = KVCache(shape, pages, PAGE_SIZE, BFLOAT16, torch.device("cuda"))
+            cache = KVCache(shape, pages, BFLOAT16, torch.device("cuda"))
             cache.kv.normal_()
             of = {"model": name, "rows": rows_count, "keys": keys, "suffix": suffix}
             yield Case(

@@ -82,7 +82,7 @@ class Speculator:
         """Store a prompt's K/V in the trunk; length: of the prompt. It does not matter whether the target has moved on behind it."""
 
         def prefill() -> None:
-            for rows in prompt_rows(self.state.only(slot), length, self.cache.page_size):
+            for rows in prompt_rows(self.state.only(slot), length):
                 self._executor.forward("draft", lambda: self.model.forward(rows, self.cache))  # noqa: B023
 
         self._executor.once("draft", "prefill", prefill, slot=slot)
@@ -121,7 +121,7 @@ class Speculator:
         state, speculation, draft = self.state.first(n), self.speculation.first(n), self.draft.first(n)
         with self._executor.trace.span("draft", "extend"):
             ids = torch.cat([draft.last_token[:, None], speculation.tokens], dim=1)  # [n, K + 1]
-            z = self._logits(state.rows(ids, draft.length, self.cache.page_size)).view(n, self.lookahead + 1, -1)
+            z = self._logits(state.rows(ids, draft.length)).view(n, self.lookahead + 1, -1)
         with self._executor.trace.span("draft", "fork"):
             assert self.drafting.fan_out is not None  # there is a cache to fill
             guess, guess_k = ops.fork(
@@ -207,7 +207,7 @@ class Speculator:
         ids, first = self._behind_last(state, draft)
         drafted = []
         for d in range(self.lookahead):
-            logits = self._logits(state.rows(ids, first, self.cache.page_size), last_of=ids.shape[1])
+            logits = self._logits(state.rows(ids, first), last_of=ids.shape[1])
             first = draft.length + d + 1
             at = (slice(self.budget, self.budget + 1), d)
             ids = self._draw(state, speculation, logits, first, speculation.parity, at)
@@ -220,12 +220,12 @@ class Speculator:
         # The look-up knows of chains: it leaves how many tokens there is room for.
         speculation.length.copy_(tree.nodes_within[speculation.length.clamp_max(tree.depth).long()])
         ids, first = self._behind_last(state, draft)
-        rows, last_of = state.rows(ids, first, self.cache.page_size), ids.shape[1]
+        rows, last_of = state.rows(ids, first), ids.shape[1]
         for depth, children in enumerate(tree.children):
             nodes, below = tree.levels[depth], tree.levels[depth + 1]
             if depth > 0:
                 level = speculation.tokens[:, nodes.start - 1 : nodes.stop - 1]
-                rows, last_of = tree.rows(state, draft.length, level, nodes, self.cache.page_size), 1
+                rows, last_of = tree.rows(state, draft.length, level, nodes), 1
             logits = self._logits(rows, last_of)
             position = (draft.length + depth + 1).repeat_interleave(nodes.stop - nodes.start)
             drawn = self._draw(state, speculation, logits, position, speculation.parity, (0, nodes), children)

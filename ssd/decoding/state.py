@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ssd import ops
-from ssd.kv.cache import Rows
+from ssd.kv.cache import PAGE_SIZE, Rows
 from ssd.options import SamplingParams
 
 
@@ -117,12 +117,12 @@ class SequenceState(SlotTables):
         stats = ops.row_stats(flat, temperature, top_k, top_p, min_p, saguaro_f, saguaro_c)
         return stats.view(n, rows, ops.STATS)
 
-    def kv_slots(self, positions: Tensor, page_size: int) -> Tensor:
+    def kv_slots(self, positions: Tensor) -> Tensor:
         """Where the K/V of these positions lives: [n, any] int32."""
-        page = self.page_table.gather(1, (positions // page_size).long())
-        return page * page_size + positions % page_size
+        page = self.page_table.gather(1, (positions // PAGE_SIZE).long())
+        return page * PAGE_SIZE + positions % PAGE_SIZE
 
-    def rows(self, ids: Tensor, first_position: Tensor, page_size: int) -> Rows:
+    def rows(self, ids: Tensor, first_position: Tensor) -> Rows:
         """Rows of a run of tokens a slot, behind each other from first_position [n] on; ids: [n, T]. Each sees all before it and itself."""
         n, width = ids.shape
         positions = first_position[:, None] + torch.arange(width, dtype=torch.int32, device=ids.device)
@@ -130,7 +130,7 @@ class SequenceState(SlotTables):
         return Rows(
             ids=ids.flatten(),
             positions=positions.flatten(),
-            kv_slots=self.kv_slots(positions, page_size).flatten(),
+            kv_slots=self.kv_slots(positions).flatten(),
             row_seq=sequence.repeat_interleave(width),
             prefix_len=(positions + 1).flatten(),
             page_table=self.page_table,

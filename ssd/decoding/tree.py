@@ -47,14 +47,14 @@ class Tree:
         self._path = table(path)  # [T, depth] the ancestors behind the root, and the node
         self.nodes_within = table([b - 1 for b in starts[1:]])  # [depth + 1] nodes but the root, to each depth
 
-    def rows(self, state: SequenceState, length: Tensor, ids: Tensor, nodes: slice, page_size: int) -> Rows:
+    def rows(self, state: SequenceState, length: Tensor, ids: Tensor, nodes: slice) -> Rows:
         """Rows of some of the nodes of every sequence; ids: [n, nodes], length: [n] tokens stored."""
         n, count = ids.shape
         depth = self._depth_of[nodes].repeat(n)  # [n·nodes]
         node = torch.arange(nodes.start, nodes.stop, dtype=torch.int32, device=ids.device)
-        places = state.kv_slots(length[:, None] + node, page_size)  # [n, nodes]
+        places = state.kv_slots(length[:, None] + node)  # [n, nodes]
         path = self._path[nodes].flatten()
-        suffix = state.kv_slots(length[:, None] + path, page_size)  # [n, nodes·depth]
+        suffix = state.kv_slots(length[:, None] + path)  # [n, nodes·depth]
         return Rows(
             ids=ids.flatten().contiguous(),
             positions=length.repeat_interleave(count) + depth,
@@ -70,6 +70,6 @@ class Tree:
         """Move the K/V of the accepted nodes behind the root. length: [n] as it was before; path: [n, T] from `ops.verify`."""
         steps = torch.arange(1, self.depth + 1, dtype=torch.int32, device=path.device)
         node = path[:, 1 : self.depth + 1]
-        src = state.kv_slots(length[:, None] + node.clamp_min(0), cache.page_size)
-        dst = state.kv_slots(length[:, None] + steps, cache.page_size)
+        src = state.kv_slots(length[:, None] + node.clamp_min(0))
+        dst = state.kv_slots(length[:, None] + steps)
         ops.move_kv(cache.kv, torch.where(node >= 0, src, -1).flatten(), dst.flatten())

@@ -52,7 +52,7 @@ class Verifier:
         state = self.state.only(slot)
 
         def prefill() -> Decided:
-            for rows in prompt_rows(state, length, self.cache.page_size):
+            for rows in prompt_rows(state, length):
                 hidden = self._executor.forward("target", lambda: self.model.forward(rows, self.cache))  # noqa: B023
             logits, path = self._decide(state, self._nothing, self.model.logits(hidden[-1:]))
             state.outcome.fill_(-1)  # nothing was guessed about it: the first look-up is a miss
@@ -70,11 +70,11 @@ class Verifier:
         self.exchange.speculation_arrives(n)
         state, speculation = self.state.first(n), self.speculation.first(n)
         ids = torch.cat([state.last_token[:, None], speculation.tokens], dim=1)  # [n, K + 1]
-        tree, page_size = self._tree, self.cache.page_size
+        tree = self._tree
         if tree is None:
-            rows = state.rows(ids, state.length, page_size)
+            rows = state.rows(ids, state.length)
         else:
-            rows = tree.rows(state, state.length, ids, slice(0, tree.nodes), page_size)
+            rows = tree.rows(state, state.length, ids, slice(0, tree.nodes))
         logits = self._executor.forward("target", lambda: self.model.logits(self.model.forward(rows, self.cache)))
         if tree is None:
             p_logits, path = self._decide(state, speculation, logits)
@@ -124,9 +124,9 @@ class Verifier:
         return torch.cat([torch.stack([column.int() for column in each], dim=1), newest], dim=1)
 
 
-def prompt_rows(state: SequenceState, length: int, page_size: int) -> list[Rows]:
+def prompt_rows(state: SequenceState, length: int) -> list[Rows]:
     """The rows of one slot's prompt of that length, in chunks."""
     starts = range(0, length, PREFILL_CHUNK)
     position = torch.arange(0, length, PREFILL_CHUNK, dtype=torch.int32, device=state.length.device)
     chunks = [state.tokens[:, first : min(length, first + PREFILL_CHUNK)] for first in starts]
-    return [state.rows(chunk, position[i : i + 1], page_size) for i, chunk in enumerate(chunks)]
+    return [state.rows(chunk, position[i : i + 1]) for i, chunk in enumerate(chunks)]

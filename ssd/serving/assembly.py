@@ -17,15 +17,13 @@ from ssd.decoding.ssd import SpeculativeSpeculative
 from ssd.decoding.state import DraftState, SequenceState, Speculation
 from ssd.decoding.tree import Tree
 from ssd.decoding.verifier import Verifier
-from ssd.kv.cache import KVCache
+from ssd.kv.cache import PAGE_SIZE, KVCache
 from ssd.models.pair import Draft, Target
 from ssd.native import PageAllocator
 from ssd.options import EngineConfig, Mode, SpeculationConfig
 from ssd.runtime.executor import Executor
 from ssd.runtime.placement import Placement, memory_for_kv
 from ssd.serving.scheduler import Scheduler
-
-PAGE_SIZE = 16  # tokens
 
 Loop = Autoregressive | Speculative | SpeculativeSpeculative
 
@@ -88,7 +86,7 @@ class Assembly:
         self.state = self._sequences(self._placement.target)
         self.pages = PageAllocator(self._num_pages)
         model = target.model
-        self.cache = KVCache(model.config, self._num_pages, PAGE_SIZE, model.dtype, placement.target)
+        self.cache = KVCache(model.config, self._num_pages, model.dtype, placement.target)
         self.scheduler = Scheduler(self.state, self.pages, PAGE_SIZE, self._proposed, executor)
 
     def autoregressive(self) -> Autoregressive:
@@ -158,7 +156,7 @@ class Assembly:
         """Pages for which there is room in the K/V of both models, beside what recorded rounds keep, and the distributions of requests
         that sample: once there is one, those take their share; were that over half, the draft would fail then, and not the target."""
         model, proposed = self._target.model, self._proposed
-        page = KVCache.bytes_a_page(model.config, PAGE_SIZE, model.dtype)
+        page = KVCache.bytes_a_page(model.config, model.dtype)
         records = bool(self._executor.prepared)
         memory = memory_for_kv(config, self._placement.target)
         if records:
@@ -168,7 +166,7 @@ class Assembly:
         if self._draft is None:
             return max(0, memory // page)
         of_draft = self._draft.model
-        draft_page = KVCache.bytes_a_page(of_draft.config, PAGE_SIZE, of_draft.dtype)
+        draft_page = KVCache.bytes_a_page(of_draft.config, of_draft.dtype)
         row = 4 * self._slots * of_draft.vocab_size
         held = 2 * (self._budget + 1) * proposed * row  # q
         held += (proposed + 1) * row if self._budget else 0  # z
@@ -214,6 +212,6 @@ class Assembly:
             drafting.fan_out = fanout.tables(settings.fan_out, settings.lookahead, budget).to(device)
             drafting.measured = fanout.Measured(settings.lookahead, budget) if settings.fan_out == "measured" else None
             drafting.fallback = Fallback(settings.fallback)
-        cache = KVCache(draft.model.config, self._num_pages + self._scratch_pages, PAGE_SIZE, draft.model.dtype, device)
+        cache = KVCache(draft.model.config, self._num_pages + self._scratch_pages, draft.model.dtype, device)
         branches = DraftState.allocate(self._slots, budget, self._proposed, self._num_pages * PAGE_SIZE, device)
         return Speculator(draft, cache, exchange, branches, self._executor, drafting)
