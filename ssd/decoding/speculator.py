@@ -83,7 +83,7 @@ class Speculator:
 
         def prefill() -> None:
             for rows in prompt_rows(self.state.only(slot), length):
-                self._executor.forward("draft", lambda: self.model.forward(rows, self.cache))  # noqa: B023
+                self.model.forward(rows, self.cache)
 
         self._executor.once("draft", "prefill", prefill, slot=slot)
 
@@ -242,9 +242,7 @@ class Speculator:
 
     def _logits(self, rows: Rows, last_of: int = 1) -> Tensor:
         """Logits of the rows, or of the last of each run of `last_of`."""
-        return self._executor.forward(
-            "draft", lambda: self.model.logits(self.model.forward(rows, self.cache)[last_of - 1 :: last_of].contiguous())
-        )
+        return self.model.next_logits(rows, self.cache, last_of)
 
     def _draw(
         self,

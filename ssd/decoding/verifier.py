@@ -11,7 +11,7 @@ from ssd.decoding.round import Decided, Verification
 from ssd.decoding.state import SequenceState, Speculation
 from ssd.decoding.tree import Tree
 from ssd.kv.cache import KVCache, Rows
-from ssd.models.transformer import Transformer
+from ssd.models.model import Model
 from ssd.runtime.executor import Executor, Run
 
 PREFILL_CHUNK = 256  # prompt rows a forward pass: they share one read of the weights
@@ -26,7 +26,7 @@ class Verifier:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Model,
         cache: KVCache,
         exchange: Exchange,
         executor: Executor,
@@ -53,7 +53,7 @@ class Verifier:
 
         def prefill() -> Decided:
             for rows in prompt_rows(state, length):
-                hidden = self._executor.forward("target", lambda: self.model.forward(rows, self.cache))  # noqa: B023
+                hidden = self.model.forward(rows, self.cache)
             logits, path = self._decide(state, self._nothing, self.model.logits(hidden[-1:]))
             state.outcome.fill_(-1)  # nothing was guessed about it: the first look-up is a miss
             return Decided(logits, path, self._report(state, self._nothing))
@@ -75,7 +75,7 @@ class Verifier:
             rows = state.rows(ids, state.length)
         else:
             rows = tree.rows(state, state.length, ids, slice(0, tree.nodes))
-        logits = self._executor.forward("target", lambda: self.model.logits(self.model.forward(rows, self.cache)))
+        logits = self.model.next_logits(rows, self.cache)
         if tree is None:
             p_logits, path = self._decide(state, speculation, logits)
         else:

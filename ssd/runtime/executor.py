@@ -3,27 +3,21 @@
 A program may read what another lane's wrote only if it is begun `after` it. That is all that the loops (ssd/decoding) say of time;
 what a lane is, is said here: for `EagerExecutor` the caller's thread, and one of the draft's own for what is started beside it; for
 `CapturedExecutor` (runtime/captured.py) two streams of a device.
-
-Paced, every forward lasts at least a given time, waiting off the memory bus: one machine then shows what the engine does when
-each role has hardware of its own. Figures from it are always labelled paced.
 """
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from ssd.runtime.trace import Span, Trace
 from ssd.runtime.worker import Worker
-
-Result = TypeVar("Result")
 
 
 class Run(Protocol):
@@ -89,7 +83,7 @@ class Recorded:
 class Executor(ABC):
     """What the loops ask for. `trace` is where the phases of a round are measured."""
 
-    kind: str  # "eager", "paced" or "graphs"
+    kind: str  # "eager" or "graphs"
     in_flight = 0  # rounds that may be under way while the host reads what an earlier one left
 
     def __init__(self, trace: Trace) -> None:
@@ -142,10 +136,6 @@ class Executor(ABC):
     @abstractmethod
     def write(self, lane: str, table: Tensor, values: Tensor) -> None:
         """Have a table overwritten with the host's values at this point of the lane."""
-
-    def forward(self, role: str, program: Callable[[], Result]) -> Result:
-        """Within a program: one forward pass of `role`, "target" or "draft"."""
-        return program()
 
     @abstractmethod
     def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
@@ -224,20 +214,3 @@ class EagerExecutor(Executor):
 
     def close(self) -> None:
         self._worker.close()
-
-
-class PacedExecutor(EagerExecutor):
-    """Runs forward passes eagerly, each lasting at least `pace[role]` milliseconds."""
-
-    kind = "paced"
-
-    def __init__(self, trace: Trace, draft_threads: int, pace: tuple[float, float]) -> None:
-        super().__init__(trace, draft_threads)
-        self._least_s = {"target": pace[0] / 1e3, "draft": pace[1] / 1e3}
-
-    def forward(self, role: str, program: Callable[[], Result]) -> Result:
-        deadline = time.perf_counter() + self._least_s[role]
-        result = program()
-        if (left := deadline - time.perf_counter()) > 0:
-            time.sleep(left)
-        return result

@@ -13,7 +13,7 @@ from ssd.errors import SsdError
 from ssd.native import cpu_isa, has_conditional_nodes
 from ssd.options import EngineConfig
 from ssd.runtime.captured import CapturedExecutor
-from ssd.runtime.executor import EagerExecutor, Executor, PacedExecutor
+from ssd.runtime.executor import EagerExecutor, Executor
 from ssd.runtime.memory import available_memory
 from ssd.runtime.trace import Trace
 
@@ -86,7 +86,7 @@ def memory_for_kv(config: EngineConfig, device: torch.device) -> int:
 
 
 def make_executor(trace: Trace, config: EngineConfig, placement: Placement, draft_threads: int) -> Executor:
-    """Graphs on a GPU, unless $SSD_EAGER is 1 or its driver knows no conditional nodes; eager on a CPU, paced where that is asked for."""
+    """Graphs on a GPU, unless $SSD_EAGER is 1 or its driver knows no conditional nodes; eager on a CPU."""
     if placement.target.type == "cuda" and os.environ.get("SSD_EAGER") != "1":
         if has_conditional_nodes():
             from ssd.runtime.cuda import CudaDevice
@@ -98,6 +98,4 @@ def make_executor(trace: Trace, config: EngineConfig, placement: Placement, draf
         )
     if config.draft_sms is not None:
         raise SsdError("draft_sms needs rounds as graphs, and here they run eagerly; leave it out.")
-    if config.pace is not None:
-        return PacedExecutor(trace, draft_threads, config.pace)
     return EagerExecutor(trace, draft_threads)

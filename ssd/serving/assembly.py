@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,6 +22,7 @@ from ssd.models.pair import Draft, Target
 from ssd.native import PageAllocator
 from ssd.options import EngineConfig, Mode, SpeculationConfig
 from ssd.runtime.executor import Executor
+from ssd.runtime.paced import paced
 from ssd.runtime.placement import Placement, memory_for_kv
 from ssd.serving.scheduler import Scheduler
 
@@ -79,6 +80,7 @@ class Assembly:
         self._draft = draft
         self._mode = mode
         self._executor = executor
+        self._pace: tuple[float | None, float | None] = config.pace or (None, None)  # of the target, of the draft
         self._slots = config.max_batch
         self._places = max_context + self._proposed + 1
         self._pages_a_sequence = -(-(max_context + self._proposed) // PAGE_SIZE)
@@ -119,7 +121,7 @@ class Assembly:
             device=str(self._placement.target),
             draft_device=str(self._placement.draft) if drafting is not None else None,
             dtype=str(self._placement.dtype).removeprefix("torch."),
-            rounds=self._executor.kind,
+            rounds=self._executor.kind if self._pace[0] is None else "paced",
             threads=threads,
             target_pass_bytes=self._target.model.weight_bytes(),
             draft_pass_bytes=drafting.model.weight_bytes() if drafting is not None else None,
@@ -199,7 +201,7 @@ class Assembly:
         if columns is not None:
             columns = columns.to(self._placement.target)
         tree = self._tree(self._placement.target) if exchange.target.speculation.lookahead else None
-        return Verifier(self._target.model, self.cache, exchange, self._executor, columns, tree)
+        return Verifier(paced(self._target.model, self._pace[0]), self.cache, exchange, self._executor, columns, tree)
 
     def _tree(self, device: torch.device) -> Tree | None:
         tree = self._speculation.tree
@@ -214,4 +216,5 @@ class Assembly:
             drafting.fallback = Fallback(settings.fallback)
         cache = KVCache(draft.model.config, self._num_pages + self._scratch_pages, draft.model.dtype, device)
         branches = DraftState.allocate(self._slots, budget, self._proposed, self._num_pages * PAGE_SIZE, device)
+        draft = replace(draft, model=paced(draft.model, self._pace[1]))
         return Speculator(draft, cache, exchange, branches, self._executor, drafting)
