@@ -384,9 +384,10 @@ class Engine:
             if round is None:
                 request.stats.started()
             else:
-                rank = round.outcomes[row][3] if round.outcomes else -1
                 accepted = min(report.accepted, committed)
-                request.stats.add(round, accepted=accepted, proposed=report.proposed, hit=report.hit, missed=missed, rank=rank)
+                request.stats.add(
+                    round, accepted=accepted, proposed=report.proposed, hit=report.hit, missed=missed, rank=round.rank(row)
+                )
             self._collect(request, verification, row, report, committed)
 
     def _admit(self, request: Request) -> Verification:
@@ -438,9 +439,9 @@ class Engine:
         taken = len(request.token_ids)
         request.take(report.newest[-committed:])
         if request.params.logprobs:
-            decided, new = verification.decided, request.token_ids[taken:]
-            rows = decided.path[row, : len(new)].long()
-            request.logprobs += _logprobs(decided.logits[row, rows], new, request.params.logprobs)
+            output, new = verification.output, request.token_ids[taken:]
+            rows = output.path[row, : len(new)].long()
+            request.logprobs += _logprobs(output.logits[row, rows], new, request.params.logprobs)
         request.degraded |= self._failure is not None
         if request.finish_reason is None and report.done:
             ended = request.token_ids[-1] in self._target.model.config.eos_token_ids and not request.params.ignore_eos

@@ -82,9 +82,9 @@ class SequenceStats:
         if rank >= 0:
             self.ranks[rank] += 1
         self.verify_ms.append(verify.ms)
-        if round.draft is not None:
-            self.draft_ms.append(round.draft.span.ms)
-            self.hidden_ms.append(round.draft.span.overlap_ms(verify))
+        if round.drafting is not None:
+            self.draft_ms.append(round.drafting.span.ms)
+            self.hidden_ms.append(round.drafting.span.overlap_ms(verify))
         if round.branches:
             self.branches += round.branches
             if round.looked_up is not None and missed:

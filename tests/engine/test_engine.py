@@ -447,8 +447,11 @@ def test_a_stream_whose_engine_is_closed_says_so(engine: MakeEngine) -> None:
         list(stream)
 
 
-@pytest.mark.parametrize("part,method", [("verifier", "prefill"), ("verifier", "verify"), ("speculator", "look_up")])
-@pytest.mark.parametrize("mode", ["sd", "ssd"])
+@pytest.mark.parametrize(
+    "mode,part,method",
+    [(mode, "verifier", method) for mode in ("sd", "ssd") for method in ("prefill", "verify")]
+    + [("sd", "drafter", "draft"), ("ssd", "cache", "look_up")],
+)
 def test_an_interrupt_leaves_the_engine_as_it_was(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, part: str, method: str
 ) -> None:

@@ -20,8 +20,8 @@ import torch
 
 from engine.cases import Models, hits_and_look_ups, random_prompt, tokens_of
 from ssd import Completion, Engine, SamplingParams
+from ssd.decoding.drafters.model import ModelDrafter
 from ssd.decoding.speculative import Speculative
-from ssd.decoding.speculator import Speculator
 from ssd.decoding.ssd import SpeculativeSpeculative
 
 REQUESTS, WARM_UP = 300, 100
@@ -66,8 +66,8 @@ class Canary:
 
     def __post_init__(self) -> None:
         loop = self.engine._loop
-        assert isinstance(loop, Speculative | SpeculativeSpeculative) and isinstance(loop.speculator, Speculator)
-        self.caches = {"target": loop.verifier.cache, "draft": loop.speculator.cache}
+        assert isinstance(loop, Speculative | SpeculativeSpeculative) and isinstance(loop.drafter, ModelDrafter)
+        self.caches = {"target": loop.verifier.kv_cache, "draft": loop.drafter.kv_cache}
         loop.admit = self.around(loop.admit)  # type: ignore[method-assign]
         loop.round = self.around(loop.round)  # type: ignore[method-assign]
 
@@ -170,7 +170,7 @@ def test_a_tree_writes_and_reads_no_page_of_others(models: Models) -> None:
 @pytest.mark.parametrize("owner", ["target", "draft"])
 def test_the_canary_sees_a_write_to_a_page_that_nobody_owns(models: Models, owner: str) -> None:
     with Engine(models.target, models.draft, "ssd", max_batch=2, **OPTIONS) as engine:
-        cache = engine._assembly.cache if owner == "target" else engine._loop.speculator.cache  # type: ignore[union-attr]
+        cache = engine._assembly.cache if owner == "target" else engine._loop.drafter.kv_cache  # type: ignore[union-attr]
         round = engine._loop.round
 
         def stray(n: int) -> Any:
