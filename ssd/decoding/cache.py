@@ -28,8 +28,8 @@ from ssd.runtime.executor import Executor
 class SpeculationCache:
     """The branches that `drafter` prepares, for the sequences of its tables.
 
-    fan_out_table: [2, K+1, K+1] int32, guesses for each node, see `ops.fork`. measured: how the table follows what was seen; None: it
-    stays. fallback: which fallback a miss gets.
+    fan_out_table: [2, K+1, K+1] int32, guesses for each node, see `ops.fork`. measured: changes the table by the outcomes seen; None: the
+    table stays. fallback: which fallback a miss gets.
     """
 
     REFRESH = 16  # outcomes seen between two tables of a measured fan-out
@@ -72,7 +72,7 @@ class SpeculationCache:
         self._executor.when((speculation.hit == 0) & (state.done == 0), fall_back)
 
     def branch(self, n: int) -> None:
-        """The program that prepares the branches of the round in flight: K + 1 forward passes, to be hidden behind the target's one."""
+        """The program that prepares the branches of the round in flight: K + 1 forward passes, hidden by the target's one."""
         tables = self.tables.first(n)
         branches, tree = tables.branches, self.drafter.tree
         with self._executor.trace.span("draft", "extend"):

@@ -63,7 +63,7 @@ class Speculative:
         return result
 
     def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
-        """Nothing is learnt from what was accepted; but what the draft did in this round is over, or has failed."""
+        """The outcomes teach nothing here; but the draft's part of this round is over, or has failed."""
         assert round.drafting is not None
         with DraftFailed.guard():
             round.drafting.wait()

@@ -29,8 +29,8 @@ class SpeculativeSpeculative(Speculative):
     def round(self, n: int) -> Round:
         verifier, cache, link, executor = self.verifier, self.cache, self.link, self.executor
         slots, sampled = executor.batch(n), verifier.tables.speculation.sampled
-        neural_before, self._neural = self._neural, cache.fallback.choose(n) == "neural"
-        neural = self._neural
+        neural, neural_before = cache.fallback.choose(n) == "neural", self._neural
+        self._neural = neural
         with DraftFailed.guard():
             look_up = link.on_draft(slots, lambda: cache.look_up(slots, neural))
             looked_up = executor.run("draft", "look up", look_up, slots, (neural, sampled), self._verified)

@@ -137,6 +137,33 @@ def test_rows_keep_the_order_of_their_tokens() -> None:
     assert rows.ids.tolist() == list(range(14))
 
 
+class AnyTree(Tree):
+    """Takes none of a chain's short cuts."""
+
+    is_chain = False  # type: ignore[assignment]
+
+
+def keys_of(rows: Rows, row: int) -> list[int]:
+    """The KV slots that a row sees, in order."""
+    table = rows.page_table[int(rows.row_seq[row])]
+    prefix = [int(table[j // PAGE_SIZE]) * PAGE_SIZE + j % PAGE_SIZE for j in range(int(rows.prefix_len[row]))]
+    if rows.suffix_slots is None or rows.suffix_len is None:
+        return prefix
+    return prefix + rows.suffix_slots[row, : int(rows.suffix_len[row])].tolist()
+
+
+@pytest.mark.parametrize("nodes", [slice(0, 4), slice(0, 1), slice(2, 3)])
+def test_a_chain_s_rows_see_the_keys_that_a_tree_s_do(nodes: slice) -> None:
+    """As prefix, where a tree's are prefix and suffix; positions and places are the same."""
+    state = sequences(LENGTHS)
+    chain, tree = rows_of(Tree((1, 1, 1), CPU), state, nodes), rows_of(AnyTree((1, 1, 1), CPU), state, nodes)
+    assert chain.suffix_slots is None and tree.suffix_slots is not None
+    for name in ("ids", "positions", "kv_slots", "row_seq"):
+        assert getattr(chain, name).equal(getattr(tree, name))
+    for row in range(len(chain.ids)):
+        assert keys_of(chain, row) == keys_of(tree, row)
+
+
 # Moves --------------------------------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from engine.cases import (
     tokens_of,
     was_cut_in_a_round,
 )
-from ssd import Completion, SamplingParams
+from ssd import Completion, SamplingParams, ops
 from ssd.decoding.tree import Tree
 
 # One token; around a page (16) and two; around a prefill chunk (256). More of them than any case has slots.
@@ -110,6 +110,28 @@ def test_a_tree_with_one_child_a_node_is_a_chain_token_for_token(
     tree = engine("sd", draft, tree=(1, 1, 1), **options).decode(PROMPTS, params)
     assert tokens_of(tree) == tokens_of(chain)
     assert [c.stats.accepted_at for c in tree] == [c.stats.accepted_at for c in chain]
+
+
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("draft,dtype", [("draft", "float32"), ("trimmed", "bfloat16")])
+def test_a_chain_s_short_cuts_change_no_token_and_no_round(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, params: list[SamplingParams], draft: str, dtype: str
+) -> None:
+    """lookahead=4 and tree=(1, 1, 1, 1) are one shape; without its short cuts it has a suffix, parents and moves like any tree."""
+    options = {"dtype": dtype, "max_batch": 3}
+
+    def figures(**shape: Any) -> list[Any]:
+        found = engine("sd", draft, **shape, **options).decode(PROMPTS, params)
+        return [(c.token_ids, c.stats.rounds, c.stats.accepted_at, c.stats.proposed_counts) for c in found]
+
+    chain = figures(lookahead=4)
+    assert figures(tree=(1, 1, 1, 1)) == chain
+    moves: list[Any] = []
+    move_kv = ops.move_kv
+    monkeypatch.setattr(ops, "move_kv", lambda *arguments: (moves.append(arguments), move_kv(*arguments)))
+    monkeypatch.setattr(Tree, "is_chain", False)
+    assert figures(tree=(1, 1, 1, 1)) == chain
+    assert moves
 
 
 def test_more_children_need_fewer_rounds(engine: MakeEngine) -> None:
