@@ -63,8 +63,8 @@ def record(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams) ->
 
 def draft_alone_ms(engine: Engine, batch: int, runs: int = 20) -> float:
     """The branches of a round with the target at rest, behind sequences that have ended: of next to no keys."""
-    assert isinstance(engine._loop, SpeculativeSpeculative)
-    speculator, executor = engine._loop.speculator, engine._executor
+    assert isinstance(engine.core.loop, SpeculativeSpeculative)
+    speculator, executor = engine.core.loop.speculator, engine.core.executor
     n, sampled = executor.batch(batch), speculator.speculation.sampled
     times = []
     with torch.inference_mode():
