@@ -32,7 +32,8 @@ class Conditional:
     def end(self) -> None: ...
 
 class PageAllocator:
-    """Which pages of a K/V cache are free. Hands out pages 1 .. num_pages - 1; page 0 is the null page."""
+    """Which pages of a K/V cache are free, and how many sequences hold each of the others. Pages are 1 .. num_pages - 1; page 0 is the
+    null page."""
 
     def __init__(self, num_pages: int) -> None: ...
     def allocate(self, count: int) -> npt.NDArray[np.int32]:
@@ -41,9 +42,14 @@ class PageAllocator:
         Raises RuntimeError where fewer are free, and takes none.
         """
 
-    def free(self, pages: npt.NDArray[np.int32]) -> None:
-        """Gives pages back. Raises ValueError, and frees none, if one is free already or not of this allocator."""
+    def hold(self, pages: npt.NDArray[np.int32]) -> None:
+        """Adds a holder to each page, [count] int32. Raises ValueError, and changes nothing, if one is free or not of this allocator."""
 
+    def free(self, pages: npt.NDArray[np.int32]) -> None:
+        """Takes a holder from each page; a page without holders is free. Raises ValueError, and changes nothing, if one is free already
+        or not of this allocator."""
+
+    def holders(self, page: int) -> int: ...
     @property
     def available(self) -> int: ...
     @property

@@ -25,9 +25,14 @@ PYBIND11_MODULE(_C, m) {
           },
           py::arg("count"))
       .def(
+          "hold",
+          [](ssd::PageAllocator& self, const Pages& pages) { self.hold({pages.data(), static_cast<size_t>(pages.size())}); },
+          py::arg("pages").noconvert())
+      .def(
           "free",
           [](ssd::PageAllocator& self, const Pages& pages) { self.free({pages.data(), static_cast<size_t>(pages.size())}); },
           py::arg("pages").noconvert())
+      .def("holders", &ssd::PageAllocator::holders, py::arg("page"))
       .def_property_readonly("available", &ssd::PageAllocator::available)
       .def_property_readonly("capacity", &ssd::PageAllocator::capacity);
 

@@ -79,11 +79,12 @@ class Scheduler:
         request.pages = None
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError unless every page is either free or held by one admitted request."""
+        """Raise RuntimeError unless every page is free, or has as many holders as there are admitted requests with it."""
         held = [request.pages for request in self.admitted.values() if request.pages is not None]
-        ids = np.concatenate(held) if held else np.empty(0, np.int32)
-        if len(np.unique(ids)) != len(ids) or len(ids) + self.pages.available != self.pages.capacity:
+        pages, counts = np.unique(np.concatenate(held), return_counts=True) if held else ([], [])
+        miscounted = [int(page) for page, n in zip(pages, counts, strict=True) if self.pages.holders(int(page)) != n]
+        if miscounted or len(pages) + self.pages.available != self.pages.capacity:
             raise RuntimeError(
-                f"K/V pages were lost or given twice: {len(ids)} held ({len(np.unique(ids))} different), {self.pages.available} free, "
-                f"{self.pages.capacity} in all."
+                f"K/V pages were lost or given twice: {len(pages)} held, {self.pages.available} free, {self.pages.capacity} in all, "
+                f"{miscounted} with a wrong count."
             )
