@@ -8,6 +8,11 @@ def cpu_isa() -> str:
 def has_conditional_nodes() -> bool:
     """Whether this extension was built for CUDA, and the driver knows conditional nodes (CUDA 12.4)."""
 
+def launches_overlap() -> bool:
+    """Whether a kernel on the current CUDA device may start while the kernel ahead of it still runs: on Hopper, unless SSD_PDL=0.
+
+    Only where the extension was built for CUDA. Raises RuntimeError with what CUDA says."""
+
 class GreenContext:
     """At least so many of a GPU's multiprocessors: what is enqueued on its streams runs on no others. Streams end with it.
 

@@ -5,6 +5,10 @@
 #include "cpu/simd/kernels.h"
 #include "runtime/page_allocator.h"
 #ifdef SSD_CUDA
+#include <stdexcept>
+#include <string>
+
+#include "cuda/kernels.h"
 #include "runtime/conditional.h"
 #include "runtime/green_context.h"
 #endif
@@ -39,6 +43,12 @@ PYBIND11_MODULE(_C, m) {
 #ifdef SSD_CUDA
   // Streams and pointers as torch gives them to Python: whole numbers.
   m.def("has_conditional_nodes", &ssd::has_conditional_nodes);
+  m.def("launches_overlap", [] {
+    bool overlap = false;
+    if (const cudaError_t error = ssd::cuda::launches_overlap(overlap); error != cudaSuccess)
+      throw std::runtime_error(std::string("launches_overlap: ") + cudaGetErrorString(error));
+    return overlap;
+  });
   py::class_<ssd::GreenContext>(m, "GreenContext")
       .def(py::init<int32_t, int32_t>(), py::arg("device"), py::arg("multiprocessors"))
       .def(
