@@ -63,8 +63,8 @@ def record(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams) ->
 
 def draft_alone_ms(engine: Engine, batch: int, runs: int = 20) -> float:
     """The branches of a round with the target at rest, behind sequences that have ended: of next to no keys."""
-    assert isinstance(engine._loop, SpeculativeSpeculative)
-    cache, executor = engine._loop.cache, engine._executor
+    assert isinstance(engine.core.loop, SpeculativeSpeculative)
+    cache, executor = engine.core.loop.cache, engine.core.executor
     n, sampled = executor.batch(batch), cache.tables.speculation.sampled
     times = []
     with torch.inference_mode():

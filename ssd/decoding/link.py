@@ -57,11 +57,11 @@ class Link:
 
     # When a sequence begins and ends.
 
-    def admit(self, slot: int) -> None:
-        """The target's state has a new sequence in this slot."""
+    def stage(self) -> None:
+        """The target has staged a prompt. Called `alone`."""
 
-    def prefilled(self, slot: int, output: VerifyOutput) -> None:
-        """And its prompt is stored. Called `alone`."""
+    def enter(self, slot: int, output: VerifyOutput) -> None:
+        """The target's state has a new sequence in this slot, its prompt stored. Called `alone`."""
 
     def retire(self, slot: int) -> None:
         """The slot is free, and its pages soon another sequence's."""
@@ -151,14 +151,15 @@ class TwoDevices(Link):
             for q, found in zip((speculation.q_logits, speculation.q_stats), self._q, strict=True):
                 q[:, 0, 0].copy_(found[:n])
 
-    def admit(self, slot: int) -> None:
+    def stage(self) -> None:
         self._hold_distributions()
-        theirs, ours = (side.state.only(slot).by_slot() for side in (self.draft, self.target))
-        with self._executor.alone():
-            self._executor.send("target", zip(theirs, ours, strict=True), 1)
+        there, here = (side.staging.by_slot() for side in (self.draft, self.target))
+        self._executor.send("target", zip(there, here, strict=True), 1)
 
-    def prefilled(self, slot: int, output: VerifyOutput) -> None:
-        self._executor.send("target", [(self._report[slot : slot + 1], output.report)], 1)
+    def enter(self, slot: int, output: VerifyOutput) -> None:
+        there, here = (side.state.only(slot).by_slot() for side in (self.draft, self.target))
+        report = (self._report[slot : slot + 1], output.report)
+        self._executor.send("target", [*zip(there, here, strict=True), report], 1)
 
     def retire(self, slot: int) -> None:
         with self._executor.alone(), self._executor.on("draft"):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ssd.decoding.drafters.drafter import Drafter
 from ssd.decoding.link import Link
+from ssd.decoding.prefill import Admitted
 from ssd.decoding.round import DraftFailed, Round, SlotReport, Verification
 from ssd.decoding.verifier import Verifier
 from ssd.runtime.executor import Executor, Run
@@ -27,21 +28,33 @@ class Speculative:
         self.executor = executor
         self._verified: list[Run] = []  # what the draft's next program waits for
 
-    def admit(self, slot: int, length: int, samples: bool) -> Verification:
-        """Store the prompt of a sequence that the target's state has. samples: whether its request does."""
+    def stage(self, request: Admitted) -> None:
+        """Take up a request whose prompt is to be stored."""
+        with self.executor.alone():
+            self.verifier.stage(request)
+            with DraftFailed.guard():
+                self.drafter.stage(request.params.temperature > 0)
+                self.link.stage()
+
+    def store(self, slot: int, start: int, stop: int) -> None:
+        """Store tokens start..stop−1 of the staged prompt, which is to get this slot."""
         with DraftFailed.guard():
-            self.drafter.admit(samples)
-            self.link.admit(slot)
+            self.drafter.store(slot, start, stop)
+        self.verifier.store(slot, start, stop)
+
+    def enter(self, slot: int, start: int, stop: int) -> Verification:
+        """Store the last chunk of the staged prompt, commit its first token, and switch the slot on."""
         with self.executor.alone():
             with DraftFailed.guard():
-                self.drafter.prefill(slot, length)
-            verification = self.verifier.prefill(slot, length)
+                self.drafter.store(slot, start, stop)
+            verification = self.verifier.enter(slot, start, stop)
             with DraftFailed.guard(verification):
-                self.link.prefilled(slot, verification.output)
+                self.link.enter(slot, verification.output)
         return verification
 
     def retire(self, slot: int) -> None:
-        """The target's state has let go of a sequence."""
+        """Switch a slot off, after the rounds in flight."""
+        self.verifier.retire(slot)
         with DraftFailed.guard():
             self.link.retire(slot)
 

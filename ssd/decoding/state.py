@@ -37,6 +37,11 @@ class SlotTables:
         """The tables that have a row a slot, in the order of their names."""
         return [getattr(self, f.name) for f in fields(self) if f.name not in self._shared]  # type: ignore[arg-type]
 
+    def copy_from(self, other: Self) -> None:
+        """Copy another's rows, as many as there are here."""
+        for there, here in zip(self.by_slot(), other.by_slot(), strict=True):
+            there.copy_(here)
+
     def _cut(self, slots: slice) -> Self:
         tables = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         return type(self)(**{k: v if k in self._shared or v is None else v[slots] for k, v in tables.items()})
@@ -245,6 +250,7 @@ class Tables:
     """The tables of one side of a round. On one device both sides have the same state and the same speculation."""
 
     state: SequenceState
+    staging: SequenceState  # one row: the prompt that is being stored
     speculation: Speculation
 
 
@@ -256,7 +262,7 @@ class DraftTables(Tables):
 
     def first(self, n: int) -> DraftTables:
         """The tables of slots 0..n−1, as views."""
-        return DraftTables(self.state.first(n), self.speculation.first(n), self.branches.first(n))
+        return DraftTables(self.state.first(n), self.staging, self.speculation.first(n), self.branches.first(n))
 
     def latch(self) -> None:
         """Copy where the target stands, and hand out the branch drafted for its outcome. A slot without one is a miss: it gets the room

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ssd import ops
-from ssd.decoding.prompt import prompt_rows
+from ssd.decoding.prefill import Admitted, chunk_rows, stage
 from ssd.decoding.round import Reports, Verification, VerifyOutput
 from ssd.decoding.state import SequenceState, Speculation, Tables
 from ssd.decoding.tree import Tree
@@ -38,22 +38,33 @@ class Verifier:
         self._draft_id_of = draft_id_of
         self._nothing = Speculation.allocate(1, 0, tables.state.done.device)
 
-    def prefill(self, slot: int, length: int) -> Verification:
-        """Store a prompt's K/V and commit the token after it: a verification of nothing, after the prompt's last token. length: of the
-        prompt.
+    def stage(self, request: Admitted) -> None:
+        """Take up a request whose prompt is to be stored. Called `alone`."""
+        stage(self.tables.staging, self._executor, request)
 
-        A prompt is prefilled by itself, in chunks of a fixed size, so its K/V depends on nothing else in the batch.
-        """
-        state = self.tables.state.only(slot)
+    def store(self, slot: int, start: int, stop: int) -> None:
+        """Store the K/V of a chunk of the staged prompt, which is to get this slot."""
+        self._executor.once("target", "prefill", lambda: self._forward_chunk(start, stop), slot=slot)
+
+    def enter(self, slot: int, start: int, stop: int) -> Verification:
+        """Store the last chunk, commit the first token, and switch the slot on: a verification of nothing. Called `alone`."""
 
         def prefill() -> VerifyOutput:
-            for rows in prompt_rows(state, length):
-                hidden = self.model.forward(rows, self.kv_cache)
-            logits, path = self._decide(state, self._nothing, self.model.logits(hidden[-1:]))
-            state.outcome.fill_(-1)  # nothing was guessed about it: the first look-up is a miss
-            return VerifyOutput(logits, path, self._report(state, self._nothing))
+            staging = self.tables.staging
+            logits, path = self._decide(staging, self._nothing, self.model.logits(self._forward_chunk(start, stop)[-1:]))
+            staging.outcome.fill_(-1)  # nothing was guessed about it: the first look-up is a miss
+            self.tables.state.only(slot).copy_from(staging)
+            return VerifyOutput(logits, path, self._report(staging, self._nothing))
 
         return Verification.of(self._executor.once("target", "prefill", prefill, slot=slot), self._executor)
+
+    def _forward_chunk(self, start: int, stop: int) -> Tensor:
+        return self.model.forward(chunk_rows(self.tables.staging, start, stop), self.kv_cache)
+
+    def retire(self, slot: int) -> None:
+        """Switch a slot off."""
+        with self._executor.alone(), self._executor.on("target"):
+            self.tables.state.retire(slot)
 
     def verify(self, n: int) -> VerifyOutput:
         """The program of a round of the first n slots: verify every slot's speculation in one forward pass."""

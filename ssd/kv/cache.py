@@ -14,6 +14,8 @@ from torch import Tensor
 
 PAGE_SIZE = 16  # tokens a page
 
+PAGE_SIZE = 16  # tokens
+
 
 @dataclass
 class Rows:

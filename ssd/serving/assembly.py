@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ssd.decoding.autoregressive import Autoregressive
 from ssd.decoding.cache import SpeculationCache
 from ssd.decoding.drafters.model import ModelDrafter
 from ssd.decoding.drafters.ngram import NgramDrafter
+from ssd.decoding.failover import Failover, Loop
 from ssd.decoding.fallback import FallbackPolicy
 from ssd.decoding.link import Link, TwoDevices
 from ssd.decoding.speculative import Speculative
@@ -27,36 +28,9 @@ from ssd.options import EngineConfig, Mode, SpeculationConfig
 from ssd.runtime.executor import Executor
 from ssd.runtime.paced import paced
 from ssd.runtime.placement import Placement, memory_for_kv
+from ssd.serving.core import Core
+from ssd.serving.footprint import Footprint
 from ssd.serving.scheduler import Scheduler
-
-Loop = Autoregressive | Speculative | SpeculativeSpeculative
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """What an engine takes, and how it runs. Bytes and seconds.
-
-    rounds: "eager", "paced" or "graphs". target_pass_bytes, draft_pass_bytes: the weights that a pass reads. kv_pages: of kv_page_tokens
-    tokens each, for all sequences; kv_bytes: of them in both models' caches, draft_kv_bytes: of that the draft's, with its branches'.
-    recorded: how many programs, for rounds of these batch_sizes; recording_seconds, recording_bytes: what that has cost so far.
-    """
-
-    mode: str
-    device: str
-    draft_device: str | None
-    dtype: str
-    rounds: str
-    threads: int
-    target_pass_bytes: int
-    draft_pass_bytes: int | None
-    kv_pages: int
-    kv_page_tokens: int
-    kv_bytes: int
-    draft_kv_bytes: int
-    recorded: int
-    batch_sizes: Sequence[int]
-    recording_seconds: float
-    recording_bytes: int
 
 
 class Assembly:
@@ -88,39 +62,50 @@ class Assembly:
         self._places = max_context + self._proposed + 1
         self._pages_a_sequence = -(-(max_context + self._proposed) // PAGE_SIZE)
         self._num_pages = 1 + min(self._slots * self._pages_a_sequence, self._affordable_pages(config))
-        self.state = self._sequences(self._placement.target)
+        self.state, self._staging = self._sequences(self._placement.target)
         self.pages = PageAllocator(self._num_pages)
         model = target.model
         self.cache = KVCache(model.config, self._num_pages, model.dtype, placement.target)
-        self.scheduler = Scheduler(self.state, self.pages, PAGE_SIZE, self._proposed, executor)
+        self.scheduler = Scheduler(self._slots, self.pages, self._proposed, self._more_memory)
+
+    def core(self, lost: Exception | None, threads: Callable[[], int]) -> Core:
+        """The engine's core. lost: the error that the draft could not be loaded for. threads: intra-op threads of the target."""
+        failover = Failover(self._executor, self.autoregressive)
+        if self._mode != "ar" and lost is None:
+            try:
+                failover.loop = self.with_draft() if self._draft is not None else self.with_ngrams()
+            except (MemoryError, RuntimeError) as error:
+                lost = error
+        if lost is not None:
+            failover.lose_draft(lost)
+        return Core(self.scheduler, failover, self._executor, threads, self._target.model.config.eos_token_ids)
 
     def autoregressive(self) -> Autoregressive:
-        nothing = Speculation.allocate(self._slots, 0, self._placement.target)
-        verifier = self._verifier(Tables(self.state, nothing), Tree((), self._placement.target))
-        return Autoregressive(verifier, self._executor)
+        device = self._placement.target
+        tables = Tables(self.state, self._staging, Speculation.allocate(self._slots, 0, device))
+        return Autoregressive(self._verifier(tables, Tree((), device)), self._executor)
 
     def with_ngrams(self) -> Speculative:
         """Speculation without a draft model."""
         device = self._placement.target
         speculation = Speculation.allocate(self._slots, self._proposed, device)
-        tables = DraftTables(self.state, speculation, Branches.allocate(self._slots, 0, self._proposed, 0, device))
-        verifier = self._verifier(tables, self._tree(device))
-        return Speculative(verifier, NgramDrafter(tables), Link(), self._executor)
+        branches = Branches.allocate(self._slots, 0, self._proposed, 0, device)
+        tables = DraftTables(self.state, self._staging, speculation, branches)
+        return Speculative(self._verifier(tables, self._tree(device)), NgramDrafter(tables), Link(), self._executor)
 
     def with_draft(self) -> Speculative:
         """Speculation with the draft model, in mode "sd" or "ssd". Raises RuntimeError where its tables find no room."""
         assert self._draft is not None
-        here, there = self._placement.target, self._placement.draft
-        state = self._sequences(there) if self._placement.apart else self.state
+        here, there, apart = self._placement.target, self._placement.draft, self._placement.apart
+        state, staging = self._sequences(there) if apart else (self.state, self._staging)
         speculation = Speculation.allocate(self._slots, self._proposed, there)
-        first_scratch_slot = self._num_pages * PAGE_SIZE
-        branches = Branches.allocate(self._slots, self._budget, self._proposed, first_scratch_slot, there)
-        tables = DraftTables(state, speculation, branches)
+        branches = Branches.allocate(self._slots, self._budget, self._proposed, self._num_pages * PAGE_SIZE, there)
+        tables = DraftTables(state, staging, speculation, branches)
         drafter = self._drafter(self._draft, tables)
         tree = self._tree(here)
-        target, link = Tables(self.state, speculation), Link()
-        if self._placement.apart:
-            target = Tables(self.state, Speculation.allocate(self._slots, self._proposed, here))
+        target, link = Tables(self.state, self._staging, speculation), Link()
+        if apart:
+            target.speculation = Speculation.allocate(self._slots, self._proposed, here)
             link = TwoDevices(target, tables, tree, self._executor)
         verifier = self._verifier(target, tree, self._draft.draft_id_of)
         if self._mode == "sd":
@@ -152,7 +137,7 @@ class Assembly:
         )
 
     @property
-    def more_memory(self) -> str:
+    def _more_memory(self) -> str:
         """What a user can do for more pages."""
         return "raise gpu_memory_utilization" if self._placement.target.type == "cuda" else "free some memory"
 
@@ -199,9 +184,13 @@ class Assembly:
         memory -= min(arriving, memory // 2)
         return max(0, min(memory // page, theirs // draft_page))
 
-    def _sequences(self, device: torch.device) -> SequenceState:
+    def _sequences(self, device: torch.device) -> tuple[SequenceState, SequenceState]:
+        """The tables of all slots, and the staging tables."""
         eos = self._target.model.config.eos_token_ids
-        return SequenceState.allocate(self._slots, self._places, self._pages_a_sequence, eos, device)
+        state, staging = (
+            SequenceState.allocate(rows, self._places, self._pages_a_sequence, eos, device) for rows in (self._slots, 1)
+        )
+        return state, staging
 
     def _verifier(self, tables: Tables, tree: Tree, draft_id_of: Tensor | None = None) -> Verifier:
         columns = draft_id_of.to(self._placement.target) if draft_id_of is not None else None

@@ -19,11 +19,11 @@ class Drafter(Protocol):
     def keeps(self) -> bool:
         """Whether an accepted path has to be moved in the draft's K/V, by `keep`."""
 
-    def admit(self, samples: bool) -> None:
-        """A sequence begins. samples: whether its request does."""
+    def stage(self, samples: bool) -> None:
+        """A prompt is staged. samples: whether its request does. Called `alone`."""
 
-    def prefill(self, slot: int, length: int) -> None:
-        """Store the prompt of a slot, `length` tokens."""
+    def store(self, slot: int, start: int, stop: int) -> None:
+        """Store the K/V of tokens start..stop−1 of the staged prompt, which is to get this slot."""
 
     def draft(self, n: int) -> None:
         """The program that drafts the next speculation of the first n slots, after their newest committed token."""

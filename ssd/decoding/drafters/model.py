@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ssd import ops
-from ssd.decoding.prompt import prompt_rows
+from ssd.decoding.prefill import chunk_rows
 from ssd.decoding.state import DraftTables, QRows
 from ssd.decoding.tree import Tree
 from ssd.kv.cache import KVCache, Rows
@@ -50,16 +50,15 @@ class ModelDrafter:
     def keeps(self) -> bool:
         return self.tree.needs_compaction
 
-    def admit(self, samples: bool) -> None:
+    def stage(self, samples: bool) -> None:
         if samples:
             self.tables.speculation.hold_distributions(self.tables.branches.budget, self.model.vocab_size)
 
-    def prefill(self, slot: int, length: int) -> None:
-        """Store a prompt's K/V in the trunk. The target may have moved on after it; that does not matter."""
+    def store(self, slot: int, start: int, stop: int) -> None:
+        """Store the K/V of a chunk of the staged prompt in the trunk."""
 
         def prefill() -> None:
-            for rows in prompt_rows(self.tables.state.only(slot), length):
-                self.model.forward(rows, self.kv_cache)
+            self.model.forward(chunk_rows(self.tables.staging, start, stop), self.kv_cache)
 
         self._executor.once("draft", "prefill", prefill, slot=slot)
 

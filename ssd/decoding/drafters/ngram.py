@@ -26,10 +26,10 @@ class NgramDrafter:
     def __init__(self, tables: DraftTables) -> None:
         self.tables = tables
 
-    def admit(self, samples: bool) -> None:
+    def stage(self, samples: bool) -> None:
         """Nothing is drawn: no distribution is kept."""
 
-    def prefill(self, slot: int, length: int) -> None:
+    def store(self, slot: int, start: int, stop: int) -> None:
         """There is nothing to store."""
 
     def draft(self, n: int) -> None:
