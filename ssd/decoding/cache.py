@@ -4,7 +4,8 @@ look_up     find the outcome of the last verification among the branches prepare
 branch      while the target verifies: extend the trunk by the speculation, fork into the likely outcomes, draft after each
 learn       on the host, after the round: what the look-up saw of outcomes, for the fan-out and the fallback to come
 
-An outcome is (node, token): the last node that was accepted, and the token that followed it.
+An outcome is (node, token): the last node that was accepted, and the token that followed it. In a chain the node is the accepted
+count.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class SequenceState(SlotTables):
     max_length: Tensor  # [S] int32, tokens at which the sequence is finished
     done: Tensor  # [S] uint8
     page_table: Tensor  # [S, P] int32, of both models
-    outcome: Tensor  # [S, 2, 2] int32 by parity: (node, next token); a chain's node is the accepted count
+    outcome: Tensor  # [S, 2, 2] int32 by parity: (accepted count, next token); see `Branches` for the count as a node
     seed: Tensor  # [S] int64
     temperature: Tensor  # [S] float32
     top_k: Tensor  # [S] int32
@@ -208,8 +208,11 @@ class Speculation(SlotTables):
 
 @dataclass
 class Branches(SlotTables):
-    """The draft's own copy of where each sequence stands, latched at a look-up, and the branches it prepares. A guess is an outcome
-    (node, token) of the verification in flight."""
+    """The draft's own copy of where each sequence stands, latched at a look-up, and the branches it prepares.
+
+    A guess is an outcome (node, token) of the verification in flight: the last accepted node, and the token that follows it. `ops.verify`
+    writes the accepted count, which in a chain is the node.
+    """
 
     length: Tensor  # [S] int32
     last_token: Tensor  # [S] int32
