@@ -14,8 +14,6 @@ from torch import Tensor
 
 PAGE_SIZE = 16  # tokens a page
 
-PAGE_SIZE = 16  # tokens
-
 
 @dataclass
 class Rows:
