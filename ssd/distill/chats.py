@@ -1,8 +1,8 @@
 """The training data: chats that the target writes by itself.
 
-The target gets its chat template up to the first words of a user's message, writes the rest of the message, and then answers it. So a
-draft can be made for any target with a chat template, without other data, and it learns the kind of text that the target will write.
-(The method of Magpie, arXiv 2406.08464, with openings that spread the chats over several domains.)
+The target gets its chat template up to the first words of a user's message, writes the rest of the message, and then answers
+it. So a draft can be made for any target with a chat template, without other data, and it learns the kind of text that the
+target will write. (The method of Magpie, arXiv 2406.08464, with openings that spread the chats over several domains.)
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ SAMPLED: dict[str, Any] = {"temperature": 0.8, "min_p": 0.05}
 
 @dataclass
 class Chat:
-    """One message and its answer. prompt: ids up to the start of the answer. answer: ids that the target wrote after the prompt.
-    greedy: whether the answer was decoded greedily."""
+    """One message and its answer. prompt: ids up to the start of the answer. answer: ids that the target wrote after the
+    prompt. greedy: whether the answer was decoded greedily."""
 
     domain: str
     message: str
@@ -58,11 +58,11 @@ def synthesise(
     in_time: Callable[[], bool],
     progress: OnProgress,
 ) -> None:
-    """Append chats to `file`, one JSON object a line, until its answers have `tokens` tokens in all, or `in_time` returns False.
+    """Append chats to `file`, one JSON object a line, until its answers have `tokens` tokens or `in_time` returns False.
 
-    user_messages: a user's own messages; they are answered first. answer_tokens: longest answer. Chats that are in the file already
-    are kept and counted, so an interrupted run continues. At least one batch is made, even if there is no time left. Raises SsdError
-    if the target has no chat template, or if its context is too small for a chat.
+    user_messages: a user's own messages; they are answered first. answer_tokens: longest answer. Chats that are in the file
+    already are kept and counted, so an interrupted run continues. At least one batch is made, even if there is no time left.
+    Raises SsdError if the target has no chat template, or if its context is too small for a chat.
     """
     longest = len(tokenizer.user_turn("")) + MESSAGE_TOKENS + 2 * answer_tokens  # with room for a long opening
     if longest > engine.max_context:

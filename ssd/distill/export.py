@@ -21,8 +21,9 @@ from ssd.models.weights import DRAFT_VOCAB
 
 @dataclass
 class Provenance:
-    """The origin of a draft. layers: the target's layers that it started from. chats: how many it was trained on. own: how many of them
-    answer a user's own prompts. answer_tokens: the tokens of all their answers. steps: how many training steps it took."""
+    """The origin of a draft. layers: the target's layers that it started from. chats: how many it was trained on. own: how many
+    of them answer a user's own prompts. answer_tokens: the tokens of all their answers. steps: how many training steps it
+    took."""
 
     target: str
     layers: Sequence[int]
@@ -41,8 +42,8 @@ def write_draft(
     provenance: Provenance,
     scores: Mapping[str, HeldOutScore],
 ) -> None:
-    """Write the draft's files to the folder `out`. config: the draft's configuration. weights: by Hugging Face name. draft_vocab: [Vd]
-    int32, ascending target ids. scores: on held-out chats, by domain."""
+    """Write the draft's files to the folder `out`. config: the draft's configuration. weights: by Hugging Face name.
+    draft_vocab: [Vd] int32, ascending target ids. scores: on held-out chats, by domain."""
     tensors = {DRAFT_VOCAB: draft_vocab}
     for name, weight in weights.items():
         if recipe.weights == "int8" and weight.dim() == 2:

@@ -1,6 +1,6 @@
 """`distill`: from a target's name to a draft that the engine loads. Each step has a file of its own:
 
-chats (the target writes the data) → training (the target's hidden states, then the student) → report (on held-out chats) → export.
+chats (the target writes the data) → training (the target's hidden states, then the student) → report (held-out chats) → export.
 
 The folder `run` beside the draft holds the files from which an interrupted run resumes: run.json, chats.jsonl, hidden.bin and
 checkpoint.pt.
@@ -53,10 +53,10 @@ def distill(
 ) -> dict[str, HeldOutScore]:
     """Make a draft for `target` in the folder `out`, and return its scores on held-out chats, by domain.
 
-    prompts: a user's own messages; the target answers them too. exclude: texts; a chat that shares 13 words in a row with one of them
-    is left out. resume: continue the run in `out`, which must have been started with the same target, layers, vocab and seed. stage:
-    called with the name of each step; it returns the callback for the fraction of that step that is done. status: called after each
-    training step. Raises SsdError, CheckpointError.
+    prompts: a user's own messages; the target answers them too. exclude: texts; a chat that shares 13 words in a row with one
+    of them is left out. resume: continue the run in `out`, which must have been started with the same target, layers, vocab and
+    seed. stage: called with the name of each step; it returns the callback for the fraction of that step that is done. status:
+    called after each training step. Raises SsdError, CheckpointError.
     """
     began = time.monotonic()
     run = out / "run"
@@ -170,7 +170,7 @@ def _chats(
     in_time: Callable[[], bool] | None,
     stage: Stage,
 ) -> tuple[list[data.Chat], Tokenizer]:
-    """The chats of this run and the target's tokenizer. in_time: says whether there is time for more chats; None: make no more."""
+    """The chats of this run and the target's tokenizer. in_time: whether there is time for more chats; None: make no more."""
     context, loading = min(config.max_position, CONTEXT), stage("Loading the target")
     with Engine(
         target, None, "ar", max_batch=data.BATCH, max_context=context, threads=recipe.threads, progress=loading

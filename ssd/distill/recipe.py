@@ -17,12 +17,12 @@ CONTEXT = 1024  # the longest chat, in tokens
 class Recipe:
     """The settings of a distillation run.
 
-    layers: number of the draft's layers, each of the target's shape. from_layers: the target's layers that they start from (None: its
-    outermost). vocab: number of ids the draft can propose. weights: "int8" or "bfloat16", the format of the stored draft and of its
-    computation on a CPU. tokens: total tokens of the answers that the target writes. answer_tokens: longest answer, in tokens.
-    epochs: passes over the data. learning_rate: peak learning rate. batch_tokens: tokens per training step. time_budget: approximate
-    minutes for the whole run (None: no limit); up to two fifths of them are spent on the data. threads: number of CPU threads (None:
-    all cores). seed: random seed of the data and of the training order.
+    layers: number of the draft's layers, each of the target's shape. from_layers: the target's layers that they start from
+    (None: its outermost). vocab: number of ids the draft can propose. weights: "int8" or "bfloat16", the format of the stored
+    draft and of its computation on a CPU. tokens: total tokens of the answers that the target writes. answer_tokens: longest
+    answer, in tokens. epochs: passes over the data. learning_rate: peak learning rate. batch_tokens: tokens per training step.
+    time_budget: approximate minutes for the whole run (None: no limit); up to two fifths of them are spent on the data.
+    threads: number of CPU threads (None: all cores). seed: random seed of the data and of the training order.
 
     Raises SsdError for a value outside its range.
     """

@@ -17,9 +17,9 @@ SHOWN = (1, 2, 3, 4, 6, 8)  # the lookaheads shown in a table
 
 @dataclass
 class HeldOutScore:
-    """The score on the held-out greedy answers of one domain. answers, tokens: how many there are. agreement: the fraction of their
-    tokens that the student ranks first. tokens_per_round: by lookahead K, the tokens that a round of greedy speculative decoding of
-    these texts commits: the proposals before the first wrong one, and one more."""
+    """The score on the held-out greedy answers of one domain. answers, tokens: how many there are. agreement: the fraction of
+    their tokens that the student ranks first. tokens_per_round: by lookahead K, the tokens that a round of greedy speculative
+    decoding of these texts commits: the proposals before the first wrong one, and one more."""
 
     answers: int
     tokens: int
@@ -31,7 +31,8 @@ Worth = HeldOutScore  # the name that ssd/cli/distill.py imports
 
 
 def agreements(student: Decoder, head: Tensor, draft_vocab: Tensor, texts: Texts, indices: Sequence[int]) -> list[Tensor]:
-    """For each chat of these indices, [answer tokens] bool: whether the student, given the chat so far, ranks this token first."""
+    """For each chat of these indices, [answer tokens] bool: whether the student, given the chat so far, ranks the token
+    first."""
     agreed = []
     for i in indices:
         start, ids = len(texts.chats[i].prompt), texts.ids[i]

@@ -1,7 +1,7 @@
 """The student: some of the target's layers, between the target's embeddings and a trimmed set of its output rows.
 
-Target and student are built here as classes of the transformers package, because those have autograd and train on a GPU. They use the
-same configuration and tensors that the engine loads.
+Target and student are built here as classes of the transformers package, because those have autograd and train on a GPU. They
+use the same configuration and tensors that the engine loads.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def outer_layers(count: int, num_layers: int) -> list[int]:
 
 
 def frequent_ids(chats: Sequence[Chat], size: int, vocabulary: int) -> Tensor:
-    """The draft's vocabulary: [min(size, vocabulary)] int32, ascending. It takes the ids that are most frequent in the answers, then
-    those most frequent in the prompts, then the lowest ids (a byte-pair vocabulary is ordered by frequency)."""
+    """The draft's vocabulary: [min(size, vocabulary)] int32, ascending. It takes the ids that are most frequent in the answers,
+    then those most frequent in the prompts, then the lowest ids (a byte-pair vocabulary is ordered by frequency)."""
     counts = torch.zeros(vocabulary, dtype=torch.float64)
     for chat in chats:
         counts += 1e-6 * torch.bincount(torch.tensor(chat.prompt), minlength=vocabulary)

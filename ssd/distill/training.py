@@ -1,7 +1,7 @@
 """Training: the student learns the target's next-token distributions, on the chats that the target wrote.
 
-The target's hidden states are computed once and stored in a file. They serve twice: a matrix product gives the target's distributions
-over the student's vocabulary, and the student's last hidden states are pulled towards them.
+The target's hidden states are computed once and stored in a file. They serve twice: a matrix product gives the target's
+distributions over the student's vocabulary, and the student's last hidden states are pulled towards them.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ ROWS_AT_ONCE = 512  # rows of logits: with 8192 columns they stay in a CPU's cac
 class Texts:
     """All chats as consecutive rows, one row per token, with the target's hidden state of each.
 
-    ids: each chat's tokens. first: the first row of each chat, and the number of rows at the end. hidden: [rows, d] bfloat16, mapped
-    from a file. filled: whether that file is complete.
+    ids: each chat's tokens. first: the first row of each chat, and the number of rows at the end. hidden: [rows, d] bfloat16,
+    mapped from a file. filled: whether that file is complete.
     """
 
     def __init__(self, chats: Sequence[Chat], hidden_file: Path, hidden_size: int) -> None:
@@ -132,7 +132,7 @@ def _cut(order: Sequence[int], ids: Sequence[Tensor], batch_tokens: int) -> Iter
 
 
 class _KL(torch.autograd.Function):
-    """The sum of weight · KL(target ‖ student) over rows. The gradient is computed in the forward pass, so no logits are kept."""
+    """The sum of weight · KL(target ‖ student) over rows. The forward pass computes the gradient too, so no logits are kept."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, target: Tensor, head: Tensor, weight: Tensor) -> Tensor:
@@ -158,8 +158,8 @@ class _KL(torch.autograd.Function):
 
 def loss_of(student: Tensor, target: Tensor, head: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The loss, and its KL part in nats per token. The loss is the weighted mean of KL(target ‖ student) over the student's
-    vocabulary, plus HIDDEN_WEIGHT times the relative squared distance of the hidden states. student, target: [R, d]; head: [Vd, d];
-    weight: [R]."""
+    vocabulary, plus HIDDEN_WEIGHT times the relative squared distance of the hidden states. student, target: [R, d]; head: [Vd,
+    d]; weight: [R]."""
     mass = weight.sum()
     kl: Tensor = _KL.apply(student, target, head, weight) / mass  # type: ignore[no-untyped-call]
     apart = (student.float() - target.float()).square().mean(dim=-1) / target.float().square().mean(dim=-1).clamp_min(1e-6)
@@ -168,8 +168,9 @@ def loss_of(student: Tensor, target: Tensor, head: Tensor, weight: Tensor) -> tu
 
 @dataclass
 class Status:
-    """The state of the training. fraction: the fraction of the schedule that is done. tokens_per_s: rows trained per second in this
-    run. kl: nats per token, averaged over the last steps. agreement: on held-out answers at the last evaluation; None before it."""
+    """The state of the training. fraction: the fraction of the schedule that is done. tokens_per_s: rows trained per second in
+    this run. kl: nats per token, averaged over the last steps. agreement: on held-out answers at the last evaluation; None
+    before it."""
 
     step: int
     fraction: float
@@ -181,8 +182,8 @@ class Status:
 @dataclass
 class Schedule:
     """The length and speed of the training. epochs: passes over all chats. seconds: time limit, which may end training earlier.
-    budget: the time budget of the whole run, in seconds, from which `seconds` was computed. A run resumed with the same budget keeps
-    its first `seconds`."""
+    budget: the time budget of the whole run, in seconds, from which `seconds` was computed. A run resumed with the same budget
+    keeps its first `seconds`."""
 
     epochs: float
     seconds: float | None
@@ -204,9 +205,9 @@ def train(
 ) -> int:
     """Train the student on the chats of these indices. Returns the number of steps, including those of earlier runs.
 
-    head: [Vd, d], the target's output rows for the student's vocabulary. checkpoint: the file to save to, and to resume from if it
-    exists. evaluate: returns the agreement on held-out answers. report: called after each step. Raises SsdError for a checkpoint of
-    another student.
+    head: [Vd, d], the target's output rows for the student's vocabulary. checkpoint: the file to save to, and to resume from if
+    it exists. evaluate: returns the agreement on held-out answers. report: called after each step. Raises SsdError for a
+    checkpoint of another student.
     """
     device = head.device
     parameters = list(student.body.parameters())
@@ -261,7 +262,7 @@ def train(
 
 
 def _endless(texts: Texts, indices: Sequence[int], schedule: Schedule, steps_an_epoch: int, step: int) -> Iterator[list[int]]:
-    """Batches, epoch after epoch, from this step on. The order within an epoch depends only on the seed and the epoch's number."""
+    """Batches, epoch after epoch, from this step on. An epoch's order depends only on the seed and the epoch's number."""
     epoch, skipped = divmod(step, steps_an_epoch)
     while True:
         batches = texts.batches(indices, schedule.batch_tokens, random.Random(f"{schedule.seed}, {epoch}"))

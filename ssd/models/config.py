@@ -39,7 +39,8 @@ class RopeScaling:
         if self.factor <= 0 or self.high_freq_factor <= self.low_freq_factor:
             raise CheckpointError(
                 f"the checkpoint's llama3 rope scaling has factor {self.factor}, low_freq_factor {self.low_freq_factor} and "
-                f"high_freq_factor {self.high_freq_factor}, but factor must be above 0 and high_freq_factor above low_freq_factor."
+                f"high_freq_factor {self.high_freq_factor}, but factor must be above 0 and high_freq_factor above "
+                "low_freq_factor."
             )
 
 
@@ -47,11 +48,11 @@ class RopeScaling:
 class ModelConfig:
     """The sizes and switches of a decoder.
 
-    attention_bias: the q, k and v projections have a bias. attention_output_bias: the output projection has one too (Llama's own
-    attention_bias sets both; Qwen2 has only the first). qk_norm: an RMSNorm over each head of q and k before rope (Qwen3).
+    attention_bias: the q, k and v projections have a bias. attention_output_bias: the output projection has one too (Llama's
+    own attention_bias sets both; Qwen2 has only the first). qk_norm: an RMSNorm over each head of q and k before rope (Qwen3).
     frequency_factors: [head_dim / 2], divisors of the rope frequencies, from a GGUF file's rope_freqs.weight.
-    eos_token_ids: every id that ends a text. borrows_embeddings: this is a draft that uses its target's embeddings (and its output
-    rows, if they are tied). Raises CheckpointError if the numbers contradict each other.
+    eos_token_ids: every id that ends a text. borrows_embeddings: this is a draft that uses its target's embeddings (and its
+    output rows, if they are tied). Raises CheckpointError if the numbers contradict each other.
     """
 
     vocab_size: int
@@ -81,8 +82,8 @@ class ModelConfig:
                 raise CheckpointError(f"the checkpoint says {name} {getattr(self, name)}, but it must be at least 1.")
         if self.num_heads % self.num_kv_heads:
             raise CheckpointError(
-                f"the checkpoint has {self.num_heads} heads over {self.num_kv_heads} key-value heads, but the number of heads must be "
-                "a multiple of the number of key-value heads."
+                f"the checkpoint has {self.num_heads} heads over {self.num_kv_heads} key-value heads, but the number of heads must "
+                "be a multiple of the number of key-value heads."
             )
         if self.head_dim % 2:
             raise CheckpointError(f"the checkpoint has head size {self.head_dim}, but rope needs an even head size.")
@@ -157,8 +158,8 @@ class ModelConfig:
     ) -> ModelConfig:
         """Read the "<architecture>.*" keys of a GGUF file (llama.cpp's names).
 
-        tensor_names: names as the GGUF file spells them. They tell which biases exist, and a missing output.weight means that the
-        embeddings are tied. Raises CheckpointError for a missing key and for a feature that the decoder lacks.
+        tensor_names: names as the GGUF file spells them. They tell which biases exist, and a missing output.weight means that
+        the embeddings are tied. Raises CheckpointError for a missing key and for a feature that the decoder lacks.
         """
         family = metadata.get("general.architecture")
         if family not in GGUF_FAMILIES:
@@ -209,7 +210,7 @@ class ModelConfig:
         )
 
     def to_transformers(self, **changes: Any) -> PreTrainedConfig:
-        """The same model as a transformers configuration, for a config.json or for training. changes: keys of config.json to override.
+        """The same model as a transformers configuration, for a config.json or for training. changes: config.json keys to set.
 
         A transformers configuration has no field for `frequency_factors`. If you build a model from it, set the model's rope
         frequencies to `rope_frequencies()` yourself.

@@ -78,9 +78,9 @@ def _strings(data: memoryview, start: int, count: int) -> tuple[list[str], int]:
 class GGUFFile:
     """An opened GGUF file.
 
-    metadata: every key with its value; arrays are lists. shapes: the shape of every tensor, by Hugging Face name; a tensor that the
-    family does not have keeps its GGUF name. tensor_names: names as the GGUF file spells them. frequency_factors: the values of
-    rope_freqs.weight, which is not among the tensors.
+    metadata: every key with its value; arrays are lists. shapes: the shape of every tensor, by Hugging Face name; a tensor that
+    the family does not have keeps its GGUF name. tensor_names: names as the GGUF file spells them. frequency_factors: the
+    values of rope_freqs.weight, which is not among the tensors.
     Raises CheckpointError for a file that is damaged, truncated or in several parts, and for a tensor type outside TYPES.
     """
 

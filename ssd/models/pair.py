@@ -1,4 +1,4 @@
-"""Loading a target and its draft so that they fit: checks their vocabularies, drops padding ids, shares weights where possible."""
+"""Loading a target and its draft so that they fit: checks vocabularies, drops padding ids, shares weights where possible."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Target:
 
 @dataclass
 class Draft:
-    """A draft model. id_of: [Vd] int32, the target id of each of its columns. draft_id_of: [V] int32, the column of each target id
-    or −1. Both are on the draft's device, or None if column i stands for the target's id i (the draft may have fewer columns)."""
+    """A draft model. id_of: [Vd] int32, the target id of each of its columns. draft_id_of: [V] int32, the column of each target
+    id or −1. Both are on the draft's device. Both are None if the draft's ids are the target's (it may have fewer)."""
 
     model: Transformer
     id_of: Tensor | None = None
@@ -103,7 +103,8 @@ def load_draft(name: str, target: Target, positions: int, device: torch.device |
     ids = checkpoint.draft_vocab.to(device)
     if int(ids[-1]) >= vocabulary:
         raise SsdError(
-            f"the draft {name!r} proposes id {int(ids[-1])}, but {target.name!r} has {vocabulary} ids; use the target it was made for."
+            f"the draft {name!r} proposes id {int(ids[-1])}, but {target.name!r} has {vocabulary} ids; use the target it was made "
+            "for."
         )
     draft_id_of = torch.full((vocabulary,), -1, dtype=torch.int32, device=device)
     draft_id_of[ids.long()] = torch.arange(len(ids), dtype=torch.int32, device=device)

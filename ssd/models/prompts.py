@@ -30,7 +30,7 @@ def is_single(prompts: Prompt | Sequence[Prompt]) -> bool:
 def token_ids(prompt: Prompt, tokenizer: Tokenizer | None, vocabulary: int, *, raw: bool) -> list[int]:
     """The ids of one prompt. A str is one user message in the model's chat template; with raw=True it is encoded as it is.
 
-    vocabulary: the number of ids the model has. Raises SsdError for an empty prompt, an id outside the vocabulary, or another type.
+    vocabulary: number of the model's ids. Raises SsdError for an empty prompt, an id outside the vocabulary, or another type.
     """
     ids = _given_ids(prompt) if _is_ids(prompt) else _encoded(prompt, tokenizer, raw)
     if not ids:

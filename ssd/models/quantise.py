@@ -9,7 +9,7 @@ SCALE = "_scale"  # in a checkpoint, the name of an int8 weight followed by this
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight: [out, in]. Returns int8 [out, in] and scale [out] float32, with weight ≈ int8 · scale. A row's largest entry becomes
+    """Round a weight, [out, in], to int8 [out, in] and scale [out] float32: weight ≈ int8 · scale. A row's largest becomes
     ±127."""
     wide = weight.float()
     scale = wide.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127

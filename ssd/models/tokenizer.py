@@ -181,11 +181,11 @@ class Tokenizer:
 
 
 class TextStream:
-    """The text of ids that arrive a few at a time. The pieces that `push` and `flush` return, joined, equal `decode` of all the ids.
+    """The text of ids that arrive a few at a time. The joined results of `push` and `flush` equal `decode` of all the ids.
 
-    A character may span several tokens, and byte tokens of a SentencePiece vocabulary are decoded together. Such tokens are held
-    back until their text can no longer change. Decoding starts at the last token before them, so the cost of a push does not grow
-    with the text.
+    A character may span several tokens, and byte tokens of a SentencePiece vocabulary are decoded together. Such tokens are
+    held back until their text can no longer change. Decoding starts at the last token before them, so the cost of a push does
+    not grow with the text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -219,8 +219,8 @@ def check_compatible(target: Tokenizer, draft: Tokenizer) -> None:
         of_target, of_draft = target.token_of(token_id), draft.token_of(token_id)
         if of_target is not None and of_draft is not None and of_target != of_draft:
             raise SsdError(
-                f"the draft's tokenizer does not fit the target's: id {token_id} is {of_target!r} for the target and {of_draft!r} "
-                "for the draft; use a draft with the target's tokenizer."
+                f"the draft's tokenizer does not fit the target's: id {token_id} is {of_target!r} for the target and "
+                f"{of_draft!r} for the draft; use a draft with the target's tokenizer."
             )
 
 

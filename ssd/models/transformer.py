@@ -1,7 +1,7 @@
 """One decoder for every family: the sequence of ops that turns rows of tokens into logits.
 
-A forward pass knows only its `Rows`: each row has a token, a position, a KV slot to write and the keys it may see. Prefill, decode,
-verification of a chain or tree, and the draft's branches differ only in their rows.
+A forward pass knows only its `Rows`: each row has a token, a position, a KV slot to write and the keys it may see. Prefill,
+decode, verification of a chain or tree, and the draft's branches differ only in their rows.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ class Transformer:
     ) -> Transformer:
         """Pack a checkpoint's tensors into a model.
 
-        tensors: by Hugging Face name; the dict is emptied, so that each tensor is freed once it is packed. An int8 weight comes with
-        its scale; it stays int8 if the device can compute with it (a CPU, in bfloat16), otherwise it is dequantised. positions: the
-        longest sequence. columns: how many rows of the head to use, for a padded vocabulary (None: all). progress: called with the
-        fraction packed.
+        tensors: by Hugging Face name; the dict is emptied, so that each tensor is freed once it is packed. An int8 weight comes
+        with its scale; it stays int8 if the device can compute with it (a CPU, in bfloat16), otherwise it is dequantised.
+        positions: the longest sequence. columns: how many rows of the head to use, for a padded vocabulary (None: all).
+        progress: called with the fraction packed.
         """
         keep_int8 = device.type == "cpu" and dtype == torch.bfloat16
 

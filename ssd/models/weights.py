@@ -33,10 +33,10 @@ _DRAFT_VOCAB_DTYPES = {"I32", "I64"}
 class Checkpoint:
     """A model in memory.
 
-    tensors: by Hugging Face name ("model.layers.0.self_attn.q_proj.weight"), contiguous, exactly the names of `expected_tensors`.
-    They have the requested dtype, except int8 matrices and their float32 scales. lm_head.weight is absent if the embeddings are tied.
-    draft_vocab: [Vd] int32, ascending, the target id of each row of a draft's trimmed lm_head; None if the vocabulary is not trimmed.
-    tokenizer: None if the directory has none.
+    tensors: by Hugging Face name ("model.layers.0.self_attn.q_proj.weight"), contiguous, exactly the names of
+    `expected_tensors`. They have the requested dtype, except int8 matrices and their float32 scales. lm_head.weight is absent
+    if the embeddings are tied. draft_vocab: [Vd] int32, ascending, the target id of each row of a draft's trimmed lm_head; None
+    if the vocabulary is not trimmed. tokenizer: None if the directory has none.
     """
 
     config: ModelConfig
@@ -50,10 +50,10 @@ class Checkpoint:
 def expected_tensors(
     config: ModelConfig, draft_vocab_size: int | None = None, int8: bool = False
 ) -> dict[str, tuple[int, ...]]:
-    """The name and shape of every weight of a model with this configuration. draft_vocab_size: rows of a trimmed lm_head. int8: the
-    matrices are int8, each with one scale per output (ssd/models/quantise.py).
+    """The name and shape of every weight of a model with this configuration. draft_vocab_size: rows of a trimmed lm_head. int8:
+    the matrices are int8, each with one scale per output (ssd/models/quantise.py).
 
-    A draft that borrows its target's embeddings has no embedding weight, and no lm_head either if the target's embeddings are tied.
+    A draft that borrows its target's embeddings has no embedding weight, and no lm_head either if the target's are tied.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
