@@ -1,5 +1,6 @@
-"""Making a small draft for a target, from the target alone: `distill`, and the `Recipe` it follows."""
+"""Making a small draft for a target, from the target alone: `distill` is the run, and a `Recipe` holds its settings."""
 
-from ssd.distill.recipe import Recipe, distill
+from ssd.distill.pipeline import distill
+from ssd.distill.recipe import Recipe
 
 __all__ = ["Recipe", "distill"]

@@ -1,4 +1,4 @@
-"""Where an engine runs: the devices and the dtype it computes in, the memory its K/V may take, and the executor of its rounds."""
+"""Choices about where an engine runs: its devices and dtype, the memory for its K/V, and the executor of its rounds."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ssd.runtime.executor import EagerExecutor, Executor, PacedExecutor
 from ssd.runtime.memory import available_memory
 from ssd.runtime.trace import Trace
 
-CPU_MEMORY_FRACTION = 0.5  # of the machine's available memory, for K/V
+CPU_MEMORY_FRACTION = 0.5  # fraction of the machine's available memory for K/V
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The device of each role, and the dtype of both. apart: whether each role has tables of its own, as two devices need them."""
+    """The device of each role, and the dtype of both. apart: whether each role has its own tables, which two devices need."""
 
     target: torch.device
     draft: torch.device
@@ -31,9 +31,9 @@ class Placement:
 
 
 def place(config: EngineConfig) -> Placement:
-    """ "auto" is the CPU, and bfloat16 where the device computes in it.
+    """Choose devices and dtype. Device "auto" is the CPU; dtype "auto" is bfloat16 if the device computes in it, else float32.
 
-    Raises SsdError for a GPU that is not there, an installation without kernels for it, and a dtype they do not have.
+    Raises SsdError for a GPU that does not exist, an installation without CUDA kernels, and a dtype that they lack.
     """
     device = _device("device", config.device)
     draft = _device("draft_device", config.draft_device) if config.draft_device is not None else device
@@ -70,11 +70,11 @@ def _device(setting: str, name: str) -> torch.device:
 
 
 def memory_for_kv(config: EngineConfig, device: torch.device) -> int:
-    """Bytes that both models' K/V and the draft's distributions may take: half of what a CPU's machine has left; of a GPU, what
-    gpu_memory_utilization leaves beside all that is taken by now."""
+    """The bytes for both models' K/V and the draft's distributions. On a CPU: half of the available memory. On a GPU:
+    gpu_memory_utilization of its memory, minus everything that is in use now. Raises SsdError if nothing is left."""
     if device.type == "cpu":
         return int(available_memory() * CPU_MEMORY_FRACTION)
-    torch.cuda.empty_cache()  # what loading left
+    torch.cuda.empty_cache()  # give back the memory that loading used
     free, total = torch.cuda.mem_get_info(device)
     allowed = int(config.gpu_memory_utilization * total) - (total - free)
     if allowed <= 0:
@@ -86,7 +86,8 @@ def memory_for_kv(config: EngineConfig, device: torch.device) -> int:
 
 
 def make_executor(trace: Trace, config: EngineConfig, placement: Placement, draft_threads: int) -> Executor:
-    """Graphs on a GPU, unless $SSD_EAGER is 1 or its driver knows no conditional nodes; eager on a CPU, paced where that is asked for."""
+    """The executor of this placement: graphs on a GPU, or eager if $SSD_EAGER is 1 or its driver lacks conditional nodes; on a
+    CPU eager, or paced if `pace` is set."""
     if placement.target.type == "cuda" and os.environ.get("SSD_EAGER") != "1":
         if has_conditional_nodes():
             from ssd.runtime.cuda import CudaDevice
