@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ssd import ops
 from ssd.kv.cache import Rows
-from ssd.options import SamplingParams
+from ssd.options import SamplingParams, SpeculationOptions
 
 
 class SlotTables:
@@ -112,7 +112,7 @@ class SequenceState(SlotTables):
         self.length[slot] = 0  # its rows see one key from now on
         self.last_token[slot] = 0
 
-    def row_stats(self, logits: Tensor, saguaro_f: int = 0, saguaro_c: float = 1.0) -> Tensor:
+    def row_stats(self, logits: Tensor, saguaro_f: int = 0, saguaro_c: float = SpeculationOptions.saguaro_c) -> Tensor:
         """The processed distribution of [n, rows, V] logits, every row of a slot by its own request: [n, rows, STATS]."""
         n, rows, vocabulary = logits.shape
         temperature, top_k, top_p, min_p = (

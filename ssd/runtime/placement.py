@@ -11,7 +11,7 @@ import torch
 from ssd import _build_info
 from ssd.errors import SsdError
 from ssd.native import cpu_isa, has_conditional_nodes
-from ssd.options import EngineConfig
+from ssd.options import EngineOptions
 from ssd.runtime.captured import CapturedExecutor
 from ssd.runtime.executor import EagerExecutor, Executor, PacedExecutor
 from ssd.runtime.memory import available_memory
@@ -30,7 +30,7 @@ class Placement:
     dtype: torch.dtype
 
 
-def place(config: EngineConfig) -> Placement:
+def place(config: EngineOptions) -> Placement:
     """Choose devices and dtype. Device "auto" is the CPU; dtype "auto" is bfloat16 if the device computes in it, else float32.
 
     Raises SsdError for a GPU that does not exist, an installation without CUDA kernels, and a dtype that they lack.
@@ -69,7 +69,7 @@ def _device(setting: str, name: str) -> torch.device:
     return torch.device("cuda", device.index or 0)
 
 
-def memory_for_kv(config: EngineConfig, device: torch.device) -> int:
+def memory_for_kv(config: EngineOptions, device: torch.device) -> int:
     """The bytes for both models' K/V and the draft's distributions. On a CPU: half of the available memory. On a GPU:
     gpu_memory_utilization of its memory, minus everything that is in use now. Raises SsdError if nothing is left."""
     if device.type == "cpu":
@@ -85,7 +85,7 @@ def memory_for_kv(config: EngineConfig, device: torch.device) -> int:
     return allowed
 
 
-def make_executor(trace: Trace, config: EngineConfig, placement: Placement, draft_threads: int) -> Executor:
+def make_executor(trace: Trace, config: EngineOptions, placement: Placement, draft_threads: int) -> Executor:
     """The executor of this placement: graphs on a GPU, or eager if $SSD_EAGER is 1 or its driver lacks conditional nodes; on a
     CPU eager, or paced if `pace` is set."""
     if placement.target.type == "cuda" and os.environ.get("SSD_EAGER") != "1":
