@@ -15,7 +15,7 @@ from ssd.cli import decode as module
 from ssd.cli.decode import decode as command
 from ssd.errors import SsdError
 from ssd.models import registry
-from ssd.options import SpeculationConfig
+from ssd.options import SpeculationOptions
 
 
 @pytest.fixture
@@ -114,9 +114,9 @@ def test_speculation_options_reach_the_engine(objects: Any, fan_out: str, fallba
 def test_every_speculation_option_has_the_engine_s_default() -> None:
     """A default said twice is a default that can differ."""
     options = signature(command).parameters
-    shared = SpeculationConfig.__dataclass_fields__.keys() & options.keys()
-    assert shared == SpeculationConfig.__dataclass_fields__.keys()
-    assert {name: options[name].default for name in shared} == {name: getattr(SpeculationConfig, name) for name in shared}
+    shared = SpeculationOptions.__dataclass_fields__.keys() & options.keys()
+    assert shared == SpeculationOptions.__dataclass_fields__.keys()
+    assert {name: options[name].default for name in shared} == {name: getattr(SpeculationOptions, name) for name in shared}
 
 
 def test_saguaro_sampling_changes_what_is_drawn(objects: Any) -> None:
@@ -158,7 +158,7 @@ def stats_of(run: Run, target: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_stats_are_on_stderr(stats_of: Any, draft: Path) -> None:
     said = stats_of("--draft", draft, "--mode", "ssd")
-    for name in ("rounds", "acceptance", "hit rate", "hidden", "tokens/s", "by tokens proposed", "what a miss cost"):
+    for name in ("rounds", "acceptance", "hit rate", "hidden", "tokens/s", "by tokens proposed", "cost of a miss"):
         assert name in said
     assert re.search(r"hits, by accepted count .*\d: \d+ of \d+", said)
     assert re.search(r"by rank among the guesses .*\d+: \d+", said)
