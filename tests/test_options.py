@@ -1,4 +1,4 @@
-"""Options are declared once, in ssd/options.py and ssd/distill/settings.py; signatures, help texts and checks follow from there."""
+"""Options are declared once, in ssd/options.py and ssd/distill/recipe.py; signatures, help texts and checks follow from there."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NO_NOUNS = {
 def annotations() -> dict[str, set[str]]:
     """The types of every option as its dataclass spells them, by name."""
     found: dict[str, set[str]] = {}
-    for file in (ROOT / "ssd" / "options.py", ROOT / "ssd" / "distill" / "settings.py"):
+    for file in (ROOT / "ssd" / "options.py", ROOT / "ssd" / "distill" / "recipe.py"):
         for cls in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(cls, ast.ClassDef) and cls.name in {each.__name__ for each in CLASSES}:
                 for field in cls.body:
