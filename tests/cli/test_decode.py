@@ -20,7 +20,7 @@ from ssd.options import SpeculationOptions
 
 @pytest.fixture
 def decode(run: Run, target: Path, draft: Path) -> Run:
-    """Runs `ssd decode` on the tiny models; it must succeed and say nothing on stderr."""
+    """Runs `ssd decode` on the tiny models; it must succeed and print nothing on stderr."""
 
     def call(*arguments: object, stdin: str = "") -> Result:
         models = ["--target", target, "--draft", draft, "--threads", 1, "--dtype", "float32"]
@@ -80,7 +80,7 @@ def test_raw_leaves_the_chat_template_out(objects: Any) -> None:
     assert raw[0]["token_ids"] != chat[0]["token_ids"] == template[0]["token_ids"]
 
 
-def test_a_seed_decides_what_is_drawn(decode: Run) -> None:
+def test_a_seed_decides_the_sampled_text(decode: Run) -> None:
     first, again, other = (decode("hi", "--temperature", 1, "--seed", seed).out for seed in (1, 1, 2))
     assert first == again != other
 
@@ -112,14 +112,14 @@ def test_speculation_options_reach_the_engine(objects: Any, fan_out: str, fallba
 
 
 def test_every_speculation_option_has_the_engine_s_default() -> None:
-    """A default said twice is a default that can differ."""
+    """Two declarations of a default could differ."""
     options = signature(command).parameters
     shared = SpeculationOptions.__dataclass_fields__.keys() & options.keys()
     assert shared == SpeculationOptions.__dataclass_fields__.keys()
     assert {name: options[name].default for name in shared} == {name: getattr(SpeculationOptions, name) for name in shared}
 
 
-def test_saguaro_sampling_changes_what_is_drawn(objects: Any) -> None:
+def test_saguaro_sampling_changes_the_sampled_text(objects: Any) -> None:
     drawn = {
         options: objects("the rain", "--mode", "sd", "-t", 1, "--seed", 3, "--ignore-eos", *options.split())[0]["token_ids"]
         for options in ("", "--saguaro-c 0.05", "--saguaro-c 0.05 --saguaro-f 1", "--saguaro-c 0.05 --saguaro-f 9999")
@@ -144,7 +144,7 @@ def test_n_grams_can_be_the_draft(run: Run, decode: Run, target: Path) -> None:
 
 @pytest.fixture
 def stats_of(run: Run, target: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What --stats says on stderr, a line a row; nothing of it is on stdout."""
+    """The rows of --stats on stderr; stdout has none of them."""
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*options: object) -> str:
@@ -190,7 +190,7 @@ def test_the_rarest_counts_are_summed(counts: dict[int, int], most: int | None, 
     assert module._counts(counts, most) == shown
 
 
-def test_a_draft_that_cannot_be_loaded_is_said_and_done_without(
+def test_a_draft_that_cannot_be_loaded_gives_a_warning_and_the_same_text(
     run: Run, decode: Run, target: Path, broken_draft: Path
 ) -> None:
     options = ["-n", 12, "--target", target, "--threads", 1, "--dtype", "float32"]

@@ -62,7 +62,7 @@ def test_a_draft_is_made_and_decodes(run: Run, target: Path, tmp_path: Path) -> 
     ],
     ids=str,
 )
-def test_what_it_cannot_do_is_said_in_a_sentence(
+def test_a_wrong_option_is_refused_in_one_sentence(
     refusal: Refusal, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], reason: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
