@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ssd import ops
 from ssd.kv.cache import PAGE_SIZE, Rows
-from ssd.options import SamplingParams
+from ssd.options import SamplingParams, SpeculationOptions
 
 
 class SlotTables:
@@ -114,7 +114,7 @@ class SequenceState(SlotTables):
         row.length.fill_(0)  # its rows see one key from now on
         row.last_token.fill_(0)
 
-    def row_stats(self, logits: Tensor, saguaro_f: int = 0, saguaro_c: float = 1.0) -> Tensor:
+    def row_stats(self, logits: Tensor, saguaro_f: int = 0, saguaro_c: float = SpeculationOptions.saguaro_c) -> Tensor:
         """The processed distribution of [n, rows, V] logits, each row by its slot's request: [n, rows, STATS]."""
         n, rows, vocabulary = logits.shape
         settings = (self.temperature, self.top_k, self.top_p, self.min_p)

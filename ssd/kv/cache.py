@@ -17,16 +17,17 @@ PAGE_SIZE = 16  # tokens a page
 
 @dataclass
 class Rows:
-    """Tokens of a forward pass; rows of one sequence are adjacent. All tensors are int32, on the model's device."""
+    """The tokens of a forward pass, one per row. Rows of one sequence are adjacent. All tensors are int32, on the model's
+    device."""
 
     ids: Tensor  # [R]
     positions: Tensor  # [R]
-    kv_slots: Tensor  # [R] where each row's K/V is written
-    row_seq: Tensor  # [R] row of page_table
-    prefix_len: Tensor  # [R] paged keys seen, the row's own among them if it is stored there
+    kv_slots: Tensor  # [R] the slot that each row's K/V is written to
+    row_seq: Tensor  # [R] each row's row of page_table
+    prefix_len: Tensor  # [R] how many paged keys the row sees; this includes its own key if that is in the pages
     page_table: Tensor  # [S, P]
-    suffix_slots: Tensor | None = None  # [R, W] further keys seen
-    suffix_len: Tensor | None = None  # [R]
+    suffix_slots: Tensor | None = None  # [R, W] KV slots of the keys after the prefix
+    suffix_len: Tensor | None = None  # [R] how many of them the row sees
 
 
 class KVShape(Protocol):
@@ -52,4 +53,4 @@ class KVCache:
             (shape.num_layers, 2, num_pages, PAGE_SIZE, shape.num_kv_heads, shape.head_dim), dtype=dtype, device=device
         )
         self.layers = [(layer[0], layer[1]) for layer in self.kv]
-        self.kv[:, :, 0] = 0  # rows of finished slots read the null page; their results are ignored, but must be finite
+        self.kv[:, :, 0] = 0  # rows of finished slots read the null page; their results are ignored but must be finite

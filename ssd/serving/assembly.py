@@ -24,12 +24,13 @@ from ssd.decoding.verifier import Verifier
 from ssd.kv.cache import PAGE_SIZE, KVCache
 from ssd.models.pair import Draft, Target
 from ssd.native import PageAllocator
-from ssd.options import EngineConfig, Mode, SpeculationConfig
+from ssd.options import EngineOptions, SpeculationOptions
 from ssd.runtime.executor import Executor
 from ssd.runtime.paced import paced
 from ssd.runtime.placement import Placement, memory_for_kv
 from ssd.serving.core import Core
 from ssd.serving.footprint import Footprint
+from ssd.serving.mode import Mode
 from ssd.serving.scheduler import Scheduler
 
 
@@ -42,8 +43,8 @@ class Assembly:
 
     def __init__(
         self,
-        config: EngineConfig,
-        speculation: SpeculationConfig,
+        config: EngineOptions,
+        speculation: SpeculationOptions,
         placement: Placement,
         target: Target,
         draft: Draft | None,
@@ -155,7 +156,7 @@ class Assembly:
         """Of the draft's K/V: where branches have their own tokens."""
         return -(-self._slots * self._budget * self._proposed // PAGE_SIZE)
 
-    def _affordable_pages(self, config: EngineConfig) -> int:
+    def _affordable_pages(self, config: EngineOptions) -> int:
         """Pages for which there is room in the K/V of both models, beside what recorded rounds keep, and the distributions of requests
         that sample: once there is one, those take their share; were that over half, the draft would fail then, and not the target."""
         model, proposed = self._target.model, self._proposed

@@ -21,7 +21,7 @@ from ssd import Completion, Engine, SamplingParams
 from ssd.decoding.cache import SpeculationCache
 from ssd.decoding.fanout import Measured, tables
 from ssd.decoding.ssd import SpeculativeSpeculative
-from ssd.options import SpeculationConfig
+from ssd.options import SpeculationOptions
 
 LOOKAHEAD, BUDGET = 3, 7
 PROMPTS = random_prompts((5, 17, 1, 30, 9, 2, 12))  # more than slots
@@ -231,5 +231,5 @@ def test_f_is_how_many_tokens_are_drawn_less_often(engine: MakeEngine, mode: str
 
 @pytest.mark.parametrize("lookahead,budget,f", [(4, 8, 2), (4, 16, 4), (1, 1, 1), (3, 64, 17)])
 def test_f_is_one_more_than_a_count_s_share_of_the_budget(lookahead: int, budget: int, f: int) -> None:
-    assert SpeculationConfig(lookahead=lookahead, budget=budget).top_f == f
-    assert SpeculationConfig(lookahead=lookahead, budget=budget, saguaro_f=5).top_f == 5
+    assert SpeculationOptions(lookahead=lookahead, budget=budget).top_f == f
+    assert SpeculationOptions(lookahead=lookahead, budget=budget, saguaro_f=5).top_f == 5

@@ -200,7 +200,7 @@ def test_a_sequence_may_end_at_the_end_of_the_context(engine: MakeEngine, tree: 
 def test_a_lookahead_is_the_tree_s_depth(engine: MakeEngine) -> None:
     """Whatever lookahead says, in a context that has room for one more position only."""
     one = engine("sd", tree=(2, 2, 1), lookahead=50, max_context=64)
-    assert one.speculation_config.lookahead == 3
+    assert one.options.speculation.lookahead == 3
     assert max(one.decode(PROMPTS[1], SamplingParams(max_new_tokens=47)).stats.proposed_counts) == 2 + 4 + 4
 
 

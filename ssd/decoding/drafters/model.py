@@ -34,8 +34,8 @@ class ModelDrafter:
         tables: DraftTables,
         tree: Tree,
         executor: Executor,
-        saguaro_f: int = 0,
-        saguaro_c: float = 1.0,
+        saguaro_f: int,
+        saguaro_c: float,
     ) -> None:
         self.model = draft.model
         self.kv_cache = kv_cache
