@@ -5,7 +5,7 @@ Every op checks shape, dtype, device and contiguity and raises RuntimeError nami
 
 Letters: R rows, S sequence slots, K lookahead, B budget, V the target's vocabulary, Vd the draft's, D head size, T = K + 1 rows
 a sequence for a chain or the number of nodes for a tree. A trailing ! marks what an op writes. Unless an argument says
-otherwise tensors are contiguous; activations ("run dtype") are float32 or bfloat16 on the CPU, bfloat16 or float16 on CUDA.
+otherwise tensors are contiguous; activations ("run dtype") are float32 or bfloat16 on the CPU, bfloat16 on CUDA.
 
 Row invariance: a row's result depends neither on the other rows of the call nor on the number of threads. Greedy AR = SD = SSD
 and sampled SSD = SD, bit for bit, rest on it.
@@ -21,7 +21,7 @@ import ssd.native  # noqa: F401  (registers torch.ops.ssd)
 STATS = 8
 """Columns of `row_stats`: max, log-sum, cut value, cut id, top value, top id, scale, log C (csrc/common/distribution.h)."""
 
-EPILOGUES = ("none", "add", "silu_mul", "float32")
+EPILOGUES = ("none", "add", "silu_mul")
 
 _ssd = torch.ops.ssd
 
@@ -55,11 +55,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _ssd.rms_norm.default(x, weight, eps)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """residual! += x, then RMSNorm of the rounded sum. x, residual: [R, d]; weight: [d]. Returns [R, d]."""
-    return _ssd.add_rms_norm.default(x, residual, weight, eps)
-
-
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -67,16 +62,17 @@ def linear(
     epilogue: str = "none",
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    float32_out: bool = False,
 ) -> Tensor:
     """x · weightᵀ with float32 accumulation, through one read of the weights for up to 256 rows.
 
     x: [R, in], run dtype. weight: from `pack_weight` with the same epilogue. out_features: rows of the weight before packing.
     bias: [out_features]. residual: [R, out_features], with "add" only.
-    Epilogues: "none"; "add": + residual; "silu_mul": silu(gate) · up, [R, out_features / 2]; "float32": not rounded to the run
-    dtype, for logits. All are applied in float32 before the one rounding.
-    Returns [R, out_features], run dtype unless the epilogue says otherwise.
+    Epilogues: "none"; "add": + residual; "silu_mul": silu(gate) · up, [R, out_features / 2]. They are applied in float32, before
+    the one rounding. float32_out: returns float32 without that rounding, for logits.
+    Returns [R, out_features] unless the epilogue says otherwise, in the run dtype or float32.
     """
-    return _ssd.linear.default(x, weight, out_features, epilogue, bias, residual)
+    return _ssd.linear.default(x, weight, out_features, epilogue, bias, residual, float32_out)
 
 
 def rope_store_kv(
@@ -297,11 +293,6 @@ def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return torch.empty_like(x)
 
 
-@torch.library.register_fake("ssd::add_rms_norm")
-def _(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return torch.empty_like(x)
-
-
 @torch.library.register_fake("ssd::linear")
 def _(
     x: Tensor,
@@ -310,9 +301,10 @@ def _(
     epilogue: str,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    float32_out: bool = False,
 ) -> Tensor:
     width = out_features // 2 if epilogue == "silu_mul" else out_features
-    return x.new_empty(x.shape[0], width, dtype=torch.float32 if epilogue == "float32" else x.dtype)
+    return x.new_empty(x.shape[0], width, dtype=torch.float32 if float32_out else x.dtype)
 
 
 @torch.library.register_fake("ssd::rope_store_kv")
