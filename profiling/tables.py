@@ -239,7 +239,6 @@ extension has for CUDA, and whether torch sees a GPU.
 """
 
 NOT_YET_RUN = "not yet run"
-KERNEL_OF = {"add_rms_norm": "rms_norm"}  # other ops are named like their kernel
 
 
 def op_names() -> list[str]:
@@ -280,7 +279,7 @@ def outcomes_of(op: str, tests: Row | None) -> str:
 
 def status_row(op: str, emulated: Row | None, tests: Row | None, kernels: Row | None) -> list[str]:
     outcomes = tests["ops"].get(op) if tests else None
-    timed = [row for row in kernels["kernels"] if row["kernel"] == KERNEL_OF.get(op, op)] if kernels else []
+    timed = [row for row in kernels["kernels"] if row["kernel"] == op] if kernels else []
     machine = tests["machine"] if tests and outcomes else kernels["machine"] if kernels and timed else None
     if machine is None:
         return [f"`{op}`", outcomes_of(op, emulated), NOT_YET_RUN, NOT_YET_RUN, "–", "–", "–"]
