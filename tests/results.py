@@ -5,7 +5,6 @@ Each test of an op counts for every op that it called through ops/backend.py.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -52,23 +51,22 @@ class Results:
 
     def pytest_sessionfinish(self) -> None:
         sys.path.insert(0, str(PROFILING))
-        import machine
+        from common import machine
+        from common.results import CPU_TESTS, EMULATOR_TESTS, GPU_TESTS, write_result
 
         name = backend.chosen.name
-        info = machine.describe_gpu() if name == "gpu" else machine.describe()
+        kind = {"cpu": CPU_TESTS, "emulator": EMULATOR_TESTS, "gpu": GPU_TESTS}[name]
         result: dict[str, Any] = {
-            "what": f"{name}-tests",
-            "machine": info,
+            "what": kind.what,
+            "machine": machine.describe_gpu() if name == "gpu" else machine.describe(),
             "outcomes": self.outcomes,
             "skipped": self.skipped,
             "failed": self.failed,
-            "ops": self.ops,
+            kind.figures: self.ops,
         }
         if name == "emulator":
             result["blocks"] = largest_blocks()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{info['date']}-{machine.slug(info['device'])}-{name}-tests.json"
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_result(result, self.folder)
 
 
 def largest_blocks() -> dict[str, dict[str, int]]:

@@ -1,8 +1,8 @@
-"""What decode.py and rounds.py decode, and with what: their common options.
+"""The prompts, models and options that decode.py and rounds.py share, and prompt files for all scripts.
 
---target and --draft take what `Engine` does, and models that no file has (shapes.py): random:SHAPE, inflated:SHAPE and, as the draft
-of one, inflated-draft:SHAPE. --prompts is a file and the field of its prompts, `chat` for a few questions, or `random`: ids that say
-nothing.
+--target and --draft take every model that `Engine` takes, and the models of common/models.py: random:SHAPE, inflated:SHAPE,
+and inflated-draft:SHAPE as its draft. --prompts names a JSON-lines file and the field of its prompts; `chat` stands for a few
+questions, and `random` for random token ids.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import argparse
 import gc
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import machine
-import shapes
 import torch
 
+from common import machine
+from common.models import Models, ids_of, is_made, random_ids
+from common.results import RESULTS, settings_of
 from ssd import Completion, Engine, SamplingParams
 from ssd.models.prompts import Prompt
 
@@ -37,13 +37,33 @@ CHAT = (
 )
 
 
-def prompts_of(path: Path, field: str, limit: int) -> list[str]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:limit]]
-    return [row[field][0] if isinstance(row[field], list) else row[field] for row in rows]
+@dataclass(frozen=True)
+class PromptFile:
+    """A JSON-lines file, and the field of its lines that holds a prompt: a text, or a list whose first text is taken."""
+
+    path: Path
+    field: str
+
+    @classmethod
+    def parse(cls, option: str) -> PromptFile:
+        """From FILE.jsonl:FIELD."""
+        path, _, field = option.rpartition(":")
+        if not path:
+            raise SystemExit(f"--prompts is {option!r}; it must be FILE.jsonl:FIELD.")
+        return cls(Path(path), field)
+
+    def prompts(self, limit: int) -> list[str]:
+        """The first prompts of the file, at most `limit`."""
+        rows = [json.loads(line)[self.field] for line in self.path.read_text(encoding="utf-8").splitlines()[:limit]]
+        return [row[0] if isinstance(row, list) else row for row in rows]
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
 
 def add_options(parser: argparse.ArgumentParser, name: str) -> None:
-    """name: of the result file."""
+    """name: the default name of the result file."""
     parser.add_argument("--prompts", required=True, metavar="FILE.jsonl:FIELD|chat|random")
     parser.add_argument("--limit", type=int, default=8, help="prompts")
     parser.add_argument("--target", default="smollm2-135m")
@@ -60,15 +80,16 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--ignore-eos", action="store_true")
     parser.add_argument("--name", default=name, help="of the result file")
-    parser.add_argument("--results", type=Path, default=machine.RESULTS, help="folder of the result file")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result file")
 
 
 @dataclass
 class Workload:
-    """prompts, and engines for them by mode."""
+    """Prompts, and the models that decode them."""
 
     args: argparse.Namespace
     prompts: list[Prompt]
+    models: Models
 
     @property
     def modes(self) -> list[str]:
@@ -79,17 +100,17 @@ class Workload:
         return str(self.args.device).startswith("cuda")
 
     def engine(self, mode: str) -> Engine:
+        """An engine in this mode. All engines of a workload share their models' weights."""
         a = self.args
-        engine = Engine(
-            a.target, None if mode == "ar" else a.draft, mode, lookahead=a.lookahead, budget=a.budget, dtype=a.dtype, device=a.device,
-            draft_device=a.draft_device, draft_sms=a.draft_sms, max_batch=a.batch, threads=a.threads,
-        )  # fmt: skip
+        engine = self.models.engine(
+            mode, lookahead=a.lookahead, budget=a.budget, draft_sms=a.draft_sms, max_batch=a.batch, threads=a.threads
+        )
         if engine.mode != mode:
-            raise SystemExit(f"the engine asked for in mode {mode} runs in mode {engine.mode}")
+            raise SystemExit(f"the engine for mode {mode} runs in mode {engine.mode}; nothing was measured.")
         return engine
 
     def decode(self, engine: Engine, params: SamplingParams) -> list[Completion]:
-        """All prompts, `batch` at a time."""
+        """Decode all prompts, --batch at a time."""
         if self.args.batch > 1:
             completions = engine.decode(self.prompts, params)
         else:
@@ -98,41 +119,38 @@ class Workload:
         return completions
 
     def describe(self) -> dict[str, Any]:
-        """The machine and the settings, as a result file has them: nothing of this machine's folders."""
-        settings = {k: v for k, v in vars(self.args).items() if k not in ("name", "prompts", "peer", "results")}
+        """The machine and the settings, as a result records them, without the names of local folders."""
+        settings = settings_of(self.args, "peer", "results")
         settings["target"], settings["draft"] = (Path(name).name for name in (self.args.target, self.args.draft))
-        path, _, _ = self.args.prompts.rpartition(":")
-        if path:
-            digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-            settings |= {"prompts": Path(path).name, "prompts_sha256": digest}
-        else:
-            settings |= {"prompts": self.args.prompts, "prompts_sha256": None}
+        file = _file(self.args.prompts)
+        settings["prompts"] = file.path.name if file else self.args.prompts
+        settings["prompts_sha256"] = file.sha256 if file else None
         settings["limit"] = len(self.prompts)
         return {"machine": machine.describe_gpu() if self.on_gpu else machine.describe(), "settings": settings}
 
 
 def check_not_degraded(completions: Sequence[Completion]) -> None:
-    """A draft that failed makes any mode ar, which is not what was to be measured."""
+    """Exit if the draft failed: the rest of such a decode ran in mode ar, whatever mode was to be measured."""
     if any(completion.degraded for completion in completions):
-        raise SystemExit("the draft failed; nothing was measured")
+        raise SystemExit("the draft failed; nothing was measured.")
 
 
-@contextmanager
-def prepared(args: argparse.Namespace) -> Iterator[Workload]:
-    """Within it models without files can be loaded, and engines of one target share its weights."""
-    made = shapes.is_made(args.target)
+def prepared(args: argparse.Namespace) -> Workload:
+    """The workload of the options; models are loaded when the first engine is made."""
+    models = Models(args.target, args.draft, args.dtype, args.device, args.draft_device)
     if args.prompts == "random":
-        prompts: list[Any] = shapes.random_ids(args.limit, RANDOM_LENGTH)
-    else:
-        path, _, field = args.prompts.rpartition(":")
-        texts = prompts_of(Path(path), field, args.limit) if path else list(CHAT[: args.limit])
-        prompts = shapes.ids_of(texts) if made else texts
-    with shapes.engines(args.device):
-        yield Workload(args, prompts)
+        return Workload(args, random_ids(args.limit, RANDOM_LENGTH), models)
+    file = _file(args.prompts)
+    texts = file.prompts(args.limit) if file else list(CHAT[: args.limit])
+    return Workload(args, ids_of(texts) if is_made(args.target) else texts, models)
+
+
+def _file(option: str) -> PromptFile | None:
+    return None if option in ("chat", "random") else PromptFile.parse(option)
 
 
 def free() -> None:
-    """Give back what an engine that is gone had of a GPU's memory."""
+    """Free the GPU memory of engines that are no longer referenced."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
