@@ -79,10 +79,10 @@ test-emulator: emulator
 	wait $$on_emulator; emulator=$$?; cat build/emulator/tests.log; exit $$((ops | emulator))
 endif
 
-# With the Python there is, and its CUDA torch: nothing is downloaded. RESULTS=DIR leaves the result files there; LARGE=1 adds a pair
-# of 70 GB.
+# Uses the Python on this machine and its CUDA torch; nothing is downloaded. STEPS=build,smoke runs some of the steps, RESULTS=DIR is
+# the folder of the result files, and LARGE=1 adds a pair of 70 GB.
 gpu-check:
-	$(PYTHON) profiling/gpu_check.py $(if $(RESULTS),--results "$(RESULTS)") $(if $(LARGE),--large)
+	$(PYTHON) profiling/gpu_check.py $(if $(STEPS),--steps $(STEPS)) $(if $(RESULTS),--results "$(RESULTS)") $(if $(LARGE),--large)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info ssd/*.so ssd/_build_info.py

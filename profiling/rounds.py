@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from common import machine, musts
-from common.models import loop_of
 from common.musts import Must
 from common.results import ROUNDS, Row, write_result
 from common.spans import named, overlaps_ms, recorded_decode
@@ -44,13 +43,13 @@ def record(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams) ->
 
 def draft_alone_ms(engine: Engine, batch: int, runs: int = 20) -> float:
     """The time of a round's branches while the target is idle. The sequences have ended, so they attend to almost no keys."""
-    loop = loop_of(engine)
+    loop, executor = engine.core.loop, engine.core.executor
     assert isinstance(loop, SpeculativeSpeculative)
-    n, sampled = loop.executor.batch(batch), loop.speculator.speculation.sampled
+    n, sampled = executor.batch(batch), loop.speculator.speculation.sampled
     times = []
     with torch.inference_mode():
         for _ in range(runs):
-            run = loop.executor.start("speculate", lambda: loop.speculator.branch(n), n, sampled)
+            run = executor.start("speculate", lambda: loop.speculator.branch(n), n, sampled)
             run.wait()
             times.append(run.span.ms)
     return median(times)

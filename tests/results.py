@@ -1,6 +1,7 @@
-"""What a test run leaves behind where it is asked to (--results DIR): a file of outcomes, for the pages that profiling/tables.py makes.
+"""The file of outcomes that `pytest --results DIR` writes, for the pages that profiling/tables.py makes.
 
-Each test of an op counts for every op that it called through ops/backend.py.
+Each test of an op counts for every op that it called through ops/backend.py. The file is written anew after each test, so that a run
+that is cut off keeps the outcomes so far.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,15 @@ PROFILING = Path(__file__).parents[1] / "profiling"
 
 
 class Results:
-    """A pytest plugin."""
+    """A pytest plugin. part: added to the file's name, where several processes share a run. writes: False in a worker of pytest-xdist."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, part: str | None = None, writes: bool = True) -> None:
+        self.folder, self.part, self.writes = folder, part, writes
         self.outcomes: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         self.failed: list[str] = []
         self.ops: dict[str, Counter[str]] = {}
+        self._machine: dict[str, Any] | None = None
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
@@ -40,6 +43,18 @@ class Results:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.passed:
             return
+        self._count(report)
+        self._write()
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.outcomes["failed"] += 1
+            self.failed.append(report.nodeid)
+
+    def pytest_sessionfinish(self) -> None:
+        self._write(**({"blocks": largest_blocks()} if backend.chosen.name == "emulator" else {}))
+
+    def _count(self, report: pytest.TestReport) -> None:
         self.outcomes[report.outcome] += 1
         if report.skipped and isinstance(report.longrepr, tuple):
             self.skipped[report.longrepr[2].removeprefix("Skipped: ")] += 1
@@ -49,29 +64,41 @@ class Results:
         for op in dict(report.user_properties).get("ops", ()):
             self.ops.setdefault(op, Counter(passed=0, failed=0))[report.outcome] += 1
 
-    def pytest_sessionfinish(self) -> None:
-        sys.path.insert(0, str(PROFILING))
-        from common import machine
-        from common.results import CPU_TESTS, EMULATOR_TESTS, GPU_TESTS, write_result
+    def _write(self, **more: Any) -> None:
+        if not self.writes:
+            return
+        with profiling_on_the_path():
+            from common import machine
+            from common.results import CPU_TESTS, EMULATOR_TESTS, GPU_TESTS, write_result
 
         name = backend.chosen.name
+        if self._machine is None:  # once, and early: a GPU that a test has broken does not answer any more
+            self._machine = machine.describe_gpu() if name == "gpu" else machine.describe()
         kind = {"cpu": CPU_TESTS, "emulator": EMULATOR_TESTS, "gpu": GPU_TESTS}[name]
         result: dict[str, Any] = {
             "what": kind.what,
-            "machine": machine.describe_gpu() if name == "gpu" else machine.describe(),
+            "machine": self._machine,
             "outcomes": self.outcomes,
             "skipped": self.skipped,
             "failed": self.failed,
             kind.figures: self.ops,
         }
-        if name == "emulator":
-            result["blocks"] = largest_blocks()
-        write_result(result, self.folder)
+        write_result(result | more, self.folder, f"{kind.what}-{self.part}" if self.part else None)
+
+
+@contextmanager
+def profiling_on_the_path() -> Iterator[None]:
+    sys.path.insert(0, str(PROFILING))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(PROFILING))
 
 
 def largest_blocks() -> dict[str, dict[str, int]]:
     """Of each kernel that the emulator ran, as profiling/ptxas.py names it: threads and bytes of shared memory."""
-    import ptxas
+    with profiling_on_the_path():
+        import ptxas
 
     names, threads, shared_bytes = torch.ops.ssd_emulator.launched()
     readable = ptxas.readable([f"_Z{name}" for name in names])

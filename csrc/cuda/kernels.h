@@ -259,4 +259,9 @@ struct ConditionParams {
 };
 cudaError_t condition(const ConditionParams& params, cudaStream_t stream);
 
+// Launches -------------------------------------------------------------------------------------------------------------------------
+
+// Whether a kernel on the current device may start while the kernel ahead of it in the stream still runs (launch.h).
+cudaError_t launches_overlap(bool& overlap);
+
 }  // namespace ssd::cuda

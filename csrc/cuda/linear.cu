@@ -170,7 +170,6 @@ __global__ void __launch_bounds__(C::threads) linear_kernel(LinearParams p) {
 #pragma unroll
   for (int i = 0; i < kSums; ++i) total[i] = {0.0f, 0.0f, 0.0f, 0.0f};
 
-  let_next_kernel_start();
 #pragma unroll 1
   for (int pass = 0; pass < kSegments / C::warps; ++pass) {
     const int segment = pass * C::warps + warp;
@@ -178,7 +177,12 @@ __global__ void __launch_bounds__(C::threads) linear_kernel(LinearParams p) {
 #pragma unroll
     for (int stage = 0; stage < C::stages - 1; ++stage)
       if (begin + stage < end) stream.copy_weight(begin + stage, stage);
-    if (pass == 0) wait_for_previous_kernel();
+    if (pass == 0) {
+      // In this order: if the next kernel could start before this wait is over, three kernels would run at once. The third could
+      // then be given memory that the first still reads.
+      wait_for_previous_kernel();
+      let_next_kernel_start();
+    }
 #pragma unroll
     for (int stage = 0; stage < C::stages - 1; ++stage) {
       if (begin + stage < end) stream.copy_rows(begin + stage, stage);

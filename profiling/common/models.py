@@ -15,14 +15,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
-from unittest import mock
 
 import shapes
 import torch
 from inflate import inflate
 from torch import Tensor
 
-import ssd.engine
 from ssd import Engine
 from ssd.models import registry
 from ssd.models.config import ModelConfig
@@ -31,9 +29,8 @@ from ssd.models.prompts import token_ids
 from ssd.models.quantise import SCALE, dequantise, quantise
 from ssd.models.transformer import Transformer
 from ssd.models.weights import EMBEDDINGS, LM_HEAD, load_checkpoint
-from ssd.options import MAX_LOOKAHEAD, EngineConfig
+from ssd.options import MAX_LOOKAHEAD, EngineConfig, SpeculationConfig
 from ssd.runtime.placement import Placement, place
-from ssd.serving.assembly import Loop
 
 SMALL = "smollm2-135m"  # the model that is inflated
 BEYOND = 2 * (MAX_LOOKAHEAD + 1)  # rotary positions past the context, for padding rows and branches
@@ -85,22 +82,12 @@ class Models:
         return place(EngineConfig(self.target_name, **where))  # type: ignore[arg-type]
 
 
-# TEMPORARY: the next two functions patch and reach into Engine until it can be made from loaded models.
-
-
 def engine_of(target: Target, draft: Draft | Literal["ngram"] | None, **options: Any) -> Engine:
-    """An engine from loaded models. Becomes `Engine.of(target, draft, EngineOptions(**options))`."""
-    name = "a loaded draft" if isinstance(draft, Draft) else draft
-    with mock.patch.multiple(ssd.engine, load_target=lambda *_: target, load_draft=lambda *_: draft):
-        return Engine(target.name, name, **options)
-
-
-def loop_of(engine: Engine) -> Loop:
-    """The round loop in use. Becomes `engine.core.loop`."""
-    return engine._loop
-
-
-# -------------------------------------------------------------------------------------------------------------------------------
+    """An engine from loaded models; options: as for `Engine`."""
+    name = "auto" if isinstance(draft, Draft) else draft
+    speculation = {name: options.pop(name) for name in SpeculationConfig.__dataclass_fields__ if name in options}
+    config = EngineConfig(target.name, name, **options)
+    return Engine.of(target, draft if isinstance(draft, Draft) else None, config, SpeculationConfig(**speculation))
 
 
 def is_made(name: str) -> bool:

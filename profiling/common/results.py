@@ -54,12 +54,14 @@ GPU_DECODES = {
 def write_result(result: Row, folder: Path = RESULTS, name: str | None = None) -> Path:
     """Write a result to the folder as DATE-DEVICE-NAME.json, or as DATE-NVCC-NAME.json for a compilation; returns the path.
 
-    name: in the file's name (None: result["what"]).
+    The file appears whole, or not at all. name: in the file's name (None: result["what"]).
     """
     made_by = result["machine"]["device"] if "machine" in result else f"nvcc {result['nvcc']}"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{date_of(result)}-{_slug(made_by)}-{name or result['what']}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
     return path
 
 

@@ -26,7 +26,8 @@ Without a GPU, a fake device tests their order: it runs their ops in random lega
 
 
 def page(results: list[Row]) -> str:
-    emulated, tests, kernels = (newest(results, kind.what) for kind in (EMULATOR_TESTS, GPU_TESTS, KERNELS))
+    emulated, tests = tests_on(results, EMULATOR_TESTS.what), tests_on(results, GPU_TESTS.what)
+    kernels = newest(results, KERNELS.what)
     head = ["op", "tests on the emulator", "tests on a GPU", "floor over time", "GPU", "commit", "date"]
     text = HEAD + table([head, *(_op_line(op, emulated, tests, kernels) for op in op_names())])
     text += f"\n\n{decodes_table(results)}\n"
@@ -36,6 +37,26 @@ def page(results: list[Row]) -> str:
             text += f"\nAll tests on {where}: {counts}; {made_on(run['machine'])}. Reasons for skipping:\n\n"
             text += "".join(f"- {reason} ({count})\n" for reason, count in run["skipped"].items())
     return text + (_kernel_times(kernels) if kernels else "")
+
+
+def tests_on(results: list[Row], what: str) -> Row | None:
+    """The newest test run with its parts added up; each process of a run writes a file of its own."""
+    last = newest(results, what)
+    if last is None:
+        return None
+    whole: Row = {"what": what, "machine": last["machine"], "outcomes": {}, "skipped": {}, "failed": [], "ops": {}}
+
+    def add(counts: Row, more: Row) -> None:
+        for name, count in more.items():
+            counts[name] = counts.get(name, 0) + count
+
+    for part in (r for r in results if r.get("what") == what and r["machine"] == last["machine"]):
+        add(whole["outcomes"], part["outcomes"])
+        add(whole["skipped"], part["skipped"])
+        whole["failed"] += part.get("failed", [])
+        for op, outcomes in part["ops"].items():
+            add(whole["ops"].setdefault(op, {}), outcomes)
+    return whole
 
 
 def op_names() -> list[str]:

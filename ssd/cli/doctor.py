@@ -190,8 +190,15 @@ def _cuda(usable: bool) -> dict[str, Any]:
         "why_not": reason,
         "driver": driver,
         "conditional_nodes": usable and bool(import_module("ssd.native").has_conditional_nodes()),
+        "overlapping_launches": _launches_overlap() if usable and devices else None,
         "torch_cuda": torch.version.cuda if torch is not None else None,
     }
+
+
+def _launches_overlap() -> bool | None:
+    """Whether a kernel may start while the kernel ahead of it still runs; None where the extension was not built for CUDA."""
+    extension = import_module("ssd._C")
+    return bool(extension.launches_overlap()) if hasattr(extension, "launches_overlap") else None
 
 
 def _ops() -> dict[str, dict[str, bool]]:
@@ -274,6 +281,9 @@ def _print(report: dict[str, Any]) -> None:
         _add("CUDA kernels", kernels)
     if cuda["devices"]:
         _add("rounds on CUDA", "as graphs" if cuda["conditional_nodes"] else "eager: graphs with conditions need CUDA 12.4")
+    if cuda["overlapping_launches"] is not None:
+        why_not = "no: SSD_PDL=0 is set, or the kernels were not compiled for this GPU's architecture"
+        _add("launches overlap", "yes" if cuda["overlapping_launches"] else why_not)
     if report["ops"]:
         for backend, name in (("cpu", "CPU"), ("cuda", "CUDA")):
             here = [op for op, kernels in report["ops"].items() if kernels[backend]]

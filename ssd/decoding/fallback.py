@@ -98,10 +98,10 @@ class NgramSpeculator:
         self.speculation = speculation
         self.draft = draft
 
-    def admit(self, slot: int, samples: bool) -> None:
+    def stage(self, samples: bool) -> None:
         """Nothing is drawn: no distribution is kept."""
 
-    def prefill(self, slot: int, length: int) -> None:
+    def store(self, slot: int, start: int, stop: int) -> None:
         """There is nothing to store."""
 
     def look_up(self, n: int) -> None:

@@ -29,6 +29,7 @@ class Tables:
     """What one side works on."""
 
     state: SequenceState
+    staging: SequenceState  # one row: the prompt that is being stored
     speculation: Speculation
 
 
@@ -43,11 +44,11 @@ class Exchange:
         """A request samples: have q kept, of `budget` branches and the fallback, over vocab_size columns."""
         self.draft.speculation.hold_distributions(budget, vocab_size)
 
-    def admit(self, slot: int) -> None:
-        """The target's state has a new sequence in this slot."""
+    def stage(self) -> None:
+        """The target has staged a prompt. Called `alone`."""
 
-    def prefilled(self, slot: int, decided: Decided) -> None:
-        """And its prompt is stored. Called `alone`."""
+    def enter(self, slot: int, decided: Decided) -> None:
+        """The target's state has a new sequence in this slot, its prompt stored. Called `alone`."""
 
     def retire(self, slot: int) -> None:
         """The slot is free, and its pages soon another's."""
@@ -104,13 +105,13 @@ class TwoDevices(Exchange):
             for width in (vocab_size, ops.STATS)
         ]
 
-    def admit(self, slot: int) -> None:
-        theirs, ours = (side.state.only(slot).by_slot() for side in (self.draft, self.target))
-        with self._executor.alone():
-            self._executor.send("target", zip(theirs, ours, strict=True), 1)
+    def stage(self) -> None:
+        self._executor.send("target", zip(self.draft.staging.by_slot(), self.target.staging.by_slot(), strict=True), 1)
 
-    def prefilled(self, slot: int, decided: Decided) -> None:
-        self._executor.send("target", [(self._report[slot : slot + 1], decided.report)], 1)
+    def enter(self, slot: int, decided: Decided) -> None:
+        there, here = (side.state.only(slot).by_slot() for side in (self.draft, self.target))
+        report = (self._report[slot : slot + 1], decided.report)
+        self._executor.send("target", [*zip(there, here, strict=True), report], 1)
 
     def retire(self, slot: int) -> None:
         with self._executor.alone(), self._executor.on("draft"):

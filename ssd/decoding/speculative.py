@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ssd.decoding.fallback import NgramSpeculator
+from ssd.decoding.prefill import Admitted
 from ssd.decoding.round import DraftFailed, Round, SlotReport, Verification
 from ssd.decoding.speculator import Speculator
 from ssd.decoding.verifier import Verifier
@@ -23,20 +24,32 @@ class Speculative:
         self.executor = executor
         self._verified: list[Run] = []
 
-    def admit(self, slot: int, length: int, samples: bool) -> Verification:
-        """Store the prompt of a sequence that the target's state has. samples: whether its request does."""
+    def stage(self, request: Admitted) -> None:
+        """Take up a request whose prompt is to be stored."""
+        with self.executor.alone():
+            self.verifier.stage(request)
+            with DraftFailed.guard():
+                self.speculator.stage(request.params.temperature > 0)
+
+    def store(self, slot: int, start: int, stop: int) -> None:
+        """Store tokens start..stop−1 of the staged prompt, which is to get this slot."""
         with DraftFailed.guard():
-            self.speculator.admit(slot, samples)
+            self.speculator.store(slot, start, stop)
+        self.verifier.store(slot, start, stop)
+
+    def enter(self, slot: int, start: int, stop: int) -> Verification:
+        """Store the last chunk of the staged prompt, commit its first token, and switch the slot on."""
         with self.executor.alone():
             with DraftFailed.guard():
-                self.speculator.prefill(slot, length)
-            verification = self.verifier.prefill(slot, length)
+                self.speculator.store(slot, start, stop)
+            verification = self.verifier.enter(slot, start, stop)
             with DraftFailed.guard(verification):
-                self.exchange.prefilled(slot, verification.decided)
+                self.exchange.enter(slot, verification.decided)
         return verification
 
     def retire(self, slot: int) -> None:
-        """The target's state has let go of a sequence."""
+        """Switch a slot off, after the rounds in flight."""
+        self.verifier.retire(slot)
         with DraftFailed.guard():
             self.exchange.retire(slot)
 

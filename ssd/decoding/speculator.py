@@ -21,10 +21,10 @@ from ssd import ops
 from ssd.decoding.fallback import Fallback, propose_ngram
 from ssd.decoding.fanout import Measured
 from ssd.decoding.link import Exchange
+from ssd.decoding.prefill import chunk_rows
 from ssd.decoding.round import Round, SlotReport
 from ssd.decoding.state import DraftState, SequenceState, Speculation
 from ssd.decoding.tree import Tree
-from ssd.decoding.verifier import prompt_rows
 from ssd.kv.cache import KVCache, Rows
 from ssd.models.pair import Draft
 from ssd.runtime.executor import Executor
@@ -61,6 +61,7 @@ class Speculator:
         self.cache = cache
         self.exchange = exchange
         self.state = exchange.draft.state
+        self.staging = exchange.draft.staging
         self.speculation = exchange.draft.speculation
         self.draft = draft
         self.lookahead = self.speculation.lookahead
@@ -72,18 +73,18 @@ class Speculator:
         if drafting.fan_out is not None:
             draft.hold_z(self.model.vocab_size)
 
-    def admit(self, slot: int, samples: bool) -> None:
-        """A sequence begins. samples: whether its request does."""
+    def stage(self, samples: bool) -> None:
+        """A prompt is staged. samples: whether its request does. Called `alone`."""
         if samples:
             self.exchange.hold_distributions(self.budget, self.model.vocab_size)
-        self.exchange.admit(slot)
+        self.exchange.stage()
 
-    def prefill(self, slot: int, length: int) -> None:
-        """Store a prompt's K/V in the trunk; length: of the prompt. It does not matter whether the target has moved on behind it."""
+    def store(self, slot: int, start: int, stop: int) -> None:
+        """Store the K/V of a chunk of the staged prompt in the trunk."""
 
         def prefill() -> None:
-            for rows in prompt_rows(self.state.only(slot), length, self.cache.page_size):
-                self._executor.forward("draft", lambda: self.model.forward(rows, self.cache))  # noqa: B023
+            rows = chunk_rows(self.staging, start, stop, self.cache.page_size)
+            self._executor.forward("draft", lambda: self.model.forward(rows, self.cache))
 
         self._executor.once("draft", "prefill", prefill, slot=slot)
 

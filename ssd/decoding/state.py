@@ -37,6 +37,11 @@ class SlotTables:
         """The tables that have a row a slot, in the order of their names."""
         return [getattr(self, f.name) for f in fields(self) if f.name not in self._shared]  # type: ignore[arg-type]
 
+    def copy_from(self, other: Self) -> None:
+        """Copy another's rows, as many as there are here."""
+        for there, here in zip(self.by_slot(), other.by_slot(), strict=True):
+            there.copy_(here)
+
     def _cut(self, slots: slice) -> Self:
         tables = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         return type(self)(**{k: v if k in self._shared or v is None else v[slots] for k, v in tables.items()})

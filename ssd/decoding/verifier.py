@@ -7,14 +7,13 @@ from torch import Tensor
 
 from ssd import ops
 from ssd.decoding.link import Exchange
+from ssd.decoding.prefill import Admitted, chunk_rows, stage
 from ssd.decoding.round import Decided, Verification
 from ssd.decoding.state import SequenceState, Speculation
 from ssd.decoding.tree import Tree
-from ssd.kv.cache import KVCache, Rows
+from ssd.kv.cache import KVCache
 from ssd.models.transformer import Transformer
 from ssd.runtime.executor import Executor, Run
-
-PREFILL_CHUNK = 256  # prompt rows a forward pass: they share one read of the weights
 
 
 class Verifier:
@@ -37,28 +36,41 @@ class Verifier:
         self.cache = cache
         self.exchange = exchange
         self.state = exchange.target.state
+        self.staging = exchange.target.staging
         self.speculation = exchange.target.speculation
         self._executor = executor
         self._draft_id_of = draft_id_of
         self._tree = tree
         self._nothing = Speculation.allocate(1, 0, self.state.done.device)
 
-    def prefill(self, slot: int, length: int) -> Verification:
-        """Store a prompt's K/V and commit the token behind it: a verification of nothing, behind the prompt's last token. length: of
-        the prompt.
+    def stage(self, request: Admitted) -> None:
+        """Take up a request whose prompt is to be stored. Called `alone`."""
+        stage(self.staging, self._executor, request)
 
-        A prompt is prefilled by itself, in chunks of a fixed size, so its K/V depends on nothing else in the batch.
-        """
-        state = self.state.only(slot)
+    def store(self, slot: int, start: int, stop: int) -> None:
+        """Store the K/V of a chunk of the staged prompt, which is to get this slot."""
+        self._executor.once("target", "prefill", lambda: self._forward_chunk(start, stop), slot=slot)
+
+    def enter(self, slot: int, start: int, stop: int) -> Verification:
+        """Store the last chunk, commit the first token, and switch the slot on: a verification of nothing. Called `alone`."""
 
         def prefill() -> Decided:
-            for rows in prompt_rows(state, length, self.cache.page_size):
-                hidden = self._executor.forward("target", lambda: self.model.forward(rows, self.cache))  # noqa: B023
-            logits, path = self._decide(state, self._nothing, self.model.logits(hidden[-1:]))
-            state.outcome.fill_(-1)  # nothing was guessed about it: the first look-up is a miss
-            return Decided(logits, path, self._report(state, self._nothing))
+            staging = self.staging
+            logits, path = self._decide(staging, self._nothing, self.model.logits(self._forward_chunk(start, stop)[-1:]))
+            staging.outcome.fill_(-1)  # nothing was guessed about it: the first look-up is a miss
+            self.state.only(slot).copy_from(staging)
+            return Decided(logits, path, self._report(staging, self._nothing))
 
         return self._reported(self._executor.once("target", "prefill", prefill, slot=slot).value)
+
+    def _forward_chunk(self, start: int, stop: int) -> Tensor:
+        rows = chunk_rows(self.staging, start, stop, self.cache.page_size)
+        return self._executor.forward("target", lambda: self.model.forward(rows, self.cache))
+
+    def retire(self, slot: int) -> None:
+        """Switch a slot off."""
+        with self._executor.alone(), self._executor.on("target"):
+            self.state.retire(slot)
 
     def begin(self, n: int, *after: Run) -> tuple[Verification, Run]:
         """Have a round of the first n slots verified, behind these runs of the draft's."""
@@ -122,11 +134,3 @@ class Verifier:
         accepted = state.outcome.index_select(1, speculation.parity.long())[:, 0, 0]
         each = (state.length, state.done, accepted, speculation.length, speculation.hit)
         return torch.cat([torch.stack([column.int() for column in each], dim=1), newest], dim=1)
-
-
-def prompt_rows(state: SequenceState, length: int, page_size: int) -> list[Rows]:
-    """The rows of one slot's prompt of that length, in chunks."""
-    starts = range(0, length, PREFILL_CHUNK)
-    position = torch.arange(0, length, PREFILL_CHUNK, dtype=torch.int32, device=state.length.device)
-    chunks = [state.tokens[:, first : min(length, first + PREFILL_CHUNK)] for first in starts]
-    return [state.rows(chunk, position[i : i + 1], page_size) for i, chunk in enumerate(chunks)]

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ssd.models.config import ModelConfig
 
+PAGE_SIZE = 16  # tokens
+
 
 @dataclass
 class Rows:

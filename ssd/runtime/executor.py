@@ -189,6 +189,8 @@ class EagerExecutor(Executor):
         return _Done(span, value)
 
     def once(self, lane: str, name: str, program: Callable[[], Any], **details: Any) -> Run:
+        if lane == "draft":
+            self.settle()
         return self._run(lane, name, program, **details)
 
     @contextmanager

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 
 from ssd.decoding import fanout
 from ssd.decoding.autoregressive import Autoregressive
+from ssd.decoding.failover import Failover, Loop
 from ssd.decoding.fallback import Fallback, NgramSpeculator
 from ssd.decoding.link import Exchange, Tables, TwoDevices
 from ssd.decoding.speculative import Speculative
@@ -17,44 +17,15 @@ from ssd.decoding.ssd import SpeculativeSpeculative
 from ssd.decoding.state import DraftState, SequenceState, Speculation
 from ssd.decoding.tree import Tree
 from ssd.decoding.verifier import Verifier
-from ssd.kv.cache import KVCache
+from ssd.kv.cache import PAGE_SIZE, KVCache
 from ssd.models.pair import Draft, Target
 from ssd.native import PageAllocator
 from ssd.options import EngineConfig, Mode, SpeculationConfig
 from ssd.runtime.executor import Executor
 from ssd.runtime.placement import Placement, memory_for_kv
+from ssd.serving.core import Core
+from ssd.serving.footprint import Footprint
 from ssd.serving.scheduler import Scheduler
-
-PAGE_SIZE = 16  # tokens
-
-Loop = Autoregressive | Speculative | SpeculativeSpeculative
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """What an engine takes, and how it runs. Bytes and seconds.
-
-    rounds: "eager", "paced" or "graphs". target_pass_bytes, draft_pass_bytes: the weights that a pass reads. kv_pages: of kv_page_tokens
-    tokens each, for all sequences; kv_bytes: of them in both models' caches, draft_kv_bytes: of that the draft's, with its branches'.
-    recorded: how many programs, for rounds of these batch_sizes; recording_seconds, recording_bytes: what that has cost so far.
-    """
-
-    mode: str
-    device: str
-    draft_device: str | None
-    dtype: str
-    rounds: str
-    threads: int
-    target_pass_bytes: int
-    draft_pass_bytes: int | None
-    kv_pages: int
-    kv_page_tokens: int
-    kv_bytes: int
-    draft_kv_bytes: int
-    recorded: int
-    batch_sizes: Sequence[int]
-    recording_seconds: float
-    recording_bytes: int
 
 
 class Assembly:
@@ -85,21 +56,33 @@ class Assembly:
         self._places = max_context + self._proposed + 1
         self._pages_a_sequence = -(-(max_context + self._proposed) // PAGE_SIZE)
         self._num_pages = 1 + min(self._slots * self._pages_a_sequence, self._affordable_pages(config))
-        self.state = self._sequences(self._placement.target)
+        self.state, self._staging = self._sequences(self._placement.target)
         self.pages = PageAllocator(self._num_pages)
         model = target.model
         self.cache = KVCache(model.config, self._num_pages, PAGE_SIZE, model.dtype, placement.target)
-        self.scheduler = Scheduler(self.state, self.pages, PAGE_SIZE, self._proposed, executor)
+        self.scheduler = Scheduler(self._slots, self.pages, self._proposed, self._more_memory)
+
+    def core(self, lost: Exception | None, threads: Callable[[], int]) -> Core:
+        """The engine's core. lost: the error that the draft could not be loaded for. threads: intra-op threads of the target."""
+        failover = Failover(self._executor, self.autoregressive)
+        if self._mode != "ar" and lost is None:
+            try:
+                failover.loop = self.with_draft() if self._draft is not None else self.with_ngrams()
+            except (MemoryError, RuntimeError) as error:
+                lost = error
+        if lost is not None:
+            failover.lose_draft(lost)
+        return Core(self.scheduler, failover, self._executor, threads, self._target.model.config.eos_token_ids)
 
     def autoregressive(self) -> Autoregressive:
         nothing = Speculation.allocate(self._slots, 0, self._placement.target)
-        return Autoregressive(self._verifier(Exchange(Tables(self.state, nothing))), self._executor)
+        return Autoregressive(self._verifier(Exchange(self._tables(nothing))), self._executor)
 
     def with_ngrams(self) -> Speculative:
         """Speculation without a draft model."""
         speculation = Speculation.allocate(self._slots, self._proposed, self._placement.target)
         draft = DraftState.allocate(self._slots, 0, self._proposed, 0, self._placement.target)
-        verifier = self._verifier(Exchange(Tables(self.state, speculation)))
+        verifier = self._verifier(Exchange(self._tables(speculation)))
         return Speculative(verifier, NgramSpeculator(self.state, speculation, draft), self._executor)
 
     def with_draft(self) -> Speculative:
@@ -136,7 +119,7 @@ class Assembly:
         )
 
     @property
-    def more_memory(self) -> str:
+    def _more_memory(self) -> str:
         """What a user can do for more pages."""
         return "raise gpu_memory_utilization" if self._placement.target.type == "cuda" else "free some memory"
 
@@ -183,17 +166,25 @@ class Assembly:
         memory -= min(arriving, memory // 2)
         return max(0, min(memory // page, theirs // draft_page))
 
-    def _sequences(self, device: torch.device) -> SequenceState:
+    def _sequences(self, device: torch.device) -> tuple[SequenceState, SequenceState]:
+        """The tables of all slots, and the staging tables."""
         eos = self._target.model.config.eos_token_ids
-        return SequenceState.allocate(self._slots, self._places, self._pages_a_sequence, eos, device)
+        state, staging = (
+            SequenceState.allocate(rows, self._places, self._pages_a_sequence, eos, device) for rows in (self._slots, 1)
+        )
+        return state, staging
+
+    def _tables(self, speculation: Speculation) -> Tables:
+        """The target's."""
+        return Tables(self.state, self._staging, speculation)
 
     def _exchange(self) -> Exchange:
         here, there = self._placement.target, self._placement.draft
         speculation = Speculation.allocate(self._slots, self._proposed, there)
         if not self._placement.apart:
-            return Exchange(Tables(self.state, speculation))
-        target = Tables(self.state, Speculation.allocate(self._slots, self._proposed, here))
-        draft = Tables(self._sequences(there), speculation)
+            return Exchange(self._tables(speculation))
+        target = self._tables(Speculation.allocate(self._slots, self._proposed, here))
+        draft = Tables(*self._sequences(there), speculation)
         return TwoDevices(target, draft, self._proposed + 1, self._speculation.tree is not None, self._executor)
 
     def _verifier(self, exchange: Exchange, draft: Draft | None = None) -> Verifier:

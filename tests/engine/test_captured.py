@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.cases import MakeEngine, random_prompts
+from engine.cases import FIXED, MakeCaptured, MakeEngine, random_prompts
 from fake_device import FakeDevice, HostRead
 from ssd import Completion, Engine, SamplingParams
 from ssd.decoding.speculator import Speculator
@@ -23,25 +23,6 @@ LENGTHS = (30, 12, 25, 18, 9, 1, 22, 3, 14)  # more requests than slots, and som
 PROMPTS = random_prompts((3, 20, 1, 9, 40, 17, 5, 16, 2))
 GREEDY = [SamplingParams(max_new_tokens=n, ignore_eos=True) for n in LENGTHS]
 SAMPLED = [SamplingParams(temperature=1.0, max_new_tokens=n, ignore_eos=True, seed=n) for n in LENGTHS]
-FIXED = {"fan_out": "uniform", "fallback": "neural"}  # what does not depend on when the host learns
-
-Made = tuple[Engine, FakeDevice]
-MakeCaptured = Callable[..., Made]
-
-
-@pytest.fixture
-def captured(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> MakeCaptured:
-    """Builds engines whose device is a fake: seed is of the order in which it runs."""
-
-    def build(mode: str, seed: int, draft: str | None = "auto", **options: Any) -> Made:
-        device = FakeDevice(seed)
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                "ssd.engine.make_executor", lambda trace, config, *_: CapturedExecutor(trace, device, config.max_batch)
-            )
-            return engine(mode, draft, **options), device
-
-    return build
 
 
 def figures(completions: list[Completion]) -> list[Any]:
@@ -84,7 +65,7 @@ def test_every_order_gives_what_eager_rounds_give(
     for seed in range(4):
         one, _ = captured(mode, seed, draft, max_batch=3, **options)
         assert figures(one.decode(PROMPTS, params)) == expected
-        assert one._pages.available == one._pages.capacity
+        assert one.core.scheduler.pages.available == one.core.scheduler.pages.capacity
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -99,9 +80,9 @@ def test_two_devices_give_what_one_gives(
     assert figures(engine(mode, draft, **apart).decode(PROMPTS, params)) == expected
     for seed in range(4):
         one, _ = captured(mode, seed, draft, **apart)
-        assert one._loop.exchange.draft.state is not one._assembly.state  # type: ignore[union-attr]
+        assert one.core.loop.exchange.draft.state is not one._assembly.state  # type: ignore[union-attr]
         assert figures(one.decode(PROMPTS, params)) == expected
-        assert one._pages.available == one._pages.capacity
+        assert one.core.scheduler.pages.available == one.core.scheduler.pages.capacity
 
 
 def test_a_measured_fan_out_and_fallback_change_no_token(engine: MakeEngine, captured: MakeCaptured) -> None:
@@ -135,7 +116,7 @@ def test_stop_strings_and_logprobs_are_those_of_eager_rounds(engine: MakeEngine,
 def test_a_program_is_recorded_once_for_each_batch_size(captured: MakeCaptured) -> None:
     """1, 2, 4 and the largest, before there are requests; and once more where requests sample."""
     one, device = captured("ssd", 0, max_batch=6, **FIXED)
-    graphs = one._executor._graphs  # type: ignore[attr-defined]
+    graphs = one.core.executor._graphs  # type: ignore[attr-defined]
     programs = {("draft", "look up"), ("draft", "speculate"), ("target", "verify")}
     assert {(lane, name, n) for lane, name, n, _ in graphs} == {(*each, n) for each in programs for n in (1, 2, 4, 6)}
     assert device.captures == len(graphs) == 3 * 4
@@ -175,18 +156,18 @@ def test_the_host_is_two_rounds_ahead(captured: MakeCaptured) -> None:
     """And no more: once the third is begun, the first is read."""
     one, _ = captured("ssd", 0, max_batch=1, **FIXED)
     depths = []
-    begin = one._begin
+    take = one.core._take
 
-    def watched(*arguments: Any) -> None:
-        begin(*arguments)
-        depths.append(len(one._under_way))
+    def watched(oldest: Any) -> Any:
+        depths.append(1 + len(one.core.in_flight))
+        return take(oldest)
 
-    one._begin = watched  # type: ignore[method-assign]
+    one.core._take = watched  # type: ignore[method-assign]
     one.decode(PROMPTS[0], GREEDY[0])
     assert max(depths) == 3  # with the one just begun
 
 
-@pytest.mark.parametrize("where", ["prefill", "look_up", "branch"])
+@pytest.mark.parametrize("where", ["store", "look_up", "branch"])
 def test_a_draft_that_fails_leaves_no_graph_of_its_own(
     engine: MakeEngine, captured: MakeCaptured, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -194,13 +175,13 @@ def test_a_draft_that_fails_leaves_no_graph_of_its_own(
     expected = [c.token_ids for c in engine("ar", max_batch=3).decode(PROMPTS, SAMPLED)]
     for seed in range(3):
         one, _ = captured("ssd", seed, max_batch=3, **FIXED)
-        before = set(one._executor._graphs)  # type: ignore[attr-defined]
-        monkeypatch.setattr(one._loop.speculator, where, lambda *arguments: 1 // 0)  # type: ignore[union-attr]
+        before = set(one.core.executor._graphs)  # type: ignore[attr-defined]
+        monkeypatch.setattr(one.core.loop.speculator, where, lambda *arguments: 1 // 0)  # type: ignore[union-attr]
         with pytest.warns(RuntimeWarning, match="ZeroDivisionError"):
             found = one.decode(PROMPTS, SAMPLED)  # what samples is recorded anew
         assert [c.token_ids for c in found] == expected
         assert all(c.degraded for c in found)
-        assert before and not {name for _, name, *_ in one._executor._graphs} - {"verify"}  # type: ignore[attr-defined]
+        assert before and not {name for _, name, *_ in one.core.executor._graphs} - {"verify"}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("mode", ["sd", "ssd"])
@@ -212,20 +193,20 @@ def test_a_draft_whose_device_is_lost_under_way_loses_nothing(
     expected = [c.token_ids for c in engine("ar", max_batch=3).decode(PROMPTS, GREEDY)]
     for seed in range(3):
         one, device = captured(mode, seed, max_batch=3, draft_device="cpu", **FIXED)
-        take, taken = one._take, []
+        take, taken = one.core._take, []
 
-        def lose(under_way: Any, take: Any = take, taken: list[Any] = taken, device: FakeDevice = device) -> None:
+        def lose(under_way: Any, take: Any = take, taken: list[Any] = taken, device: FakeDevice = device) -> Any:
             taken.append(under_way)
             if len(taken) == after:
                 device.lost.add("draft")
-            take(under_way)
+            return take(under_way)
 
-        monkeypatch.setattr(one, "_take", lose)
+        monkeypatch.setattr(one.core, "_take", lose)
         with pytest.warns(RuntimeWarning, match="the device of the draft is lost"):
             found = one.decode(PROMPTS, GREEDY)
         assert [c.token_ids for c in found] == expected
         assert any(c.degraded for c in found)
-        assert one._pages.available == one._pages.capacity
+        assert one.core.scheduler.pages.available == one.core.scheduler.pages.capacity
         one.close()
 
 
@@ -252,14 +233,14 @@ def test_a_condition_is_looked_at_when_the_program_runs() -> None:
 
 def read_live_state(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The draft has no copy of where the sequences stand: it branches from wherever the target is by then."""
-    speculator = one._loop.speculator  # type: ignore[union-attr]
+    speculator = one.core.loop.speculator  # type: ignore[union-attr]
     live = replace(speculator.draft, length=one._assembly.state.length, last_token=one._assembly.state.last_token)
     monkeypatch.setattr(speculator, "draft", live)
 
 
 def change_tables_under_the_draft(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request is admitted, and one that ended gives its pages back, while branches for the old ones are under way."""
-    monkeypatch.setattr(one._executor, "_join", lambda: None)
+    monkeypatch.setattr(one.core.executor, "_join", lambda: None)
 
 
 def draw_into_the_half_in_use(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +296,7 @@ def read_reports_before_they_are_there(one: Engine, monkeypatch: pytest.MonkeyPa
 
 
 def without_waiting_for_what_is_sent(one: Engine, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    exchange = one._loop.exchange  # type: ignore[union-attr]
+    exchange = one.core.loop.exchange  # type: ignore[union-attr]
     send = getattr(exchange, method)
 
     def hurry(n: int, behind: Any) -> Any:
@@ -336,16 +317,16 @@ def look_up_before_the_outcome_has_arrived(one: Engine, monkeypatch: pytest.Monk
 
 def never_tell_the_draft_who_ended(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rows go on writing to pages that are another's by now."""
-    monkeypatch.setattr(one._loop.exchange, "retire", lambda slot: None)  # type: ignore[union-attr]
+    monkeypatch.setattr(one.core.loop.exchange, "retire", lambda slot: None)  # type: ignore[union-attr]
 
 
 def never_tell_the_draft_of_prompts(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one._loop.exchange, "prefilled", lambda slot, decided: None)  # type: ignore[union-attr]
+    monkeypatch.setattr(one.core.loop.exchange, "enter", lambda slot, decided: None)  # type: ignore[union-attr]
 
 
 def send_the_distributions_of_another_branch(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the half that the branches are drawn into."""
-    leaves, speculation = one._loop.exchange.speculation_leaves, one._loop.exchange.draft.speculation  # type: ignore[union-attr]
+    leaves, speculation = one.core.loop.exchange.speculation_leaves, one.core.loop.exchange.draft.speculation  # type: ignore[union-attr]
 
     def wrong(n: int) -> Any:
         speculation.parity.copy_(1 - speculation.parity)
@@ -353,7 +334,7 @@ def send_the_distributions_of_another_branch(one: Engine, monkeypatch: pytest.Mo
         speculation.parity.copy_(1 - speculation.parity)
         return leaving
 
-    monkeypatch.setattr(one._loop.exchange, "speculation_leaves", wrong)  # type: ignore[union-attr]
+    monkeypatch.setattr(one.core.loop.exchange, "speculation_leaves", wrong)  # type: ignore[union-attr]
 
 
 # Memory for six pages: the fourth request waits until the first two have given theirs back, and the third runs on.
@@ -393,7 +374,7 @@ def test_a_mistake_comes_to_light(
 
     def found_in(seed: int) -> bool:
         one, _ = captured("ssd", seed, **options)
-        one._pages.allocate(one._pages.available - 6)
+        one.core.scheduler.pages.allocate(one.core.scheduler.pages.available - 6)
         with monkeypatch.context() as patch:
             mistake(one, patch)
             return figures(one.decode(TIGHT, TIGHT_PARAMS)) != expected
@@ -413,5 +394,5 @@ def test_tight_memory_is_no_mistake(engine: MakeEngine, captured: MakeCaptured, 
     expected = figures(engine("ssd", **options).decode(TIGHT, TIGHT_PARAMS))
     for seed in range(4):
         one, _ = captured("ssd", seed, **options)
-        one._pages.allocate(one._pages.available - 6)
+        one.core.scheduler.pages.allocate(one.core.scheduler.pages.available - 6)
         assert figures(one.decode(TIGHT, TIGHT_PARAMS)) == expected

@@ -22,12 +22,12 @@ PARAMS = [SamplingParams(max_new_tokens=n) for n in (30, 12, 25, 18, 9)]
 def break_draft(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, phase: str, call: int, error: type[BaseException] = RuntimeError
 ) -> list[int]:
-    """Have the draft model raise in its call-th forward pass within a phase: "prefill", "look_up" or "branch".
+    """Have the draft model raise in its call-th forward pass within a phase: "store" (a prompt), "look_up" or "branch".
 
     Returns where it notes the thread that raised.
     """
-    assert isinstance(engine._loop, (Speculative, SpeculativeSpeculative))
-    speculator, where, calls, raised = engine._loop.speculator, threading.local(), [0], []
+    assert isinstance(engine.core.loop, (Speculative, SpeculativeSpeculative))
+    speculator, where, calls, raised = engine.core.loop.speculator, threading.local(), [0], []
 
     def within(method: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
@@ -39,7 +39,7 @@ def break_draft(
 
         return run
 
-    for name in ("prefill", "look_up", "branch"):
+    for name in ("store", "look_up", "branch"):
         monkeypatch.setattr(speculator, name, within(getattr(speculator, name)))
     forward = speculator.model.forward
 
@@ -66,12 +66,12 @@ def decode_and_warn(engine: Engine, prompts: list[list[int]], params: Any) -> li
 
 
 FAILURES = [
-    ("sd", "prefill", 1),
-    ("sd", "prefill", 4),
+    ("sd", "store", 1),
+    ("sd", "store", 4),
     ("sd", "look_up", 1),
     ("sd", "look_up", 15),
-    ("ssd", "prefill", 1),
-    ("ssd", "prefill", 4),
+    ("ssd", "store", 1),
+    ("ssd", "store", 4),
     ("ssd", "look_up", 1),
     ("ssd", "look_up", 6),
     ("ssd", "branch", 1),
@@ -108,10 +108,10 @@ def test_an_engine_without_its_draft_still_serves(
         found = broken.decode(PROMPTS, PARAMS)
     assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
     assert all(c.degraded and c.stats.mode == "ar" for c in found)
-    assert broken._pages.available == broken._pages.capacity
+    assert broken.core.scheduler.pages.available == broken.core.scheduler.pages.capacity
 
 
-@pytest.mark.parametrize("mode,phase", [("sd", "look_up"), ("ssd", "branch"), ("ssd", "prefill")])
+@pytest.mark.parametrize("mode,phase", [("sd", "look_up"), ("ssd", "branch"), ("ssd", "store")])
 def test_a_request_that_had_ended_before_is_not_degraded(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, phase: str
 ) -> None:
@@ -142,7 +142,7 @@ def test_sampled_requests_are_finished_too(
 # Trees and n-grams --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("phase,call", [("prefill", 1), ("prefill", 4), ("look_up", 1), ("look_up", 2), ("look_up", 14)])
+@pytest.mark.parametrize("phase,call", [("store", 1), ("store", 4), ("look_up", 1), ("look_up", 2), ("look_up", 14)])
 def test_a_draft_that_raises_within_a_tree_loses_nothing(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, phase: str, call: int
 ) -> None:
@@ -174,7 +174,7 @@ def test_a_draft_that_fails_behind_a_verification_keeps_what_was_committed(
 ) -> None:
     """Its own K/V of an accepted path is moved once the target has decided."""
     broken = engine("sd", tree=(2, 2, 1), max_batch=3)
-    fail_at(monkeypatch, broken._loop.speculator, "keep", call)  # type: ignore[union-attr]
+    fail_at(monkeypatch, broken.core.loop.speculator, "keep", call)  # type: ignore[union-attr]
     found = decode_and_warn(broken, PROMPTS, PARAMS)
     assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
     assert found[0].stats.rounds > call
@@ -199,7 +199,7 @@ def test_what_goes_wrong_while_learning_loses_nothing(
 ) -> None:
     """The round it was learning from is committed."""
     broken = engine("ssd", max_batch=3, **options)
-    fail_at(monkeypatch, broken._loop.speculator, "learn", 3)  # type: ignore[union-attr]
+    fail_at(monkeypatch, broken.core.loop.speculator, "learn", 3)  # type: ignore[union-attr]
     found = decode_and_warn(broken, PROMPTS, PARAMS)
     assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
 
@@ -207,7 +207,7 @@ def test_what_goes_wrong_while_learning_loses_nothing(
 @pytest.mark.parametrize("mode", ["sd", "ssd"])
 @pytest.mark.parametrize(
     "call,at",
-    [(call, at) for call in ("admit", "prefilled", "retire") for at in (1, 4)]
+    [(call, at) for call in ("stage", "enter", "retire") for at in (1, 4)]
     + [(call, at) for call in ("send_speculation", "send_outcome") for at in (1, 7)],
 )
 def test_a_draft_whose_device_is_lost_loses_nothing(
@@ -216,17 +216,17 @@ def test_a_draft_whose_device_is_lost_loses_nothing(
     """Whatever the target's side was telling it: the target goes on with what it has."""
     expected = tokens_of(engine("ar").decode(PROMPTS, PARAMS))
     broken = engine(mode, max_batch=3, draft_device="cpu")
-    fail_at(monkeypatch, broken._loop.exchange, call, at)  # type: ignore[union-attr]
+    fail_at(monkeypatch, broken.core.loop.exchange, call, at)  # type: ignore[union-attr]
     found = decode_and_warn(broken, PROMPTS, PARAMS)
     assert tokens_of(found) == expected
     assert any(c.degraded for c in found)
-    assert broken._pages.available == broken._pages.capacity
+    assert broken.core.scheduler.pages.available == broken.core.scheduler.pages.capacity
 
 
 def test_a_draft_that_fails_twice_in_a_round_loses_nothing(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """In its thread, and where it is told of the outcome."""
     broken = engine("ssd", max_batch=3, draft_device="cpu")
-    fail_at(monkeypatch, broken._loop.exchange, "send_outcome", 4)  # type: ignore[union-attr]
+    fail_at(monkeypatch, broken.core.loop.exchange, "send_outcome", 4)  # type: ignore[union-attr]
     break_draft(broken, monkeypatch, "branch", 16)
     assert tokens_of(decode_and_warn(broken, PROMPTS, PARAMS)) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
 
@@ -245,19 +245,19 @@ def test_a_target_that_raises_is_not_taken_for_the_draft(engine: MakeEngine, mon
         raise RuntimeError("no target")
 
     with monkeypatch.context() as patch:
-        patch.setattr(broken._loop.verifier, "verify", fail)
+        patch.setattr(broken.core.loop.verifier, "verify", fail)
         with pytest.raises(RuntimeError, match="no target"):
             broken.decode(PROMPTS, PARAMS)
-    assert broken._pages.available == broken._pages.capacity
+    assert broken.core.scheduler.pages.available == broken.core.scheduler.pages.capacity
     found = broken.decode(PROMPTS, PARAMS)
     assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
     assert not any(c.degraded for c in found)
 
 
 def test_a_failed_draft_leaves_no_thread_behind(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    for phase in ("prefill", "branch"):
+    for phase in ("store", "branch"):
         broken = engine("ssd", max_batch=3)
-        worker = broken._executor._worker
+        worker = broken.core.executor._worker
         broken.decode([1], SamplingParams(max_new_tokens=4))
         break_draft(broken, monkeypatch, phase, 2)
         decode_and_warn(broken, PROMPTS, PARAMS)
@@ -325,7 +325,7 @@ def test_a_draft_whose_distributions_cannot_be_allocated_is_done_without(
     def refuse(*arguments: Any) -> Any:
         raise RuntimeError("out of luck: not enough memory")
 
-    monkeypatch.setattr(without._loop.speculator.speculation, "hold_distributions", refuse)  # type: ignore[union-attr]
+    monkeypatch.setattr(without.core.loop.speculator.speculation, "hold_distributions", refuse)  # type: ignore[union-attr]
     assert not without.decode(PROMPTS[0], PARAMS[0]).degraded
     params = SamplingParams(temperature=1.0, max_new_tokens=20, ignore_eos=True, seed=1)
     found = decode_and_warn(without, PROMPTS, params)

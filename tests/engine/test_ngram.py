@@ -156,7 +156,7 @@ def test_every_miss_gets_what_was_asked_for(engine: MakeEngine, tmp_path: Path, 
 
 def test_an_n_gram_costs_no_pass_of_the_draft(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     one, phases = engine("ssd", fallback="ngram"), []
-    speculator = one._loop.speculator  # type: ignore[union-attr]
+    speculator = one.core.loop.speculator  # type: ignore[union-attr]
     look_up, forward = speculator.look_up, speculator.model.forward
 
     def looking_up(*arguments: Any) -> None:
@@ -205,7 +205,7 @@ def test_auto_takes_what_is_cheaper_by_what_was_measured(
 ) -> None:
     """Rounds of a second, and a draft for a miss that takes next to nothing, or a thousand of them."""
     one = engine("ssd", fallback="auto")
-    chosen = one._loop.speculator.drafting.fallback  # type: ignore[union-attr]
+    chosen = one.core.loop.speculator.drafting.fallback  # type: ignore[union-attr]
     chosen.t_round, chosen.t_neural = [1.0] * 8, [t_neural] * 8
     monkeypatch.setattr(chosen, "times", lambda *spans: None)
     for hit, neural in ((True, True), (False, True), (False, False)):
@@ -217,7 +217,7 @@ def test_auto_takes_what_is_cheaper_by_what_was_measured(
 def test_every_outcome_is_counted_for_where_its_speculation_came_from(engine: MakeEngine) -> None:
     """What "auto" weighs are the decode's own figures: rounds and tokens, by hit, drafted miss and n-gram."""
     one = engine("ssd", fallback="auto", max_batch=3)
-    chosen, turn = one._loop.speculator.drafting.fallback, [0]  # type: ignore[union-attr]
+    chosen, turn = one.core.loop.speculator.drafting.fallback, [0]  # type: ignore[union-attr]
 
     def alternate(n: int) -> str:
         turn[0] += 1

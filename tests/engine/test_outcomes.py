@@ -42,7 +42,7 @@ class LookUp:
 
 
 def speculator_of(engine: Engine) -> Speculator:
-    speculator = engine._loop.speculator  # type: ignore[union-attr]
+    speculator = engine.core.loop.speculator  # type: ignore[union-attr]
     assert isinstance(speculator, Speculator)
     return speculator
 
@@ -52,10 +52,10 @@ def decode(
 ) -> tuple[list[Completion], list[list[LookUp]], list[LookUp]]:
     """(completions, every sequence's look-ups, all of them in the order in which they were seen). Prompts differ in their lengths."""
     found: dict[int, list[LookUp]] = {len(prompt): [] for prompt in prompts}
-    in_order, run_round = [], engine._loop.round
+    in_order, run_round = [], engine.core.loop.round
 
     def watched(n: int) -> Any:
-        running = dict(engine._scheduler.running)
+        running = dict(engine.core.scheduler.running)
         result = run_round(n)
         for slot, request in sorted(running.items()):
             after_hit, spec_len, k, rank = result.seen.tolist()[slot]
@@ -66,7 +66,7 @@ def decode(
                 in_order.append(found[len(request.prompt)][-1])
         return result
 
-    engine._loop.round = watched  # type: ignore[method-assign]
+    engine.core.loop.round = watched  # type: ignore[method-assign]
     completions = engine.decode(prompts, params)
     assert not any(completion.degraded for completion in completions)
     return completions, list(found.values()), in_order

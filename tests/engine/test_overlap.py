@@ -28,7 +28,7 @@ def before(monkeypatch: pytest.MonkeyPatch, owner: object, method: str, act: Cal
 
 
 def parts(engine: Engine) -> SpeculativeSpeculative:
-    loop = engine._loop
+    loop = engine.core.loop
     assert isinstance(loop, SpeculativeSpeculative)
     return loop
 

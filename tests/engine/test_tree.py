@@ -143,7 +143,7 @@ def test_an_accepted_path_that_is_not_moved_is_found(
 
 def test_a_draft_s_path_that_is_not_moved_is_found(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     one = engine("sd", "self:3", tree=(2, 2, 2))
-    monkeypatch.setattr(one._loop.speculator, "keep", lambda n, path: None)  # type: ignore[union-attr]
+    monkeypatch.setattr(one.core.loop.speculator, "keep", lambda n, path: None)  # type: ignore[union-attr]
     assert one.decode(PROMPTS[0], SamplingParams(max_new_tokens=41, ignore_eos=True)).stats.rounds > 10
 
 
