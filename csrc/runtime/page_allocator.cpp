@@ -1,4 +1,5 @@
-// The page allocator: a stack of free pages and a flag a page, so that a page given back twice is an error and not a shared page.
+// The page allocator: a stack of free pages, and a flag for each page, so that freeing a page twice is an error and never
+// shares it.
 #include "runtime/page_allocator.h"
 
 #include <numeric>

@@ -1,5 +1,5 @@
-// Which pages of a K/V cache are free. Host side and single threaded: the scheduler owns it and reserves ahead of the rounds in
-// flight, so no kernel ever asks for memory.
+// The free pages of a K/V cache. It lives on the host and is single-threaded: the scheduler owns it and reserves pages before
+// it starts a round, so no kernel ever allocates.
 #pragma once
 
 #include <cstdint>
@@ -10,13 +10,14 @@ namespace ssd {
 
 class PageAllocator {
  public:
-  // Hands out pages 1 .. num_pages - 1. Page 0 is the null page (common/paging.h): written to, never owned.
+  // Has the pages 1 .. num_pages - 1. Page 0 is the null page (common/paging.h), which is never allocated.
   explicit PageAllocator(int32_t num_pages);
 
-  // `count` pages, last freed first, in a fresh allocator from page 1 up. Throws, and takes none, where there are too few.
+  // Returns `count` pages, the last freed first; a fresh allocator starts at page 1. Throws, and takes none, if there are too
+  // few.
   std::vector<int32_t> allocate(int32_t count);
 
-  // Gives pages back. Throws, and frees none, if one of them was not handed out or occurs twice.
+  // Frees pages. Throws, and frees none, if one of them is not allocated or occurs twice.
   void free(std::span<const int32_t> pages);
 
   int32_t available() const { return static_cast<int32_t>(free_.size()); }
