@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from common import machine
+from common.options import add_flags
 from common.results import DECODE, write_result
 from common.statistics import hits_per_k, interval, middle
 from common.workload import Workload, add_options, prepared
@@ -62,7 +63,7 @@ def of_mode(completions: list[Completion], floor_s: float) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, DECODE.what)
-    parser.add_argument("--temperature", type=float, default=0.0)
+    add_flags(parser, "temperature")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
     args = parser.parse_args()

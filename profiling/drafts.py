@@ -20,17 +20,17 @@ from typing import Any
 
 import torch
 from common import machine
+from common.options import add_flags
 from common.results import DRAFTS, settings_of, write_result
 from common.statistics import interval
 from common.statistics import tokens_per_round as pooled_tokens_per_round
 from common.workload import PromptFile
 
 from ssd import Completion, Engine, SamplingParams
-from ssd.kv.cache import KVCache, Rows
+from ssd.kv.cache import PAGE_SIZE, KVCache, Rows
 from ssd.models.pair import Draft, load_draft, load_target
 from ssd.models.registry import draft_named
 
-PAGE_SIZE = 16
 KEYS = 256  # each row of a timed step attends to so many
 STEPS = 200
 
@@ -58,7 +58,7 @@ def tokens_per_round(completions: Sequence[Completion]) -> dict[str, Any] | None
 def step_ms(draft: Draft, rows: int, threads: int) -> float:
     """The median time of one greedy draft step: a forward pass of `rows` rows, each of its own sequence, and their argmax."""
     model, pages = draft.model, -(-KEYS // PAGE_SIZE)
-    cache = KVCache(model.config, 1 + rows * pages, PAGE_SIZE, model.dtype, model.device)
+    cache = KVCache(model.config, 1 + rows * pages, model.dtype, model.device)
     table = 1 + torch.arange(rows * pages, dtype=torch.int32).view(rows, pages)
     last = torch.full((rows,), KEYS - 1, dtype=torch.int32)
     step = Rows(
@@ -91,10 +91,7 @@ def main() -> None:
     )
     parser.add_argument("--prompts", action="append", required=True, metavar="FILE.jsonl:FIELD")
     parser.add_argument("--limit", type=int, default=1_000_000, help="prompts taken from each file")
-    parser.add_argument("--target", default="smollm2-135m")
-    parser.add_argument("--lookahead", type=int, default=4)
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--max-batch", type=int, default=16)
+    add_flags(parser, "target", "lookahead", max_new_tokens=128, max_batch=16)
     parser.add_argument("--rows", default="1,8")
     parser.add_argument("--name", default=DRAFTS.what, help="name of the result file")
     args = parser.parse_args()

@@ -19,14 +19,15 @@ from statistics import mean
 from typing import Any
 
 from common import machine
+from common.options import add_flags
 from common.results import HIT_RATES, settings_of, write_result
 from common.spans import recorded_decode
 from common.statistics import interval, tokens_per_round, total_accepted, total_hits
 from common.workload import PromptFile
 
 from ssd import Completion, Engine, SamplingParams
+from ssd.decoding.cache import SpeculationCache
 from ssd.decoding.fanout import Measured, tables
-from ssd.decoding.speculator import Speculator
 
 FAN_OUTS = ("measured", "geometric", "uniform")
 
@@ -86,7 +87,7 @@ def replay(recorded: Record, fan_out: str | Sequence[int], lookahead: int, budge
         in_use = newest
         for after_hit, at in seen if measured is not None else ():
             measured.observe(after_hit, at.spec_len, at.k, at.rank)
-            if measured.observations % Speculator.REFRESH == 0:
+            if measured.observations % SpeculationCache.REFRESH == 0:
                 newest = measured.tables().tolist()
     return [(hits, look_ups) for hits, look_ups in counts]
 
@@ -120,15 +121,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", action="append", required=True, metavar="FILE.jsonl:FIELD")
     parser.add_argument("--limit", type=int, default=32, help="prompts taken from each file")
-    parser.add_argument("--target", default="smollm2-135m")
-    parser.add_argument("--draft", default="self:25")
-    parser.add_argument("--lookahead", type=int, default=4)
+    add_flags(parser, "target", "lookahead", "threads", draft="self:25", max_new_tokens=128, max_batch=8)
     parser.add_argument("--budgets", default="8,16")
     parser.add_argument("--temperatures", default="0,1")
     parser.add_argument("--saguaro-c", default="1,0.7,0.5,0.3", help="values of C, used at temperatures above 0")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--max-batch", type=int, default=8)
-    parser.add_argument("--threads", type=int)
     parser.add_argument("--name", default=HIT_RATES.what, help="name of the result file")
     args = parser.parse_args()
     budgets = [int(b) for b in args.budgets.split(",")]
@@ -143,7 +139,15 @@ def main() -> None:
                 alone = [0] * args.lookahead + [1]  # the engine's own fan-out: as few guesses as possible
                 options = {"saguaro_c": c, "saguaro_f": group[0] // (args.lookahead + 1) + 1, "threads": args.threads}
                 engine = Engine(
-                    args.target, args.draft, "ssd", args.lookahead, 1, alone, "neural", max_batch=args.max_batch, **options
+                    args.target,
+                    args.draft,
+                    "ssd",
+                    lookahead=args.lookahead,
+                    budget=1,
+                    fan_out=alone,
+                    fallback="neural",
+                    max_batch=args.max_batch,
+                    **options,
                 )
                 params = SamplingParams(temperature=temperature, max_new_tokens=args.max_new_tokens)
                 with engine:

@@ -45,11 +45,11 @@ def draft_alone_ms(engine: Engine, batch: int, runs: int = 20) -> float:
     """The time of a round's branches while the target is idle. The sequences have ended, so they attend to almost no keys."""
     loop, executor = engine.core.loop, engine.core.executor
     assert isinstance(loop, SpeculativeSpeculative)
-    n, sampled = executor.batch(batch), loop.speculator.speculation.sampled
+    n, sampled = executor.batch(batch), loop.cache.tables.speculation.sampled
     times = []
     with torch.inference_mode():
         for _ in range(runs):
-            run = executor.start("speculate", lambda: loop.speculator.branch(n), n, sampled)
+            run = executor.start("speculate", lambda: loop.cache.branch(n), n, sampled)
             run.wait()
             times.append(run.span.ms)
     return median(times)
@@ -57,7 +57,7 @@ def draft_alone_ms(engine: Engine, batch: int, runs: int = 20) -> float:
 
 def figures(spans: Sequence[Span], completions: Sequence[Completion], batch: int) -> dict[str, Any]:
     """One mode's figures: medians over its rounds, in ms, and rates over the whole decode."""
-    look_ups, branches = named(spans, "look up"), named(spans, "speculate")
+    drafts, branches = named(spans, "draft"), named(spans, "speculate")
     verifications = named(spans, "verify")
     counted = [
         s for s in verifications if s.details.get("hits", 0) + s.details.get("misses", 1)
@@ -71,7 +71,7 @@ def figures(spans: Sequence[Span], completions: Sequence[Completion], batch: int
     stats = [c.stats for c in completions]
     return {
         "t_verify_ms": middle(s.ms for s in counted),
-        "t_draft_ms": middle(s.ms for s in branches or look_ups),
+        "t_draft_ms": middle(s.ms for s in branches or drafts),
         "hidden_draft_ms": middle(overlaps_ms(branches, verifications)),
         "gap_after_hit_ms": middle(gaps_ms[False]),
         "gap_after_miss_ms": middle(gaps_ms[True]),

@@ -9,103 +9,55 @@ import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from inspect import signature
 from typing import Any, overload
 
 import torch
 
 from ssd.errors import CheckpointError, SsdError
+from ssd.fields import check_known, options_of
 from ssd.models import registry
 from ssd.models.pair import Draft, Progress, Target, load_draft, load_target
 from ssd.models.prompts import Prompt, is_single
 from ssd.models.tokenizer import Tokenizer
 from ssd.models.transformer import Transformer
-from ssd.options import DtypeName, EngineConfig, Fallback, FanOut, Mode, ModeName, SamplingParams, SpeculationConfig
+from ssd.options import EngineOptions, ModeName, SamplingParams, engine_signature, lists_options
 from ssd.requests import Completion, InputProcessor, Params, Request, Stream
 from ssd.runtime.executor import Executor
 from ssd.runtime.placement import Placement, make_executor, memory_for_kv, place
 from ssd.runtime.trace import Trace
 from ssd.serving.assembly import Assembly
 from ssd.serving.footprint import Footprint
+from ssd.serving.mode import Mode, resolve_mode
 
 
+@lists_options
 class Engine:
     """A target, its draft, and everything their rounds need.
 
-    target: a known model ("smollm2-135m"), a Hugging Face directory, a .gguf file or a hub id. draft: "auto" (the known draft of that
-    target, or none), a model like the target, "self:N" (the target's first N layers), "ngram" (no model: what followed before), or
-    None. mode: "ar", "sd", "ssd", or "auto".
-    lookahead, budget, fan_out, fallback, saguaro_c, saguaro_f, tree: see `SpeculationConfig`. dtype: "bfloat16", "float32", or "auto":
-    bfloat16 where the device computes in it. device: "cpu" (also "auto"), or a GPU, "cuda" or "cuda:N". max_batch: sequences running
-    at once. max_context: tokens of a sequence, prompt and output (None: what the model was trained for). gpu_memory_utilization: of all
-    of a GPU's memory, for weights and K/V. draft_device: a device for the draft (None: the target's, whose tables it shares).
-    draft_sms: multiprocessors of a shared GPU that the draft may use (None: all). threads, draft_threads: of the target and of SSD's
-    draft (None: all cores, one of them the draft's in "ssd"). pace: (verify_ms, draft_ms), the least time of a forward pass of each
-    model. seed: of requests that bring none. progress: called with the fraction done of loading the target and, on a GPU, recording
-    rounds.
-
+    progress is called with the fraction done of loading the target and, on a GPU, of recording rounds; the other arguments are options.
     Raises SsdError (bad arguments) and CheckpointError (a model that cannot be used).
     """
 
     def __init__(
         self,
         target: str,
-        draft: str | None = "auto",
-        mode: ModeName = "auto",
-        lookahead: int = 4,
-        budget: int = 8,
-        fan_out: FanOut = "measured",
-        fallback: Fallback = "auto",
-        saguaro_c: float = 1.0,
-        saguaro_f: int | None = None,
-        tree: Sequence[int] | None = None,
-        dtype: DtypeName = "auto",
-        device: str = "auto",
-        max_batch: int = 8,
-        max_context: int | None = None,
-        gpu_memory_utilization: float = 0.9,
-        draft_device: str | None = None,
-        draft_sms: int | None = None,
-        threads: int | None = None,
-        draft_threads: int | None = None,
-        pace: tuple[float, float] | None = None,
-        seed: int = 0,
+        draft: str | None = EngineOptions.draft,
+        mode: ModeName = EngineOptions.mode,
+        *,
         progress: Progress | None = None,
+        **options: Any,
     ) -> None:
-        self.config = EngineConfig(
-            target=str(target),
-            draft=draft,
-            mode=mode,
-            dtype=dtype,
-            device=device,
-            max_batch=max_batch,
-            max_context=max_context,
-            gpu_memory_utilization=gpu_memory_utilization,
-            draft_device=draft_device,
-            draft_sms=draft_sms,
-            threads=threads,
-            draft_threads=draft_threads,
-            pace=pace,
-            seed=seed,
-        )
-        self.speculation_config = SpeculationConfig(
-            lookahead=lookahead,
-            budget=budget,
-            fan_out=fan_out,
-            fallback=fallback,
-            saguaro_c=saguaro_c,
-            saguaro_f=saguaro_f,
-            tree=tree,
-        )
-        draft_name = registry.draft_named(draft, self.config.target)
-        mode_in_use = self.config.resolve_mode(draft_name is not None, tree)
+        self.options = EngineOptions.of(target, draft=draft, mode=mode, **options)
+        draft_name = registry.draft_named(draft, self.options.target)
+        mode_in_use = resolve_mode(self.options, draft_name is not None)
+        max_context = self.options.max_context
         progress = progress or (lambda fraction: None)
-        placement = place(self.config)
-        executor = make_executor(Trace(), self.config, placement, self._draft_threads)
+        placement = place(self.options)
+        executor = make_executor(Trace(), self.options, placement, self._draft_threads)
         share = 0.8 if executor.prepared else 1.0  # of the progress; the rest is recording
-        with _fits(f"the weights of {self.config.target!r}", "free some, or choose a smaller model"):
+        with _fits(f"the weights of {self.options.target!r}", "free some, or choose a smaller model"):
             target_model = load_target(
-                self.config.target,
+                self.options.target,
                 placement.dtype,
                 placement.target,
                 lambda context: self._positions(max_context or context),
@@ -122,22 +74,19 @@ class Engine:
         cls,
         target: Target,
         draft: Draft | None = None,
-        config: EngineConfig | None = None,
-        speculation: SpeculationConfig | None = None,
+        options: EngineOptions | None = None,
         executor: Executor | None = None,
     ) -> Engine:
         """An engine of models that are loaded already, for benchmarks and tests.
 
-        Rotary positions must reach 2·(lookahead + 1) beyond max_context. config.target and config.draft are names only, but "ngram" as
-        draft means n-gram speculation. executor: None makes the one that config asks for.
+        Rotary positions must reach 2·(lookahead + 1) beyond max_context. options.target and options.draft are names only, but "ngram" as
+        draft means n-gram speculation. executor: None makes the one that the options ask for.
         """
         engine = cls.__new__(cls)
-        engine.config = config or EngineConfig(target.name)
-        engine.speculation_config = speculation or SpeculationConfig()
-        has_draft = draft is not None or engine.config.draft == "ngram"
-        mode = engine.config.resolve_mode(has_draft, engine.speculation_config.tree)
-        placement = place(engine.config)
-        executor = executor or make_executor(Trace(), engine.config, placement, engine._draft_threads)
+        engine.options = options or EngineOptions(target.name)
+        mode = resolve_mode(engine.options, draft is not None or engine.options.draft == "ngram")
+        placement = place(engine.options)
+        executor = executor or make_executor(Trace(), engine.options, placement, engine._draft_threads)
         engine._set_up(target, draft if mode != "ar" else None, None, mode, placement, executor)
         engine._warm_up(lambda fraction: None)
         return engine
@@ -153,30 +102,30 @@ class Engine:
     ) -> None:
         """lost: the error that the draft could not be loaded for."""
         self._target = target
-        self.max_context = self.config.max_context or target.context
+        self.max_context = self.options.max_context or target.context
         if self.max_context > target.context:
             raise SsdError(
                 f"max_context is {self.max_context}; {target.name!r} was trained for {target.context} tokens, use at most that."
             )
-        with _fits(f"K/V for gpu_memory_utilization={self.config.gpu_memory_utilization:g}", "lower it"):
+        with _fits(f"K/V for gpu_memory_utilization={self.options.gpu_memory_utilization:g}", "lower it"):
             self._assembly = Assembly(
-                self.config, self.speculation_config, placement, target, draft, mode, self.max_context, executor
+                self.options, self.options.speculation, placement, target, draft, mode, self.max_context, executor
             )
         self.core = self._assembly.core(lost, lambda: self.threads)
         self.trace = executor.trace
-        self._inputs = InputProcessor(target, self.max_context, self.config.seed)
+        self._inputs = InputProcessor(target, self.max_context, self.options.seed)
 
     def _positions(self, context: int) -> int:
         """Rotary positions: padding rows and branches after the last tokens reach a little beyond the context."""
-        return context + 2 * (self.speculation_config.lookahead + 1)
+        return context + 2 * (self.options.speculation.lookahead + 1)
 
     def _load_draft(self, name: str, target: Target, device: torch.device) -> tuple[Draft | None, Exception | None]:
         """The draft, or None and the error that it could not be loaded for."""
-        context = self.config.max_context or target.context
+        context = self.options.max_context or target.context
         try:
             draft = load_draft(name, target, self._positions(context), device)
             if device != target.model.device:
-                memory_for_kv(self.config, device)
+                memory_for_kv(self.options, device)
         except (CheckpointError, MemoryError, RuntimeError) as error:
             return None, error
         return draft, None
@@ -204,11 +153,11 @@ class Engine:
     def threads(self) -> int:
         """Intra-op threads of the target: all cores, but those that SSD's draft has for itself."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return self.config.threads or (max(1, cores - self._draft_threads) if self.mode == "ssd" else cores)
+        return self.options.threads or (max(1, cores - self._draft_threads) if self.mode == "ssd" else cores)
 
     @property
     def _draft_threads(self) -> int:
-        return self.config.draft_threads or 1
+        return self.options.draft_threads or 1
 
     @property
     def footprint(self) -> Footprint:
@@ -290,17 +239,15 @@ def decode(prompts: Prompt, target: str = ..., *, raw: bool = ..., **options: An
 @overload
 def decode(prompts: Sequence[Prompt], target: str = ..., *, raw: bool = ..., **options: Any) -> list[Completion]: ...
 def decode(
-    prompts: Prompt | Sequence[Prompt], target: str = "smollm2-135m", *, raw: bool = False, **options: Any
+    prompts: Prompt | Sequence[Prompt], target: str = EngineOptions.target, *, raw: bool = False, **options: Any
 ) -> Completion | list[Completion]:
     """Decode with an engine that is loaded at the first call and kept for the next ones with the same options.
 
     options: `SamplingParams` fields and `Engine` arguments; `seed` is the request's. Returns what `Engine.decode` returns.
     """
-    sampling = {k: v for k, v in options.items() if k in SamplingParams.__dataclass_fields__}
-    known = [*SamplingParams.__dataclass_fields__, *list(signature(Engine).parameters)[1:]]
-    for name in options:
-        if name not in known:
-            raise SsdError(f"the option {name!r} is not known; it can be {', '.join(known)}.")
+    known = options_of(SamplingParams)
+    check_known(options, [*known, *list(engine_signature().parameters)[1:]])
+    sampling = {k: v for k, v in options.items() if k in known}
     engine_options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if k not in sampling}
     return _cached_engine(target, tuple(sorted(engine_options.items()))).decode(prompts, SamplingParams(**sampling), raw=raw)
 

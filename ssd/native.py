@@ -1,4 +1,4 @@
-"""The extension, loaded only once it is known to fit the running torch; loading it registers torch.ops.ssd."""
+"""Loads the extension, after checking that it fits the running torch. Loading it registers torch.ops.ssd."""
 
 from ssd._check import check_torch
 

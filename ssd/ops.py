@@ -1,14 +1,15 @@
-"""The documented Python face of `torch.ops.ssd`: shapes, dtypes, errors and the source of each op.
+"""The documented Python functions for `torch.ops.ssd`: shapes, dtypes, errors and the source of each op.
 
-The schemas are csrc/ops.cpp. Every op has a CPU implementation in csrc/cpu; CUDA kernels are csrc/cuda, bound in csrc/cuda_ops.
-Every op checks shape, dtype, device and contiguity and raises RuntimeError naming the argument that is wrong.
+The schemas are in csrc/ops.cpp. Every op has a CPU implementation in csrc/cpu; the CUDA kernels are in csrc/cuda and are bound
+in csrc/cuda_ops. Every op checks shape, dtype, device and contiguity, and raises RuntimeError that names the wrong argument.
 
-Letters: R rows, S sequence slots, K lookahead, B budget, V the target's vocabulary, Vd the draft's, D head size, T = K + 1 rows
-a sequence for a chain or the number of nodes for a tree. A trailing ! marks what an op writes. Unless an argument says
-otherwise tensors are contiguous; activations ("run dtype") are float32 or bfloat16 on the CPU, bfloat16 or float16 on CUDA.
+Letters: R rows, S sequence slots, K lookahead, B budget, V the target's vocabulary, Vd the draft's, D head size, T rows per
+sequence (K + 1 for a chain, the number of nodes for a tree). A trailing ! marks a tensor that the op writes. Tensors are
+contiguous unless stated otherwise. The run dtype, which activations have, is float32 or bfloat16 on the CPU, and bfloat16 on
+CUDA.
 
-Row invariance: a row's result depends neither on the other rows of the call nor on the number of threads. Greedy AR = SD = SSD
-and sampled SSD = SD, bit for bit, rest on it.
+Row invariance: a row's result depends neither on the other rows of the call nor on the number of threads. Two guarantees rest
+on it: greedy AR, SD and SSD give the same tokens, and sampled SSD gives the same tokens as sampled SD.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import ssd.native  # noqa: F401  (registers torch.ops.ssd)
 STATS = 8
 """Columns of `row_stats`: max, log-sum, cut value, cut id, top value, top id, scale, log C (csrc/common/distribution.h)."""
 
-EPILOGUES = ("none", "add", "silu_mul", "float32")
+EPILOGUES = ("none", "add", "silu_mul")
 
 _ssd = torch.ops.ssd
 
@@ -30,21 +31,22 @@ _ssd = torch.ops.ssd
 
 
 def pack_weight(weight: Tensor, epilogue: str = "none", scale: Tensor | None = None) -> Tensor:
-    """Lay a weight out for `linear`, once, at load.
+    """Pack a weight into the layout that `linear` reads, once, at load.
 
-    weight: [out, in], run dtype, or int8 with scale, [out] float32 (on a CPU; the weight is then its product with scale, and x must be
-    bfloat16). For the epilogue "silu_mul" it holds the gate's rows over the up projection's, so out is even.
-    Returns an opaque tensor of the same dtype; its layout is the device's own and may be padded.
-    Raises RuntimeError for another dtype, a scale without int8 or int8 without one, an unknown epilogue, or an odd number of gate and
-    up rows; on CUDA also where in is no multiple of 8.
+    weight: [out, in], run dtype; or int8 with scale, [out] float32 (CPU only; the real weight is weight · scale, and the x of
+    `linear` must be bfloat16). For the epilogue "silu_mul" the gate's rows come first, then the up projection's, so out is
+    even.
+    Returns an opaque tensor of the same dtype; the layout depends on the device and may be padded.
+    Raises RuntimeError for another dtype, a scale without int8 or int8 without a scale, an unknown epilogue, or an odd out for
+    "silu_mul"; on CUDA also if in is not a multiple of 8.
     """
     return _ssd.pack_weight.default(weight, epilogue, scale)
 
 
 def embed(ids: Tensor, table: Tensor) -> Tensor:
-    """Rows of the embedding table.
+    """Look up rows of the embedding table.
 
-    ids: [R] int32; an id outside [0, rows of table) reads row 0, so that the masked rows of a fixed-shape round need no branch.
+    ids: [R] int32; an id outside [0, vocabulary) reads row 0, so that masked rows of a fixed-shape round need no special case.
     table: [vocabulary, d], run dtype. Returns [R, d].
     """
     return _ssd.embed.default(ids, table)
@@ -55,11 +57,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _ssd.rms_norm.default(x, weight, eps)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """residual! += x, then RMSNorm of the rounded sum. x, residual: [R, d]; weight: [d]. Returns [R, d]."""
-    return _ssd.add_rms_norm.default(x, residual, weight, eps)
-
-
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -67,16 +64,17 @@ def linear(
     epilogue: str = "none",
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    float32_out: bool = False,
 ) -> Tensor:
-    """x · weightᵀ with float32 accumulation, through one read of the weights for up to 256 rows.
+    """x · weightᵀ, accumulated in float32. Up to 256 rows share one read of the weights.
 
     x: [R, in], run dtype. weight: from `pack_weight` with the same epilogue. out_features: rows of the weight before packing.
-    bias: [out_features]. residual: [R, out_features], with "add" only.
-    Epilogues: "none"; "add": + residual; "silu_mul": silu(gate) · up, [R, out_features / 2]; "float32": not rounded to the run
-    dtype, for logits. All are applied in float32 before the one rounding.
-    Returns [R, out_features], run dtype unless the epilogue says otherwise.
+    bias: [out_features]. residual: [R, out_features], for "add" only.
+    Epilogues, all computed in float32 before the result is rounded once: "none"; "add" adds residual; "silu_mul" returns
+    silu(gate) · up, [R, out_features / 2]. float32_out: leave the result in float32, for logits.
+    Returns [R, out_features], run dtype or float32, except as the epilogue says.
     """
-    return _ssd.linear.default(x, weight, out_features, epilogue, bias, residual)
+    return _ssd.linear.default(x, weight, out_features, epilogue, bias, residual, float32_out)
 
 
 def rope_store_kv(
@@ -92,11 +90,11 @@ def rope_store_kv(
     k_norm: Tensor | None = None,
     eps: float = 0.0,
 ) -> None:
-    """Rotate q in place and write rotated k, and v, to the paged cache (rotary embedding, Su et al. 2021; halves, not pairs).
+    """Rotate q in place; write rotated k, and v, to the paged cache (rotary embedding, Su et al. 2021; halves, not pairs).
 
-    q!: [R, Hq, D]; k, v: [R, Hkv, D]; a row may be a slice of a wider row (only the last two dimensions are contiguous).
-    cos_sin: [positions, D] float32, cos of the D/2 frequencies, then sin. positions, kv_slots: [R] int32.
-    q_norm, k_norm: [D], RMSNorm of each head before the rotation (Qwen3), with eps; both or neither.
+    q!: [R, Hq, D]; k, v: [R, Hkv, D]; a row may be a slice of a wider row (only the last two dimensions must be contiguous).
+    cos_sin: [positions, D] float32, the cos of the D/2 angles and then their sin. positions, kv_slots: [R] int32.
+    q_norm, k_norm: [D], weights of an RMSNorm over each head before the rotation (Qwen3), with eps; give both or neither.
     k_cache!, v_cache!: [pages, page_size, Hkv, D], run dtype.
     """
     _ssd.rope_store_kv.default(q, k, v, cos_sin, positions, kv_slots, k_cache, v_cache, q_norm, k_norm, eps)
@@ -113,28 +111,29 @@ def paged_attention(
     suffix_slots: Tensor | None = None,
     suffix_len: Tensor | None = None,
 ) -> Tensor:
-    """Attention of rows over a paged prefix of their sequence, then over an explicit suffix of further KV slots.
+    """Attention of each row over a paged prefix of its sequence, followed by an explicit suffix of KV slots.
 
+    This one op serves prefill, decode, chain and tree verification and the draft's branches, without masks.
     q: [R, Hq, D] (rows may be strided); k_cache, v_cache: [pages, page_size, Hkv, D]; Hq a multiple of Hkv,
-    at most 32 times (CUDA: 16); D a multiple of 16 up to 256 (CUDA: 64, 80, 96, 128 or 256). scale: on CUDA above 0.
-    page_table: [S, P] int32; row_seq: [R] int32 in [0, S); prefix_len: [R] int32 ≥ 0.
-    suffix_slots: [R, W] int32, of which the first suffix_len[R] count; both or neither. A row must see at least one key.
-    Key j of a row is page_table's for j < prefix_len, else suffix_slots[j − prefix_len]; moving a key between the two changes no
-    bit. Softmax in float32. Returns [R, Hq, D], run dtype. One op serves prefill, decode, chain and tree verification and the
-    draft's branches; no mask is ever built.
+    at most 32 times (CUDA: 16); D a multiple of 16 up to 256 (CUDA: 64, 80, 96, 128 or 256). scale: above 0 on CUDA.
+    page_table: [S, P] int32; row_seq: [R] int32 in [0, S), the row of page_table; prefix_len: [R] int32 ≥ 0.
+    suffix_slots: [R, W] int32 with suffix_len [R] int32; row r uses its first suffix_len[r] slots; give both or neither. A row
+    must see at least one key. Key j of a row is in its pages for j < prefix_len, else in suffix_slots[j − prefix_len]. Moving a
+    key from one to the other changes no bit of the result. Softmax in float32. Returns [R, Hq, D], run dtype.
     """
     return _ssd.paged_attention.default(q, k_cache, v_cache, page_table, row_seq, prefix_len, scale, suffix_slots, suffix_len)
 
 
 def move_kv(kv: Tensor, src: Tensor, dst: Tensor) -> None:
-    """Copy K/V places, in all layers: what makes an accepted tree path contiguous again.
+    """Copy the K/V of slots to other slots, in all layers. It makes the K/V of an accepted tree path contiguous.
 
-    kv!: [layers, 2, pages, page_size, Hkv, D]; src, dst: [N] int32 KV slots. Moves happen in order i = 0..N−1; a negative src or dst skips.
+    kv!: [layers, 2, pages, page_size, Hkv, D]; src, dst: [N] int32 KV slots. Moves happen in the order i = 0..N−1; a move with
+    a negative src or dst is skipped.
     """
     _ssd.move_kv.default(kv, src, dst)
 
 
-# What tokens are drawn from, and drawing -------------------------------------------------------------------------------------
+# Distributions and sampling --------------------------------------------------------------------------------------------------
 
 
 def row_stats(
@@ -146,23 +145,26 @@ def row_stats(
     saguaro_f: int = 0,
     saguaro_c: float = 1.0,
 ) -> Tensor:
-    """The processed distribution of each row as eight numbers, from which any probability costs one exp.
+    """The processed distribution of each row as eight numbers; with them any probability costs one exp.
 
-    logits: [R, V] float32. temperature, top_p, min_p: [R] float32; top_k: [R] int32. Processing in this order, ties to the lower id:
-    temperature (0: the point mass on the argmax), the top_k largest (0: all), the shortest prefix with probability ≥ top_p (1: all),
-    those with probability ≥ min_p · the largest (0: all). Then, for a draft, the top saguaro_f entries are multiplied by saguaro_c
-    in (0, 1] and everything renormalised (arXiv 2603.03251, Definition 14); C = 1 changes nothing.
+    logits: [R, V] float32. temperature, top_p, min_p: [R] float32; top_k: [R] int32. Processing, in this order, with ties to
+    the lower id: divide by temperature (0: a point mass on the argmax); keep the top_k largest (0: all); keep the shortest
+    prefix whose probabilities sum to at least top_p (1: all); keep those of at least min_p times the largest (0: all). Then,
+    for a draft, multiply the top saguaro_f entries by saguaro_c in (0, 1] and renormalise (arXiv 2603.03251, Definition 14);
+    saguaro_c = 1 changes nothing.
     Returns [R, STATS] float32.
     """
     return _ssd.row_stats.default(logits, temperature, top_k, top_p, min_p, saguaro_f, saguaro_c)
 
 
 def sample(logits: Tensor, stats: Tensor, seed: Tensor, position: Tensor, m: int = 1, id_of: Tensor | None = None) -> Tensor:
-    """Draw m tokens a row without replacement, in drawn order, by an exponential race over counter-based noise (Gumbel top-m).
+    """Draw m tokens per row without replacement, by an exponential race over counter-based noise (Gumbel top-m).
 
-    logits: [R, V] float32; stats: its `row_stats`; seed: [R] int64; position: [R] int32, the position of the token drawn.
-    id_of: [V] int32, the target id of each draft column, ascending. A greedy row gives its m largest in order (value, then id).
-    Returns [R, m] int32 target ids, −1 where the distribution has fewer than m entries (only past the first).
+    logits: [R, V] float32; stats: their `row_stats`; seed: [R] int64; position: [R] int32, the position of the drawn token.
+    id_of: [V] int32, the target id of each draft column, ascending. A greedy row returns its m largest by value, ties to the
+    lower id.
+    Returns [R, m] int32 target ids in the order drawn, then −1 if the distribution has fewer than m entries (it has at least
+    one).
     """
     return _ssd.sample.default(logits, stats, seed, position, m, id_of)
 
@@ -179,13 +181,14 @@ def fork(
     budget: int,
     id_of: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The likely outcomes of the verification under way: for each accepted count k the F_k likeliest next tokens.
+    """Guess the outcomes of the verification in flight: for each accepted count k, the F_k likeliest next tokens.
 
-    logits: [S, K+1, Vd] float32, the draft's rows behind the last committed token and each speculated one. spec_tokens: [S, K] int32;
-    spec_len: [S] int32. table: [2, K+1, K+1] int32, F_k by (after a miss or a hit, spec_len, k), each row summing to budget, 0 beyond
-    spec_len. hit: [S] uint8. For k < spec_len the drafted token is excluded: it would have been accepted. Ties to the lower id.
-    Returns guess [S, B] int32 target ids, ordered by k, then rank, and guess_k [S, B] int32; an empty place (fewer columns than
-    guesses) has guess 0 and guess_k −1. arXiv 2603.03251, section 4.
+    logits: [S, K+1, Vd] float32, the draft's logits after the last committed token and after each speculated one. spec_tokens:
+    [S, K] int32; spec_len: [S] int32. table: [2, K+1, K+1] int32, F_k indexed by (hit, spec_len, k); each row sums to budget
+    and is 0 beyond spec_len. hit: [S] uint8. For k < spec_len the drafted token is excluded: it would have been accepted. Ties
+    to the lower id.
+    Returns guess [S, B] int32, target ids ordered by k and then by rank, and guess_k [S, B] int32. If there are fewer columns
+    than guesses, the unused entries have guess 0 and guess_k −1. arXiv 2603.03251, section 4.
     """
     return _ssd.fork.default(logits, spec_tokens, spec_len, table, hit, budget, id_of)
 
@@ -211,20 +214,22 @@ def verify(
     done: Tensor,
     outcome: Tensor,
 ) -> Tensor:
-    """Exact verification of a chain or tree, and the commit of its outcome. Algorithm: Leviathan et al. 2023; for trees, sampling
-    without replacement as in SpecInfer (Miao et al. 2024), with each rejected sibling removed from q and the residual carried on.
+    """Verify a chain or tree exactly, and commit the outcome. Algorithm: Leviathan et al. 2023; for trees, sampling without
+    replacement as in SpecInfer (Miao et al. 2024): each rejected sibling is removed from q, and the next sibling is tested
+    against the residual.
 
-    p_logits: [S, T, V] float32, row i behind node i; p_stats: [S, T, STATS]. spec_tokens: [S, T−1] int32, node i at column i−1, −1 for an
-    empty place; spec_len: [S] int32, nodes present. parent: [S, T] int32 with parent[0] = −1, parent[i] < i; None is a chain. T ≤ 64.
-    q_logits: [S, 2, A, Q, Vd] float32 and q_stats [S, 2, A, Q, STATS], of which [parity, q_address, i] is the distribution that node
-    i's children were drawn from; q_address: [S] int32, −1: the proposals were not drawn (δ). Both may be None where no slot
-    samples from a drawn proposal. draft_id_of: [V] int32, target id → draft column or −1; None: the same ids.
-    Q is at least T − 1. parity: [1] int32. seed: [S] int64. eos: [E] int32; ignore_eos: [S] uint8; max_length: [S] int32 tokens, the
-    prompt included.
-    Writes tokens! [S, N] int32, length! [S], last_token! [S], done! [S] uint8 (end of sequence or max_length) and outcome! [S, 2, 2]
-    int32 at [:, parity]: (accepted, next token) as decided, also where the end of the sequence cuts the commit short. Done slots are
-    left alone, with outcome (−1, −1).
-    Returns path [S, T] int32: the row whose distribution decided each token committed now, −1 beyond.
+    p_logits: [S, T, V] float32, row i after node i; p_stats: [S, T, STATS]. spec_tokens: [S, T−1] int32, node i in column i−1,
+    −1 for a missing node; spec_len: [S] int32, the number of nodes. parent: [S, T] int32 with parent[0] = −1, parent[i] < i;
+    None for a chain. T ≤ 64.
+    q_logits: [S, 2, A, Q, Vd] float32 and q_stats: [S, 2, A, Q, STATS], Q ≥ T − 1. Entry [s, parity, q_address, i] is the
+    distribution that node i's children were drawn from. q_address: [S] int32; −1 means that the proposals were not drawn at
+    random: each one's q is a point mass. q_logits and q_stats may be None if no slot samples from a drawn proposal.
+    draft_id_of: [V] int32, the draft column of each target id or −1; None if the ids are the same. parity: [1] int32. seed: [S]
+    int64. eos: [E] int32; ignore_eos: [S] uint8; max_length: [S] int32, in tokens, including the prompt.
+    Writes tokens! [S, N] int32, length! [S] int32, last_token! [S] int32, done! [S] uint8 (1 at end of sequence or max_length)
+    and outcome! [S, 2, 2] int32 at [:, parity]: (accepted, next token). The outcome is as decided, even if the end of the
+    sequence cuts the commit short. Done slots are left unchanged, with outcome (−1, −1).
+    Returns path [S, T] int32: for each token committed now, the row whose distribution decided it; then −1.
     """
     return _ssd.verify.default(
         p_logits, p_stats, q_logits, q_stats, q_address, draft_id_of, spec_tokens, spec_len, parent, parity, seed, eos, ignore_eos,
@@ -249,12 +254,14 @@ def cache_lookup(
     hit: Tensor,
     q_address: Tensor,
 ) -> None:
-    """Look the outcome up among the branches, hand out the next speculation, and latch the draft's own copy of the state.
+    """Look the outcome up among the branches, write the next speculation, and latch the draft's copy of the state.
 
-    outcome: [S, 2, 2] int32, read at [:, parity]; guess, guess_k: [S, B] int32 from `fork`; branch_tokens: [S, B, K] int32. B = 0 is an
-    empty cache: plain speculative decoding. length, last_token, max_length: [S] int32 and done: [S] uint8 are the target's.
-    Writes draft_length!, draft_last_token!, spec_tokens! [S, K], spec_len! [S] (K, less at the end of a sequence), hit! [S] uint8 and
-    q_address! [S] int32 (the branch, or B on a miss: the fallback fills spec_tokens), and flips parity! [1].
+    outcome: [S, 2, 2] int32, read at [:, parity]; guess, guess_k: [S, B] int32 from `fork`; branch_tokens: [S, B, K] int32.
+    With B = 0 the cache is empty: plain speculative decoding. length, last_token, max_length: [S] int32 and done: [S] uint8 are
+    the target's tables.
+    Writes draft_length! [S] and draft_last_token! [S] int32 (the latched copy), spec_tokens! [S, K] int32, spec_len! [S] int32
+    (K, or less near max_length), hit! [S] uint8, and q_address! [S] int32 (the branch on a hit; B on a miss, where the fallback
+    fills spec_tokens). Flips parity! [1].
     """
     _ssd.cache_lookup.default(
         outcome, guess, guess_k, branch_tokens, length, last_token, max_length, done, parity, draft_length, draft_last_token,
@@ -263,18 +270,18 @@ def cache_lookup(
 
 
 def ngram_propose(tokens: Tensor, length: Tensor, lookahead: int) -> tuple[Tensor, Tensor]:
-    """Propose what followed the longest earlier match of the sequence's own ending: the fallback that costs no forward pass.
+    """Propose the tokens that followed an earlier match of the sequence's ending: the fallback that costs no forward pass.
 
-    tokens: [S, N] int32; length: [S] int32, the last committed token being tokens[s, length[s]]. Of all earlier places where text of
-    at least one token agrees with the ending, the one where most of it does is taken, of equals the most recent; it may overlap the
-    ending. Returns spec_tokens [S, K] int32, the tokens behind that place, as many as there are up to K, then 0; and spec_len [S]
-    int32, how many, 0 where nothing matches. Such proposals were not drawn: `verify` takes them with q_address −1.
+    tokens: [S, N] int32; length: [S] int32; the last committed token is tokens[s, length[s]]. Takes the longest earlier match
+    of the sequence's ending (at least one token; ties: the most recent; the match may overlap the ending).
+    Returns spec_tokens [S, K] int32, at most K tokens that followed the match, then 0; and spec_len [S] int32, their number, 0
+    without a match. These proposals are not drawn at random, so `verify` takes them with q_address −1.
     arXiv 2603.03251, Theorem 17; Saxena 2023, "Prompt lookup decoding".
     """
     return _ssd.ngram_propose.default(tokens, length, lookahead)
 
 
-# Meta functions: shapes and dtypes alone, for torch.compile and opcheck ---------------------------------------------------------
+# Meta functions: only shapes and dtypes, for torch.compile and opcheck --------------------------------------------------------
 
 
 @torch.library.register_fake("ssd::pack_weight")
@@ -297,11 +304,6 @@ def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return torch.empty_like(x)
 
 
-@torch.library.register_fake("ssd::add_rms_norm")
-def _(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return torch.empty_like(x)
-
-
 @torch.library.register_fake("ssd::linear")
 def _(
     x: Tensor,
@@ -310,9 +312,10 @@ def _(
     epilogue: str,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    float32_out: bool = False,
 ) -> Tensor:
     width = out_features // 2 if epilogue == "silu_mul" else out_features
-    return x.new_empty(x.shape[0], width, dtype=torch.float32 if epilogue == "float32" else x.dtype)
+    return x.new_empty(x.shape[0], width, dtype=torch.float32 if float32_out else x.dtype)
 
 
 @torch.library.register_fake("ssd::rope_store_kv")

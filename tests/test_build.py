@@ -136,6 +136,33 @@ def test_configuring_the_kernels_needs_neither_torch_nor_python(tmp_path: Path) 
     assert not [name for name in variables if re.match(r"(_?Python|pybind11|SSD_TORCH)", name)]
 
 
+def test_the_oldest_cmake_is_named_alike_wherever_it_is_named() -> None:
+    (oldest,) = re.findall(r"^cmake_minimum_required\(VERSION ([\d.]+)\)", (ROOT / "CMakeLists.txt").read_text(), re.MULTILINE)
+    assert f'"cmake>={oldest}"' in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+@pytest.mark.parametrize(
+    "version, fetches", [("3.25.1", True), ("3.25.2", False), ("3.31.0", False), ("10.0", False), (None, True)]
+)
+def test_make_kernels_fetches_cmake_only_where_the_one_on_the_path_is_too_old(
+    tmp_path: Path, version: str | None, fetches: bool
+) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("make", "sh", "sed", "sort", "find", "printf", "uname"):
+        if found := shutil.which(name):
+            (tools / name).symlink_to(found)
+    for name, says in (("cmake", f"cmake version {version}"), ("ninja", "1.11")):
+        if version is not None:
+            (tools / name).write_text(f"#!/bin/sh\necho '{says}'\n")
+            (tools / name).chmod(0o755)
+    command = [tools / "make", "--dry-run", "kernels", "PYTHON=no-such-python", f"VENV={tmp_path / 'venv'}"]
+    plan = subprocess.run(command, cwd=ROOT, env={"PATH": str(tools)}, check=True, capture_output=True, text=True).stdout
+    assert ('"cmake>=3.25.2" ninja' in plan) is fetches
+    assert "-DSSD_KERNELS_ONLY=ON" in plan
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("objdump") is None, reason="needs objdump and x86-64")
 def test_wide_registers_are_used_only_by_the_kernels_compiled_for_them() -> None:
     """Or a wheel built here would not run on an older machine."""

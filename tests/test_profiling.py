@@ -80,7 +80,7 @@ def test_engines_of_random_weights_share_their_target(monkeypatch: pytest.Monkey
     small = {"large": shapes.model_shape(96, 32, 48, 3, 4, 2, 16, tied=False, qk_norm=True)}
     small["little"] = shapes.model_shape(96, 32, 48, 1, 4, 2, 16, tied=True, qk_norm=False)
     monkeypatch.setattr(shapes, "SHAPES", small)
-    models, options = Models("random:large", "random:little", dtype="float32"), {"threads": 1, "max_batch": 1}
+    models, options = Models("random:large", "random:little", {"dtype": "float32"}), {"threads": 1, "max_batch": 1}
     with models.engine("ar", **options) as ar, models.engine("ssd", **options) as ssd:
         assert (ar.mode, ssd.mode) == ("ar", "ssd")
         assert ar.target_model is ssd.target_model
@@ -111,7 +111,7 @@ def test_an_inflated_pair_accepts_and_hits_as_the_small_one_does(monkeypatch: py
     (prompt,) = ids_of(["Write a function that adds two numbers."])
     with Engine(SMALL, "auto", "ssd", dtype="float32", **options) as engine:
         expected = engine.decode(prompt, params)
-    with Models("inflated:wider", "inflated-draft:wider draft", dtype="float32").engine("ssd", **options) as engine:
+    with Models("inflated:wider", "inflated-draft:wider draft", {"dtype": "float32"}).engine("ssd", **options) as engine:
         found = engine.decode(prompt, params)
     assert found.token_ids == expected.token_ids
     assert (found.stats.rounds, found.stats.hits_per_k) == (expected.stats.rounds, expected.stats.hits_per_k)

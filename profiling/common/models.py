@@ -11,6 +11,7 @@ smollm2-135m.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ from ssd.models.prompts import token_ids
 from ssd.models.quantise import SCALE, dequantise, quantise
 from ssd.models.transformer import Transformer
 from ssd.models.weights import EMBEDDINGS, LM_HEAD, load_checkpoint
-from ssd.options import MAX_LOOKAHEAD, EngineConfig, SpeculationConfig
+from ssd.options import MAX_LOOKAHEAD, EngineOptions
 from ssd.runtime.placement import Placement, place
 
 SMALL = "smollm2-135m"  # the model that is inflated
@@ -40,21 +41,18 @@ BEYOND = 2 * (MAX_LOOKAHEAD + 1)  # rotary positions past the context, for paddi
 class Models:
     """A target and its draft by name, and engines that share their weights.
 
-    draft: "auto" (the target's own), "self:N", "ngram", None, or a name like the target's. dtype, device, draft_device: as
-    for `Engine`.
+    draft_name: "auto" (the target's own), "self:N", "ngram", None, or a name like the target's. where: dtype, device and draft_device,
+    as for `Engine`.
     """
 
     target_name: str
-    draft_name: str | None = "auto"
-    dtype: str = "auto"
-    device: str = "auto"
-    draft_device: str | None = None
+    draft_name: str | None
+    where: Mapping[str, Any]
 
     def engine(self, mode: str, **options: Any) -> Engine:
         """An engine in this mode; options: other options of `Engine`."""
         draft = None if mode == "ar" else self.draft
-        where = {"dtype": self.dtype, "device": self.device, "draft_device": self.draft_device}
-        return engine_of(self.target, draft, mode=mode, **where, **options)
+        return engine_of(self.target, draft, mode=mode, **self.where, **options)
 
     @cached_property
     def target(self) -> Target:
@@ -78,16 +76,13 @@ class Models:
 
     @cached_property
     def _placement(self) -> Placement:
-        where = {"dtype": self.dtype, "device": self.device, "draft_device": self.draft_device}
-        return place(EngineConfig(self.target_name, **where))  # type: ignore[arg-type]
+        return place(EngineOptions.of(self.target_name, **self.where))
 
 
 def engine_of(target: Target, draft: Draft | Literal["ngram"] | None, **options: Any) -> Engine:
     """An engine from loaded models; options: as for `Engine`."""
     name = "auto" if isinstance(draft, Draft) else draft
-    speculation = {name: options.pop(name) for name in SpeculationConfig.__dataclass_fields__ if name in options}
-    config = EngineConfig(target.name, name, **options)
-    return Engine.of(target, draft if isinstance(draft, Draft) else None, config, SpeculationConfig(**speculation))
+    return Engine.of(target, draft if isinstance(draft, Draft) else None, EngineOptions.of(target.name, draft=name, **options))
 
 
 def is_made(name: str) -> bool:

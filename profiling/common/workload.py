@@ -20,6 +20,7 @@ import torch
 
 from common import machine
 from common.models import Models, ids_of, is_made, random_ids
+from common.options import add_flags
 from common.results import RESULTS, settings_of
 from ssd import Completion, Engine, SamplingParams
 from ssd.models.prompts import Prompt
@@ -66,19 +67,10 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     """name: the default name of the result file."""
     parser.add_argument("--prompts", required=True, metavar="FILE.jsonl:FIELD|chat|random")
     parser.add_argument("--limit", type=int, default=8, help="prompts")
-    parser.add_argument("--target", default="smollm2-135m")
-    parser.add_argument("--draft", default="auto", help="'auto' for the target's own")
-    parser.add_argument("--modes", default="ar,sd,ssd")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--draft-device")
-    parser.add_argument("--draft-sms", type=int)
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--threads", type=int, help="for every mode; without it each mode's own default")
-    parser.add_argument("--lookahead", type=int, default=4)
-    parser.add_argument("--budget", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--ignore-eos", action="store_true")
+    parser.add_argument("--modes", default="ar,sd,ssd", help="decoding modes, separated by commas")
+    parser.add_argument("--batch", type=int, default=1, help="sequences that run at once")
+    add_flags(parser, "target", "draft", "device", "draft_device", "draft_sms", "dtype", "threads", "lookahead", "budget")
+    add_flags(parser, "ignore_eos", max_new_tokens=128)
     parser.add_argument("--name", default=name, help="of the result file")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result file")
 
@@ -137,7 +129,7 @@ def check_not_degraded(completions: Sequence[Completion]) -> None:
 
 def prepared(args: argparse.Namespace) -> Workload:
     """The workload of the options; models are loaded when the first engine is made."""
-    models = Models(args.target, args.draft, args.dtype, args.device, args.draft_device)
+    models = Models(args.target, args.draft, {"dtype": args.dtype, "device": args.device, "draft_device": args.draft_device})
     if args.prompts == "random":
         return Workload(args, random_ids(args.limit, RANDOM_LENGTH), models)
     file = _file(args.prompts)

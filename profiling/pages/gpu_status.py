@@ -10,7 +10,6 @@ from common.results import EMULATOR_TESTS, GPU_DECODES, GPU_TESTS, KERNELS, Row,
 from pages.markdown import NOT_YET_RUN, figure, made_on, musts_table, table
 
 OPS = Path(__file__).parents[2] / "csrc" / "ops.cpp"
-KERNEL_OF = {"add_rms_norm": "rms_norm"}  # every other op has the name of its kernel
 
 HEAD = """# GPU status
 
@@ -65,7 +64,7 @@ def op_names() -> list[str]:
 
 def _op_line(op: str, emulated: Row | None, tests: Row | None, kernels: Row | None) -> list[str]:
     tested = bool(tests and tests["ops"].get(op))
-    timed = [row for row in kernels[KERNELS.figures] if row["kernel"] == KERNEL_OF.get(op, op)] if kernels else []
+    timed = [row for row in kernels[KERNELS.figures] if row["kernel"] == op] if kernels else []
     machine = tests["machine"] if tests and tested else kernels["machine"] if kernels and timed else None
     if machine is None:
         return [f"`{op}`", _outcomes(op, emulated), NOT_YET_RUN, NOT_YET_RUN, "–", "–", "–"]

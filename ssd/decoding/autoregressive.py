@@ -1,4 +1,4 @@
-"""Autoregressive decoding: one target pass a token. What every other mode must equal, and what is left when a draft fails."""
+"""Autoregressive decoding: one target pass a token. Every other mode must equal it, and it goes on when a draft fails."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class Autoregressive:
         self.verifier.retire(slot)
 
     def round(self, n: int) -> Round:
-        return Round(*self.verifier.begin(self.executor.batch(n)))
+        slots = self.executor.batch(n)
+        verified = self.executor.run("target", "verify", lambda: self.verifier.verify(slots), slots)
+        return Round(verification=Verification.of(verified, self.executor), verified=verified)
 
     def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
         """There is no draft to teach."""

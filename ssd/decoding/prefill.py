@@ -46,10 +46,10 @@ def stage(staging: SequenceState, executor: Executor, request: Admitted) -> None
         staging.admit(0, len(prompt), prompt[-1], request.params, request.seed, request.max_length)
 
 
-def chunk_rows(staging: SequenceState, start: int, stop: int, page_size: int) -> Rows:
+def chunk_rows(staging: SequenceState, start: int, stop: int) -> Rows:
     """The rows of prompt tokens start..stop−1; all but the last chunk have PREFILL_CHUNK of them.
 
     A prompt is stored by itself and cut at fixed places, so its K/V depends neither on its neighbours nor on when it was admitted.
     """
     first = torch.full((1,), start, dtype=torch.int32, device=staging.length.device)
-    return staging.rows(staging.tokens[:, start:stop], first, page_size)
+    return staging.rows(staging.tokens[:, start:stop], first)

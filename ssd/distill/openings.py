@@ -1,10 +1,10 @@
-"""How a user's made-up messages begin: what spreads the chats over the domains that a draft is used for."""
+"""The first words of the made-up user messages. They spread the chats over the domains that a draft is used for."""
 
 from __future__ import annotations
 
 import random
 
-OWN = "own"  # the domain of prompts that a user brings
+OWN = "own"  # the domain of a user's own prompts
 SHARES = {"code": 0.32, "maths": 0.38, "writing": 0.13, "questions": 0.17}
 
 
@@ -29,7 +29,7 @@ _TOPICS = _list(
     a detective|ancient Egypt|football|the internet|vaccines|dreams|tea|bridges|a dragon|teamwork|stress|poetry|economics"""
 )
 
-# First words of a user's message; {braces} are filled at random.
+# First words of a user's message; each {name} in braces is replaced by a random word.
 OPENINGS: dict[str, tuple[str, ...]] = {
     "code": (
         "Write a Python function that {verb}",
@@ -102,20 +102,20 @@ OPENINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def opening(domain: str, chance: random.Random) -> str:
-    """The first words of a message of this domain."""
-    verb = chance.choice(_VERBS)
-    name, other = chance.sample(_NAMES, 2)
+def opening(domain: str, rng: random.Random) -> str:
+    """Random first words of a message of this domain."""
+    verb = rng.choice(_VERBS)
+    name, other = rng.sample(_NAMES, 2)
     words = {
         "verb": verb,
         "plain": verb.removesuffix("s"),
-        "noun": chance.choice(_NOUNS),
-        "subject": chance.choice(_SUBJECTS),
-        "topic": chance.choice(_TOPICS),
+        "noun": rng.choice(_NOUNS),
+        "subject": rng.choice(_SUBJECTS),
+        "topic": rng.choice(_TOPICS),
         "name": name,
         "other": other,
-        "things": chance.choice(_THINGS),
-        "place": chance.choice(_PLACES),
-        "number": str(chance.choice((chance.randint(2, 20), chance.randint(10, 100), 10 * chance.randint(2, 60)))),
+        "things": rng.choice(_THINGS),
+        "place": rng.choice(_PLACES),
+        "number": str(rng.choice((rng.randint(2, 20), rng.randint(10, 100), 10 * rng.randint(2, 60)))),
     }
-    return chance.choice(OPENINGS[domain]).format_map(words)
+    return rng.choice(OPENINGS[domain]).format_map(words)

@@ -1,7 +1,7 @@
-"""Training: the student's next-token distributions are drawn to the target's, on the chats that the target wrote.
+"""Training: the student learns the target's next-token distributions, on the chats that the target wrote.
 
-The target's hidden states are computed once, into a file; from them come its distributions over the student's vocabulary, a
-matrix product away, and what the student's last hidden state is drawn to.
+The target's hidden states are computed once and stored in a file. They serve twice: a matrix product gives the target's
+distributions over the student's vocabulary, and the student's last hidden states are pulled towards them.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssd.distill.chats import Chat, Progress
+from ssd.distill.chats import Chat
 from ssd.distill.student import Decoder
 from ssd.errors import SsdError
+from ssd.models.pair import OnProgress
 
-PROMPT_WEIGHT = 0.1  # of a prompt's token, against 1 of an answer's
-HIDDEN_WEIGHT = 0.1  # of the hidden states' term
+PROMPT_WEIGHT = 0.1  # loss weight of a prompt token; an answer token has 1
+HIDDEN_WEIGHT = 0.1  # weight of the hidden states' term in the loss
 WARM_UP_STEPS = 60
 CHECKPOINT_EVERY = 120.0  # seconds
-LEAST_RATE = 0.02  # of the learning rate, at the end
-ROWS_AT_ONCE = 512  # of logits: with 8192 columns they stay in a CPU's cache
+LEAST_RATE = 0.02  # the final learning rate, as a fraction of the peak
+ROWS_AT_ONCE = 512  # rows of logits: with 8192 columns they stay in a CPU's cache
 
 
 class Texts:
-    """Chats as one run of rows, a row a token, and the target's hidden state for each.
+    """All chats as consecutive rows, one row per token, with the target's hidden state of each.
 
-    hidden: [rows, d] bfloat16, a file on disk.
+    ids: each chat's tokens. first: the first row of each chat, and the number of rows at the end. hidden: [rows, d] bfloat16,
+    mapped from a file. filled: whether that file is complete.
     """
 
     def __init__(self, chats: Sequence[Chat], hidden_file: Path, hidden_size: int) -> None:
@@ -45,9 +47,9 @@ class Texts:
         rows = self.first[-1]
         size = rows * hidden_size * 2
         whole = hidden_file.exists() and hidden_file.stat().st_size == size
-        self.filled = whole and self._mark.exists() and self._mark.read_text() == self._content
+        self.filled = whole and self._done_file.exists() and self._done_file.read_text() == self._content
         if not self.filled:
-            self._mark.unlink(missing_ok=True)
+            self._done_file.unlink(missing_ok=True)
             hidden_file.unlink(missing_ok=True)
             if (free := shutil.disk_usage(hidden_file.parent).free) < size:
                 raise SsdError(
@@ -58,8 +60,8 @@ class Texts:
         self.hidden = self.hidden.view(rows, hidden_size)
 
     @property
-    def _mark(self) -> Path:
-        """Beside a file that is whole: what it is of."""
+    def _done_file(self) -> Path:
+        """A small file beside a complete `hidden` file that says which chats it is for."""
         return self._file.with_suffix(".done")
 
     @property
@@ -70,8 +72,8 @@ class Texts:
     def tokens(self) -> int:
         return int(self.first[-1])
 
-    def fill(self, target: Decoder, device: torch.device, batch_tokens: int, progress: Progress) -> None:
-        """Run the target over all chats."""
+    def fill(self, target: Decoder, device: torch.device, batch_tokens: int, progress: OnProgress) -> None:
+        """Run the target over all chats and store its hidden states."""
         by_length = sorted(range(len(self.ids)), key=lambda i: len(self.ids[i]))
         done = 0
         for batch in _cut(by_length, self.ids, batch_tokens):
@@ -81,31 +83,33 @@ class Texts:
                 self.hidden[self.first[i] : self.first[i + 1]] = hidden[row, : len(self.ids[i])]
                 done += len(self.ids[i])
             progress(done / self.tokens)
-        self._mark.write_text(self._content)
+        self._done_file.write_text(self._content)
 
     def padded(self, batch: Sequence[int]) -> Tensor:
-        """[b, T] int64, padded with 0."""
+        """The ids of a batch of chats: [b, T] int64, padded with 0."""
         return torch.nn.utils.rnn.pad_sequence([self.ids[i] for i in batch], batch_first=True)
 
-    def batches(self, of: Sequence[int], batch_tokens: int, chance: random.Random) -> list[list[int]]:
-        """All of these chats in random order, cut into batches of chats of like length, themselves in random order."""
-        order = list(of)
-        chance.shuffle(order)
+    def batches(self, indices: Sequence[int], batch_tokens: int, rng: random.Random) -> list[list[int]]:
+        """The chats of these indices in batches of similar length. Both the chats and the batches are shuffled."""
+        order = list(indices)
+        rng.shuffle(order)
         pool = 2048
         batches = []
         for start in range(0, len(order), pool):
-            alike = sorted(order[start : start + pool], key=lambda i: len(self.ids[i]))
-            batches += list(_cut(alike, self.ids, batch_tokens))
-        chance.shuffle(batches)
+            by_length = sorted(order[start : start + pool], key=lambda i: len(self.ids[i]))
+            batches += list(_cut(by_length, self.ids, batch_tokens))
+        rng.shuffle(batches)
         return batches
 
     def rows(self, batch: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Where a batch is trained: chat in the batch [R], position in it [R], row of `hidden` [R], weight [R]; every token but the
-        last of each chat, which nothing follows."""
+        """The rows of a batch that are trained: every token except the last of each chat, which has no next token.
+
+        Returns the chat's index in the batch, the position in the chat, the row of `hidden` and the loss weight, each [R].
+        """
         chat, position, row, weight = [], [], [], []
-        for place, i in enumerate(batch):
+        for index, i in enumerate(batch):
             count = len(self.ids[i]) - 1
-            chat.append(torch.full((count,), place))
+            chat.append(torch.full((count,), index))
             position.append(torch.arange(count))
             row.append(self.first[i] + position[-1])
             answer = len(self.chats[i].prompt) - 1  # the prompt's last token predicts the answer's first
@@ -114,7 +118,7 @@ class Texts:
 
 
 def _cut(order: Sequence[int], ids: Sequence[Tensor], batch_tokens: int) -> Iterator[list[int]]:
-    """Batches of so many padded tokens at most, of one chat at least."""
+    """Cut chats into batches of at most `batch_tokens` padded tokens, and at least one chat."""
     batch: list[int] = []
     longest = 0
     for i in order:
@@ -128,11 +132,11 @@ def _cut(order: Sequence[int], ids: Sequence[Tensor], batch_tokens: int) -> Iter
 
 
 class _KL(torch.autograd.Function):
-    """sum of weight · KL(target ‖ student) over rows, with its gradient found on the way: no logits are kept."""
+    """The sum of weight · KL(target ‖ student) over rows. The forward pass computes the gradient too, so no logits are kept."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, target: Tensor, head: Tensor, weight: Tensor) -> Tensor:
-        """student, target: [R, d] hidden states; head: [Vd, d], both models'; weight: [R]."""
+        """student, target: [R, d] hidden states; head: [Vd, d], shared by both models; weight: [R]."""
         gradient = torch.empty_like(student)
         total = torch.zeros((), device=student.device)
         for first in range(0, len(student), ROWS_AT_ONCE):
@@ -141,7 +145,7 @@ class _KL(torch.autograd.Function):
             p = torch.log_softmax((target[rows].to(head.dtype) @ head.T).float(), dim=-1)
             p_exp = p.exp()
             total += (weight[rows] * (p_exp * p.sub_(q)).sum(dim=-1)).sum()
-            slope = q.exp_().sub_(p_exp).mul_(weight[rows, None])  # of the student's logits
+            slope = q.exp_().sub_(p_exp).mul_(weight[rows, None])  # the gradient at the student's logits
             gradient[rows] = (slope.to(head.dtype) @ head).to(student.dtype)
         ctx.save_for_backward(gradient)
         return total
@@ -153,8 +157,9 @@ class _KL(torch.autograd.Function):
 
 
 def loss_of(student: Tensor, target: Tensor, head: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of rows and its first part, nats a token: the weighted mean of KL(target ‖ student) over the student's vocabulary,
-    plus a little of the hidden states' relative squared distance. student, target: [R, d]; head: [Vd, d]; weight: [R]."""
+    """The loss, and its KL part in nats per token. The loss is the weighted mean of KL(target ‖ student) over the student's
+    vocabulary, plus HIDDEN_WEIGHT times the relative squared distance of the hidden states. student, target: [R, d]; head: [Vd,
+    d]; weight: [R]."""
     mass = weight.sum()
     kl: Tensor = _KL.apply(student, target, head, weight) / mass  # type: ignore[no-untyped-call]
     apart = (student.float() - target.float()).square().mean(dim=-1) / target.float().square().mean(dim=-1).clamp_min(1e-6)
@@ -163,8 +168,9 @@ def loss_of(student: Tensor, target: Tensor, head: Tensor, weight: Tensor) -> tu
 
 @dataclass
 class Status:
-    """Where training is. fraction: of the schedule; tokens_per_s: rows trained a second in this run; kl: nats a token, averaged over
-    the last steps; agreement: on held-out answers when last looked at."""
+    """The state of the training. fraction: the fraction of the schedule that is done. tokens_per_s: rows trained per second in
+    this run. kl: nats per token, averaged over the last steps. agreement: on held-out answers at the last evaluation; None
+    before it."""
 
     step: int
     fraction: float
@@ -175,8 +181,9 @@ class Status:
 
 @dataclass
 class Schedule:
-    """How long and how fast. epochs: over all chats, unless `seconds` are over before. budget: the seconds for everything that they
-    were taken from; a run that goes on with the same budget keeps its `seconds`."""
+    """The length and speed of the training. epochs: passes over all chats. seconds: time limit, which may end training earlier.
+    budget: the time budget of the whole run, in seconds, from which `seconds` was computed. A run resumed with the same budget
+    keeps its first `seconds`."""
 
     epochs: float
     seconds: float | None
@@ -190,16 +197,17 @@ def train(
     student: Decoder,
     head: Tensor,
     texts: Texts,
-    of: Sequence[int],
+    indices: Sequence[int],
     schedule: Schedule,
     checkpoint: Path,
     evaluate: Callable[[], float],
     report: Callable[[Status], None],
 ) -> int:
-    """Train the student on these chats and return the steps taken, those of earlier runs among them.
+    """Train the student on the chats of these indices. Returns the number of steps, including those of earlier runs.
 
-    head: [Vd, d], the target's output rows that the student has. checkpoint: where this run goes on if the file is there, and where it
-    saves itself. evaluate: agreement on held-out answers. Raises SsdError for a checkpoint of another student.
+    head: [Vd, d], the target's output rows for the student's vocabulary. checkpoint: the file to save to, and to resume from if
+    it exists. evaluate: returns the agreement on held-out answers. report: called after each step. Raises SsdError for a
+    checkpoint of another student.
     """
     device = head.device
     parameters = list(student.body.parameters())
@@ -213,8 +221,8 @@ def train(
         step, before, seconds, budget = _load(checkpoint, student, optimizer)
         if budget == schedule.budget:
             schedule = replace(schedule, seconds=seconds)
-    first_step, began, saved, looked = step, time.monotonic(), time.monotonic(), 0.0
-    steps_an_epoch = len(texts.batches(of, schedule.batch_tokens, random.Random(schedule.seed)))
+    first_step, began, saved, evaluated = step, time.monotonic(), time.monotonic(), 0.0
+    steps_an_epoch = len(texts.batches(indices, schedule.batch_tokens, random.Random(schedule.seed)))
     last = max(1, round(schedule.epochs * steps_an_epoch))
     rows_done, kl_mean, agreement = 0, 0.0, None
 
@@ -222,7 +230,7 @@ def train(
         by_time = (before + time.monotonic() - began) / schedule.seconds if schedule.seconds is not None else 0.0
         return max(step / last, by_time)
 
-    for batch in islice(_endless(texts, of, schedule, steps_an_epoch, step), max(0, last - step)):
+    for batch in islice(_endless(texts, indices, schedule, steps_an_epoch, step), max(0, last - step)):
         if (done := fraction()) >= 1:
             break
         rate = schedule.learning_rate * min(1.0, (step + 1) / WARM_UP_STEPS)
@@ -246,18 +254,18 @@ def train(
         if now - saved > CHECKPOINT_EVERY:
             _save(checkpoint, student, optimizer, schedule, step, before + now - began)
             saved = now
-        if fraction() >= looked + 0.1:
-            agreement, looked = evaluate(), fraction()
+        if fraction() >= evaluated + 0.1:
+            agreement, evaluated = evaluate(), fraction()
         report(Status(step, fraction(), rows_done / (now - began), kl_mean, agreement))
     _save(checkpoint, student, optimizer, schedule, step, before + time.monotonic() - began)
     return step
 
 
-def _endless(texts: Texts, of: Sequence[int], schedule: Schedule, steps_an_epoch: int, step: int) -> Iterator[list[int]]:
-    """Batches epoch by epoch, from this step on; an epoch's order depends on nothing but the seed and its number."""
+def _endless(texts: Texts, indices: Sequence[int], schedule: Schedule, steps_an_epoch: int, step: int) -> Iterator[list[int]]:
+    """Batches, epoch after epoch, from this step on. An epoch's order depends only on the seed and the epoch's number."""
     epoch, skipped = divmod(step, steps_an_epoch)
     while True:
-        batches = texts.batches(of, schedule.batch_tokens, random.Random(f"{schedule.seed}, {epoch}"))
+        batches = texts.batches(indices, schedule.batch_tokens, random.Random(f"{schedule.seed}, {epoch}"))
         yield from batches[skipped:steps_an_epoch]
         epoch, skipped = epoch + 1, 0
 
@@ -277,11 +285,11 @@ def _save(file: Path, student: Decoder, optimizer: torch.optim.Optimizer, schedu
 
 
 def _load(file: Path, student: Decoder, optimizer: torch.optim.Optimizer) -> tuple[int, float, float | None, float | None]:
-    """(step, seconds spent, the schedule's seconds, and its budget)."""
+    """Restore student and optimizer. Returns (step, seconds spent, the schedule's seconds, the schedule's budget)."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         student.body.load_state_dict(state["student"])
         optimizer.load_state_dict(state["optimizer"])
         return state["step"], state["spent"], state["seconds"], state["budget"]
-    except Exception as error:  # torch raises its own and pickle's
-        raise SsdError(f"the checkpoint {file} is not of this student; choose another --out, or delete it.") from error
+    except Exception as error:  # torch raises several types, and pickle's too
+        raise SsdError(f"the checkpoint {file} belongs to another student; choose another --out, or delete it.") from error

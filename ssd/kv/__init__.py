@@ -1,1 +1,1 @@
-"""The paged K/V cache and who holds its pages."""
+"""The paged K/V cache."""

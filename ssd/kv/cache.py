@@ -1,41 +1,56 @@
-"""The paged K/V cache, and the rows of tokens that a forward pass runs over it."""
+"""The paged K/V cache of one model, and the rows of tokens that a forward pass runs over it.
+
+Both models share page ids: one page table names the pages of a sequence in the target's cache and in the draft's. The page size is
+fixed here, for the whole house.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ssd.models.config import ModelConfig
-
-PAGE_SIZE = 16  # tokens
+PAGE_SIZE = 16  # tokens a page
 
 
 @dataclass
 class Rows:
-    """Tokens of a forward pass; rows of one sequence are adjacent. All tensors are int32, on the model's device."""
+    """The tokens of a forward pass, one per row. Rows of one sequence are adjacent. All tensors are int32, on the model's
+    device."""
 
     ids: Tensor  # [R]
     positions: Tensor  # [R]
-    kv_slots: Tensor  # [R] where each row's K/V is written
-    row_seq: Tensor  # [R] row of page_table
-    prefix_len: Tensor  # [R] paged keys seen, the row's own among them if it is stored there
+    kv_slots: Tensor  # [R] the slot that each row's K/V is written to
+    row_seq: Tensor  # [R] each row's row of page_table
+    prefix_len: Tensor  # [R] how many paged keys the row sees; this includes its own key if that is in the pages
     page_table: Tensor  # [S, P]
-    suffix_slots: Tensor | None = None  # [R, W] further keys seen
-    suffix_len: Tensor | None = None  # [R]
+    suffix_slots: Tensor | None = None  # [R, W] KV slots of the keys after the prefix
+    suffix_len: Tensor | None = None  # [R] how many of them the row sees
+
+
+class KVShape(Protocol):
+    """The part of a model's configuration that its K/V depends on."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
 
 
 class KVCache:
-    """One model's K/V: [layers, 2, pages, page_size, kv_heads, head_dim] in one allocation. Page 0 is the null page."""
+    """One model's K/V. kv: [layers, 2, pages, PAGE_SIZE, kv_heads, head_dim], one allocation. Page 0 is the null page."""
 
     @staticmethod
-    def bytes_a_page(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
-        return 2 * config.num_layers * page_size * config.num_kv_heads * config.head_dim * dtype.itemsize
+    def bytes_a_page(shape: KVShape, dtype: torch.dtype) -> int:
+        return 2 * shape.num_layers * PAGE_SIZE * shape.num_kv_heads * shape.head_dim * dtype.itemsize
 
-    def __init__(self, config: ModelConfig, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (config.num_layers, 2, num_pages, page_size, config.num_kv_heads, config.head_dim)
-        self.kv = torch.empty(shape, dtype=dtype, device=device)
-        self.page_size = page_size
+    def __init__(self, shape: KVShape, num_pages: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.kv = torch.empty(
+            (shape.num_layers, 2, num_pages, PAGE_SIZE, shape.num_kv_heads, shape.head_dim), dtype=dtype, device=device
+        )
         self.layers = [(layer[0], layer[1]) for layer in self.kv]
-        self.kv[:, :, 0] = 0  # rows of finished slots read the null page: what they compute is ignored, but it is finite
+        self.kv[:, :, 0] = 0  # rows of finished slots read the null page; their results are ignored but must be finite

@@ -1,1 +1,1 @@
-"""Models: what they are (config), where they come from (registry, gguf, weights, tokenizer) and how they run (transformer)."""
+"""Models: their shape (config), their files (registry, gguf, weights, tokenizer) and their forward pass (transformer)."""

@@ -1,7 +1,7 @@
 """The shape of a decoder of the Llama family, read from a Hugging Face directory or from a GGUF file's metadata.
 
-Llama, Mistral without a sliding window, Qwen2 and Qwen3 are one decoder with a few switches. Everything another family needs,
-another rope scaling or another activation, is refused here, so that no later room has to ask.
+Llama, Mistral without a sliding window, Qwen2 and Qwen3 are one decoder with a few switches. Any other rope scaling or
+activation is refused here, so that later code never has to check.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-BORROWED = "ssd_embeddings"  # config.json's key of a draft without embeddings of its own
-GGUF_FAMILIES = ("llama", "qwen2", "qwen3")  # Mistral goes by "llama" there
+BORROWED = "ssd_embeddings"  # the key in config.json that marks a draft without embeddings of its own
+GGUF_FAMILIES = ("llama", "qwen2", "qwen3")  # GGUF files call Mistral "llama"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +39,20 @@ class RopeScaling:
         if self.factor <= 0 or self.high_freq_factor <= self.low_freq_factor:
             raise CheckpointError(
                 f"the checkpoint's llama3 rope scaling has factor {self.factor}, low_freq_factor {self.low_freq_factor} and "
-                f"high_freq_factor {self.high_freq_factor}, but factor must be above 0 and high above low"
+                f"high_freq_factor {self.high_freq_factor}, but factor must be above 0 and high_freq_factor above "
+                "low_freq_factor."
             )
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """What the decoder needs to know of a checkpoint.
+    """The sizes and switches of a decoder.
 
-    attention_bias: q, k and v projections carry a bias. attention_output_bias: the output projection does too (Llama's own
-    attention_bias sets both, Qwen2 has the first alone). qk_norm: an RMSNorm over each head of q and k before rope (Qwen3).
-    frequency_factors: [head_dim / 2], what a GGUF file's rope_freqs.weight divides the rope frequencies by.
-    eos_token_ids: every id that ends a text. borrows_embeddings: a draft that has its target's embeddings (and, tied, output rows).
-    Raises CheckpointError where the numbers contradict each other.
+    attention_bias: the q, k and v projections have a bias. attention_output_bias: the output projection has one too (Llama's
+    own attention_bias sets both; Qwen2 has only the first). qk_norm: an RMSNorm over each head of q and k before rope (Qwen3).
+    frequency_factors: [head_dim / 2], divisors of the rope frequencies, from a GGUF file's rope_freqs.weight.
+    eos_token_ids: every id that ends a text. borrows_embeddings: this is a draft that uses its target's embeddings (and its
+    output rows, if they are tied). Raises CheckpointError if the numbers contradict each other.
     """
 
     vocab_size: int
@@ -78,50 +79,51 @@ class ModelConfig:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
         for name in (*sizes, "max_position"):
             if getattr(self, name) < 1:
-                raise CheckpointError(f"the checkpoint says {name} {getattr(self, name)}, but it must be at least 1")
+                raise CheckpointError(f"the checkpoint says {name} {getattr(self, name)}, but it must be at least 1.")
         if self.num_heads % self.num_kv_heads:
             raise CheckpointError(
-                f"the checkpoint says {self.num_heads} heads over {self.num_kv_heads} key-value heads, but the second must divide the first"
+                f"the checkpoint has {self.num_heads} heads over {self.num_kv_heads} key-value heads, but the number of heads must "
+                "be a multiple of the number of key-value heads."
             )
         if self.head_dim % 2:
-            raise CheckpointError(f"the checkpoint says head size {self.head_dim}, but rope needs an even one")
+            raise CheckpointError(f"the checkpoint has head size {self.head_dim}, but rope needs an even head size.")
         if self.frequency_factors is not None and len(self.frequency_factors) != self.head_dim // 2:
             raise CheckpointError(
                 f"rope_freqs.weight has {len(self.frequency_factors)} factors, but head size {self.head_dim} "
-                f"needs {self.head_dim // 2}"
+                f"needs {self.head_dim // 2}."
             )
 
     @classmethod
     def from_directory(cls, path: Path) -> ModelConfig:
-        """Read config.json, and generation_config.json's eos_token_id where there is one.
+        """Read config.json, and eos_token_id from generation_config.json if that file exists.
 
-        Raises CheckpointError for a directory without a usable config.json and for what the decoder does not do.
+        Raises CheckpointError for a missing or unusable config.json and for a feature that the decoder lacks.
         """
         raw = _read_json(path / "config.json")
         if raw is None:
             raise CheckpointError(
-                f"{path} has no config.json; give a directory with a Hugging Face checkpoint, or a .gguf file"
+                f"{path} has no config.json; give a directory with a Hugging Face checkpoint, or a .gguf file."
             )
         family = raw.get("model_type")
         if family not in FAMILIES:
-            raise CheckpointError(f"{path} is of the architecture {family!r}; the supported ones are {', '.join(FAMILIES)}")
+            raise CheckpointError(f"{path} has the architecture {family!r}; the supported ones are {', '.join(FAMILIES)}.")
         if raw.get("quantization_config"):
             raise CheckpointError(
-                f"{path} holds quantised safetensors, which are not supported; use the original, or a GGUF file"
+                f"{path} holds quantised safetensors, which are not supported; use the original, or a GGUF file."
             )
 
-        from transformers import AutoConfig  # late: half a second, and a GGUF file does not need it
+        from transformers import AutoConfig  # imported here: it takes half a second, and a GGUF file does not need it
 
         try:
             config = AutoConfig.from_pretrained(path, local_files_only=True)
         except Exception as error:  # transformers raises its validators' own types
-            raise CheckpointError(f"{path / 'config.json'} cannot be used: {one_line(error)}") from error
+            raise CheckpointError(f"{path / 'config.json'} cannot be used: {one_line(error)}.") from error
         if config.hidden_act != "silu":
-            raise CheckpointError(f"{path} uses the activation {config.hidden_act!r}; the supported one is silu")
+            raise CheckpointError(f"{path} uses the activation {config.hidden_act!r}; the only supported one is silu.")
         if getattr(config, "sliding_window", None) is not None:
             raise CheckpointError(
                 f"{path} attends within a sliding window of {config.sliding_window}, which is not supported; "
-                "use a checkpoint whose sliding_window is null"
+                "use a checkpoint whose sliding_window is null."
             )
         attention_bias = family == "qwen2" or bool(getattr(config, "attention_bias", False))
         generation = _read_json(path / "generation_config.json") or {}
@@ -156,19 +158,19 @@ class ModelConfig:
     ) -> ModelConfig:
         """Read the "<architecture>.*" keys of a GGUF file (llama.cpp's names).
 
-        tensor_names: GGUF's own; they tell which biases there are, and that the embeddings are tied where output.weight is absent.
-        Raises CheckpointError for a missing key and for what the decoder does not do.
+        tensor_names: names as the GGUF file spells them. They tell which biases exist, and a missing output.weight means that
+        the embeddings are tied. Raises CheckpointError for a missing key and for a feature that the decoder lacks.
         """
         family = metadata.get("general.architecture")
         if family not in GGUF_FAMILIES:
             raise CheckpointError(
-                f"the GGUF file is of the architecture {family!r}; the supported ones are {', '.join(GGUF_FAMILIES)}"
+                f"the GGUF file has the architecture {family!r}; the supported ones are {', '.join(GGUF_FAMILIES)}."
             )
 
         def number(key: str, default: float | None = None) -> Any:
             value = metadata.get(f"{family}.{key}", default)
             if not isinstance(value, int | float):
-                raise CheckpointError(f"the GGUF file must have one number as {family}.{key}, and has {value!r}")
+                raise CheckpointError(f"the GGUF file must have one number as {family}.{key}, and has {value!r}.")
             return value
 
         heads, hidden = number("attention.head_count"), number("embedding_length")
@@ -183,7 +185,7 @@ class ModelConfig:
         for key, refused in unsupported.items():
             if refused:
                 raise CheckpointError(
-                    f"the GGUF file sets {family}.{key} to {metadata[f'{family}.{key}']!r}, which is not supported"
+                    f"the GGUF file sets {family}.{key} to {metadata[f'{family}.{key}']!r}, which is not supported."
                 )
         ends = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
         return cls(
@@ -208,9 +210,10 @@ class ModelConfig:
         )
 
     def to_transformers(self, **changes: Any) -> PreTrainedConfig:
-        """The same shape as transformers' configuration, for a config.json or a model to train. changes: keys of config.json.
+        """The same model as a transformers configuration, for a config.json or for training. changes: config.json keys to set.
 
-        `frequency_factors` have no place there: who builds a model from it must give it `rope_frequencies`.
+        A transformers configuration has no field for `frequency_factors`. If you build a model from it, set the model's rope
+        frequencies to `rope_frequencies()` yourself.
         """
         from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
@@ -251,10 +254,10 @@ class ModelConfig:
         return family(**keys | changes)
 
     def rope_frequencies(self) -> Tensor:
-        """Radians a position, for each pair of head lanes: [head_dim / 2], float64, scaled as the checkpoint asks.
+        """Radians per position for each pair of head dimensions: [head_dim / 2], float64, scaled as the checkpoint asks.
 
-        Llama 3: a wavelength above original_max_position / low_freq_factor is stretched by factor, one below
-        original_max_position / high_freq_factor is kept, and between them the two are mixed linearly.
+        Llama 3 stretches a wavelength above original_max_position / low_freq_factor by factor, keeps one below
+        original_max_position / high_freq_factor, and interpolates linearly between the two.
         """
         exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float64) / self.head_dim
         frequencies = self.rope_theta**-exponents
@@ -262,7 +265,7 @@ class ModelConfig:
             frequencies = frequencies / torch.tensor(self.frequency_factors, dtype=torch.float64)
         if self.rope_scaling is not None:
             scaling = self.rope_scaling
-            turns = scaling.original_max_position * frequencies / (2 * math.pi)  # within the original context
+            turns = scaling.original_max_position * frequencies / (2 * math.pi)  # full turns within the original context
             kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
             kept = kept.clamp(0.0, 1.0)
             frequencies = kept * frequencies + (1 - kept) * frequencies / scaling.factor
@@ -272,11 +275,13 @@ class ModelConfig:
 def _rope_scaling(path: Path, parameters: Mapping[str, Any], max_position: int) -> RopeScaling | None:
     kind = parameters.get("rope_type", "default")
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise CheckpointError(f"{path} turns only a part of each head (partial_rotary_factor), which is not supported")
+        raise CheckpointError(
+            f"{path} applies rope to only a part of each head (partial_rotary_factor), which is not supported."
+        )
     if kind == "default":
         return None
     if kind != "llama3":
-        raise CheckpointError(f"{path} scales rope by {kind!r}; the supported types are default and llama3")
+        raise CheckpointError(f"{path} has the rope type {kind!r}; the supported types are default and llama3.")
     return RopeScaling(
         factor=float(parameters["factor"]),
         low_freq_factor=float(parameters["low_freq_factor"]),
@@ -292,13 +297,13 @@ def _ids(value: int | list[int] | None) -> tuple[int, ...]:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in the file, or None where there is no file."""
+    """The JSON object in the file, or None if there is no file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from error
+        raise CheckpointError(f"{path} cannot be read: {one_line(error)}.") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold one JSON object")
+        raise CheckpointError(f"{path} must hold one JSON object.")
     return value

@@ -1,7 +1,7 @@
-"""Reading a GGUF file: its metadata, and its tensors under their Hugging Face names, dequantised.
+"""Reading a GGUF file: its metadata, and its dequantised tensors under their Hugging Face names.
 
-The `gguf` package does the reading and the arithmetic, called in two places where it is slow otherwise: its reader makes
-several NumPy views for every string of the vocabulary (seconds), and its `dequantize` works on 16 rows at a time.
+The `gguf` package does the reading and the arithmetic. Two of its slow paths are avoided here: its reader makes several NumPy
+views for every string of the vocabulary (this takes seconds), and its `dequantize` works on 16 rows at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
 
 FREQUENCY_FACTORS = "rope_freqs.weight"
 
-_CHUNK_BYTES = 1 << 18  # of quantised rows a job: the float32 values they become still fit in the second-level cache
+_CHUNK_BYTES = 1 << 18  # quantised bytes per job: their float32 values still fit in the second-level cache
 
 _MODULES = {
     "token_embd": "model.embed_tokens",
@@ -45,7 +45,7 @@ _MODULES = {
 
 
 class _Reader(gguf.GGUFReader):
-    """gguf's reader, with an array as one part of its field instead of one or two parts an element."""
+    """gguf's reader, except that an array is one part of its field instead of one or two parts per element."""
 
     def _get_field_parts(
         self, orig_offs: int, raw_type: int
@@ -61,15 +61,15 @@ class _Reader(gguf.GGUFReader):
             part = self._get(start, self.gguf_scalar_to_np[element], count)
             end = start + part.nbytes
         else:
-            raise ValueError(f"an array of {element.name} is not supported")
+            raise ValueError(f"an array of {element.name} is not supported.")
         return end - orig_offs, [part], [0], [gguf.GGUFValueType.ARRAY, element]
 
 
 def _strings(data: memoryview, start: int, count: int) -> tuple[list[str], int]:
-    """`count` strings, each behind its length in 8 bytes, and the offset behind the last."""
-    length_at, strings = struct.Struct("<Q").unpack_from, []
+    """`count` strings, each stored after its length in 8 bytes; and the offset after the last."""
+    unpack_length, strings = struct.Struct("<Q").unpack_from, []
     for _ in range(count):
-        (length,) = length_at(data, start)
+        (length,) = unpack_length(data, start)
         start += 8 + length
         strings.append(str(data[start - length : start], "utf-8"))
     return strings, start
@@ -78,8 +78,9 @@ def _strings(data: memoryview, start: int, count: int) -> tuple[list[str], int]:
 class GGUFFile:
     """An opened GGUF file.
 
-    metadata: every key with its value (arrays as lists). shapes: of every tensor, by its Hugging Face name; a tensor the family
-    does not have keeps GGUF's name. tensor_names: GGUF's own. frequency_factors: rope_freqs.weight, which is no weight here.
+    metadata: every key with its value; arrays are lists. shapes: the shape of every tensor, by Hugging Face name; a tensor that
+    the family does not have keeps its GGUF name. tensor_names: names as the GGUF file spells them. frequency_factors: the
+    values of rope_freqs.weight, which is not among the tensors.
     Raises CheckpointError for a file that is damaged, truncated or in several parts, and for a tensor type outside TYPES.
     """
 
@@ -87,25 +88,25 @@ class GGUFFile:
         try:
             reader = _Reader(path)
         except FileNotFoundError as error:
-            raise CheckpointError(f"there is no file {path}") from error
+            raise CheckpointError(f"there is no file {path}; check the name.") from error
         except (OSError, ValueError, LookupError, OverflowError, struct.error) as error:
             raise CheckpointError(
-                f"{path} is not a whole GGUF file ({one_line(error)}); it may be truncated, so fetch it again"
+                f"{path} is not a whole GGUF file ({one_line(error)}); it may be truncated, so fetch it again."
             ) from error
         if reader.byte_order != "I":
-            raise CheckpointError(f"{path} is a GGUF file of the other byte order; convert it for this machine")
+            raise CheckpointError(f"{path} is a GGUF file with the other byte order; convert it for this machine.")
         self.metadata: dict[str, Any] = {
             name: field.parts[field.data[0]].tolist() if field.types[:1] == [gguf.GGUFValueType.ARRAY] else field.contents()
             for name, field in reader.fields.items()
         }
         if self.metadata.get("split.count", 0) > 1:
             raise CheckpointError(
-                f"{path} is one of {self.metadata['split.count']} parts; join them with llama-gguf-split --merge"
+                f"{path} is one of {self.metadata['split.count']} parts; join them with llama-gguf-split --merge."
             )
         for tensor in reader.tensors:
             if tensor.tensor_type.name not in TYPES:
                 raise CheckpointError(
-                    f"{path} stores {tensor.name} as {tensor.tensor_type.name}; the supported types are {', '.join(TYPES)}"
+                    f"{path} stores {tensor.name} as {tensor.tensor_type.name}; the supported types are {', '.join(TYPES)}."
                 )
         self.tensor_names = {tensor.name for tensor in reader.tensors}
         self.frequency_factors: tuple[float, ...] | None = None
@@ -121,31 +122,31 @@ class GGUFFile:
         return {name: tuple(reversed(tensor.shape.tolist())) for name, tensor in self._tensors.items()}
 
     def tensors(self, dtype: torch.dtype, heads: int, kv_heads: int, progress: Callable[[float], None]) -> dict[str, Tensor]:
-        """Every tensor in the asked dtype, dequantised on torch.get_num_threads() threads.
+        """Every tensor in this dtype, dequantised on torch.get_num_threads() threads. progress: called with the fraction done.
 
-        llama.cpp's converter reorders the rows of q and k of the architecture "llama" for its interleaved rope; they come back
-        in Hugging Face's order (conversion: LlamaModel.permute in convert_hf_to_gguf.py).
+        For the architecture "llama", llama.cpp's converter reorders the rows of q and k for its interleaved rope
+        (LlamaModel.permute in convert_hf_to_gguf.py). Here they are put back in Hugging Face's order.
         """
         interleaved = {"q_proj": heads, "k_proj": kv_heads} if self.metadata["general.architecture"] == "llama" else {}
-        shapes, found, jobs = self.shapes, {}, []
+        shapes, tensors, jobs = self.shapes, {}, []
         for name, tensor in self._tensors.items():
             kind, rows = tensor.tensor_type.name, np.asarray(tensor.data)
-            if rows.ndim == 1:  # a vector is small, and its elements, not its bytes, are what is reordered
+            if rows.ndim == 1:  # a vector is small; dequantise it first, because reordering moves elements, not blocks
                 kind, rows = "F32", _values(kind, rows)
             for module, count in interleaved.items():
                 if f".{module}." in name:
                     rows = _half_rotation_order(rows, count)
-            found[name] = torch.empty(shapes[name], dtype=dtype)
+            tensors[name] = torch.empty(shapes[name], dtype=dtype)
             step = max(1, _CHUNK_BYTES // rows[:1].nbytes)
-            jobs += [(kind, rows[i : i + step], found[name][i : i + step]) for i in range(0, len(rows), step)]
+            jobs += [(kind, rows[i : i + step], tensors[name][i : i + step]) for i in range(0, len(rows), step)]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             for done, _ in enumerate(pool.map(_dequantise, *zip(*jobs, strict=True)), start=1):
                 progress(done / len(jobs))
-        return found
+        return tensors
 
 
 def _canonical_name(name: str) -> str:
-    """blk.3.attn_q.weight → model.layers.3.self_attn.q_proj.weight; a name outside the family stays as it is."""
+    """blk.3.attn_q.weight → model.layers.3.self_attn.q_proj.weight. An unknown name is returned unchanged."""
     module, _, suffix = name.rpartition(".")
     layer = ""
     if module.startswith("blk."):
@@ -155,15 +156,15 @@ def _canonical_name(name: str) -> str:
 
 
 def _half_rotation_order(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
-    """Within each head, the even rows and then the odd ones: pairs (2i, 2i + 1) become (i, i + head_dim / 2)."""
+    """Reorder each head's rows, even ones first, then odd ones: pairs (2i, 2i + 1) become (i, i + head_dim / 2)."""
     by_pair = rows.reshape(heads, rows.shape[0] // heads // 2, 2, -1)
     return by_pair.swapaxes(1, 2).reshape(rows.shape)
 
 
 def _values(kind: str, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Rows as stored → their values, float32 (F16 stays as it is)."""
+    """The values of rows as stored: float32, or float16 for F16."""
     if kind in ("F32", "F16"):
-        return np.array(rows)  # a copy: torch takes no read-only array
+        return np.array(rows)  # a copy, because torch rejects read-only arrays
     values: npt.NDArray[Any] = getattr(gguf.quants, kind).dequantize_rows(np.ascontiguousarray(rows))
     return values
 

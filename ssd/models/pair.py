@@ -1,4 +1,4 @@
-"""A target and its draft, loaded so that they fit each other: vocabularies checked, padding masked, weights shared where they can be."""
+"""Loading a target and its draft so that they fit: checks vocabularies, drops padding ids, shares weights where possible."""
 
 from __future__ import annotations
 
@@ -11,62 +11,76 @@ from torch import Tensor
 
 from ssd.errors import SsdError
 from ssd.models import registry
+from ssd.models.model import Model
 from ssd.models.quantise import SCALE, quantise
 from ssd.models.tokenizer import Tokenizer, check_compatible
 from ssd.models.transformer import Transformer
 from ssd.models.weights import EMBEDDINGS, LM_HEAD, Checkpoint, load_checkpoint
 
-Progress = Callable[[float], None]
+OnProgress = Callable[[float], None]
+"""Called with the fraction done, 0 to 1."""
+
+Progress = OnProgress  # the name that ssd/engine.py imports
 
 _SELF_DRAFT = re.compile(r"self:(\d+)")
 
 
 @dataclass
 class Target:
-    """The target model and what speaks its language. tokenizer: None where its checkpoint has none; prompts are then token ids."""
+    """The target model and its tokenizer. tokenizer: None if the checkpoint has none; prompts must then be token ids."""
 
     name: str
     model: Transformer
     tokenizer: Tokenizer | None
-    context: int  # positions it was trained for
+    context: int  # the positions it was trained for
 
 
 @dataclass
 class Draft:
-    """A draft model. id_of: [Vd] int32, the target id of each of its columns, and draft_id_of: [V] int32, the column of each target id or
-    −1, both on its device; None where its columns are the target's ids (it may have fewer)."""
+    """A draft model. id_of: [Vd] int32, the target id of each of its columns. draft_id_of: [V] int32, the column of each target
+    id or −1. Both are on the draft's device. Both are None if the draft's ids are the target's (it may have fewer)."""
 
-    model: Transformer
+    model: Model
     id_of: Tensor | None = None
     draft_id_of: Tensor | None = None
 
 
 def load_target(
-    name: str, dtype: torch.dtype, device: torch.device, places: Callable[[int], int], progress: Progress
+    name: str, dtype: torch.dtype, device: torch.device, positions_for: Callable[[int], int], progress: OnProgress
 ) -> Target:
-    """places: positions to prepare for a model with this context. progress: called with the
-    fraction done, 0 to 1. Raises SsdError, CheckpointError."""
+    """Load the target model. positions_for: given the model's context, returns how many positions to prepare.
+
+    Raises SsdError, CheckpointError.
+    """
     checkpoint = load_checkpoint(registry.resolve(name), dtype, lambda fraction: progress(fraction / 2))
     if checkpoint.config.borrows_embeddings:
         raise SsdError(
             f"{name!r} is a draft without embeddings of its own; give it as draft, beside the target it was made for."
         )
-    positions = places(checkpoint.config.max_position)
-    model = _transformer(
-        checkpoint, dtype, device, positions, _real_ids(checkpoint), lambda fraction: progress((1 + fraction) / 2)
+    model = Transformer.from_tensors(
+        checkpoint.config,
+        checkpoint.tensors,
+        dtype=dtype,
+        device=device,
+        positions=positions_for(checkpoint.config.max_position),
+        columns=_real_ids(checkpoint),
+        progress=lambda fraction: progress((1 + fraction) / 2),
     )
     return Target(name, model, checkpoint.tokenizer, checkpoint.config.max_position)
 
 
 def load_draft(name: str, target: Target, positions: int, device: torch.device | None = None) -> Draft:
-    """name: "self:N", the target's first N layers; or a path, hub id or known model. device: None is the target's. Raises SsdError,
-    CheckpointError."""
+    """Load a draft for this target. name: "self:N" for the target's first N layers, or a path, hub id or known model.
+    positions: the longest sequence. device: None for the target's.
+
+    Raises SsdError, CheckpointError.
+    """
     device = device or target.model.device
     layers = target.model.config.num_layers
     if name.startswith("self:"):
         match = _SELF_DRAFT.fullmatch(name)
         if match is None or not 1 <= int(match[1]) <= layers:
-            raise SsdError(f"draft is {name!r}; of {target.name!r} it can be 'self:1' to 'self:{layers}'.")
+            raise SsdError(f"draft is {name!r}; for {target.name!r} it can be 'self:1' to 'self:{layers}'.")
         return Draft(target.model.first_layers(int(match[1])).on(device))
     checkpoint = load_checkpoint(registry.resolve(name), target.model.dtype)
     if target.tokenizer is not None and checkpoint.tokenizer is not None:
@@ -74,29 +88,40 @@ def load_draft(name: str, target: Target, positions: int, device: torch.device |
     vocabulary = target.model.vocab_size
     if checkpoint.config.borrows_embeddings:
         _lend_embeddings(target, checkpoint, name)
+
+    def transformer(columns: int) -> Transformer:
+        return Transformer.from_tensors(
+            checkpoint.config,
+            checkpoint.tensors,
+            dtype=target.model.dtype,
+            device=device,
+            positions=positions,
+            columns=columns,
+        )
+
     if checkpoint.draft_vocab is None:
-        columns = min(vocabulary, _real_ids(checkpoint))
-        return Draft(_transformer(checkpoint, target.model.dtype, device, positions, columns))
+        return Draft(transformer(columns=min(vocabulary, _real_ids(checkpoint))))
     ids = checkpoint.draft_vocab.to(device)
     if int(ids[-1]) >= vocabulary:
         raise SsdError(
-            f"the draft {name!r} proposes id {int(ids[-1])}, but {target.name!r} has {vocabulary}; use the target it was made for."
+            f"the draft {name!r} proposes id {int(ids[-1])}, but {target.name!r} has {vocabulary} ids; use the target it was made "
+            "for."
         )
     draft_id_of = torch.full((vocabulary,), -1, dtype=torch.int32, device=device)
     draft_id_of[ids.long()] = torch.arange(len(ids), dtype=torch.int32, device=device)
-    return Draft(_transformer(checkpoint, target.model.dtype, device, positions, len(ids)), ids, draft_id_of)
+    return Draft(transformer(columns=len(ids)), ids, draft_id_of)
 
 
 def _lend_embeddings(target: Target, draft: Checkpoint, name: str) -> None:
-    """Give a draft that `ssd distill` made the target's embeddings, and what goes with them."""
-    ours, theirs = target.model.config, draft.config
-    for what in ("vocab_size", "hidden_size"):
-        if getattr(ours, what) != getattr(theirs, what):
+    """Give the target's embeddings, rope scaling and, if tied, output rows to a draft that `ssd distill` made."""
+    config = target.model.config
+    for size in ("vocab_size", "hidden_size"):
+        if getattr(config, size) != getattr(draft.config, size):
             raise SsdError(
-                f"the draft {name!r} was made for a target of {what} {getattr(theirs, what)}, and {target.name!r} has "
-                f"{getattr(ours, what)}; use the target it was made for."
+                f"the draft {name!r} was made for a target of {size} {getattr(draft.config, size)}, and {target.name!r} has "
+                f"{getattr(config, size)}; use the target it was made for."
             )
-    draft.config = replace(theirs, rope_scaling=ours.rope_scaling, frequency_factors=ours.frequency_factors)
+    draft.config = replace(draft.config, rope_scaling=config.rope_scaling, frequency_factors=config.frequency_factors)
     table = draft.tensors[EMBEDDINGS] = target.model.embeddings
     if LM_HEAD not in draft.tensors and draft.draft_vocab is not None:
         rows = table[draft.draft_vocab.to(table.device).long()]
@@ -106,17 +131,6 @@ def _lend_embeddings(target: Target, draft: Checkpoint, name: str) -> None:
 
 
 def _real_ids(checkpoint: Checkpoint) -> int:
-    """Rows of the head that stand for a token; those beyond are padding and must never be drawn."""
+    """The number of head rows that stand for a token. The rows after them are padding and must never be drawn."""
     known = checkpoint.tokenizer.vocab_size if checkpoint.tokenizer is not None else checkpoint.config.vocab_size
     return min(known, checkpoint.config.vocab_size)
-
-
-def _transformer(
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
-    device: torch.device,
-    positions: int,
-    columns: int,
-    progress: Progress = lambda fraction: None,
-) -> Transformer:
-    return Transformer.from_tensors(checkpoint.config, checkpoint.tensors, dtype, device, positions, columns, progress)

@@ -1,4 +1,4 @@
-"""What may be given as a prompt, and its token ids. User input is checked here; SsdError says what is wrong with it."""
+"""The kinds of prompts, and their token ids. User input is checked here; SsdError says what is wrong with it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ Message = Mapping[str, str]
 Prompt = str | Sequence[Message] | Sequence[int]
 """A text, a chat as messages with "role" and "content", or token ids."""
 
-_WHAT_IT_CAN_BE = "a string, a list of messages with 'role' and 'content', or a list of token ids"
+_PROMPT_KINDS = "a string, a list of messages with 'role' and 'content', or a list of token ids"
 
 
 def is_single(prompts: Prompt | Sequence[Prompt]) -> bool:
-    """Whether this is one prompt, and not a batch of them. Raises SsdError for an empty batch and for what is neither."""
+    """Whether this is one prompt, and not a batch of them. Raises SsdError for an empty batch and for any other type."""
     if isinstance(prompts, str):
         return True
     if not isinstance(prompts, Sequence):
-        raise SsdError(f"the prompt is a {type(prompts).__name__}; it can be {_WHAT_IT_CAN_BE}, or a list of those.")
+        raise SsdError(f"the prompt is a {type(prompts).__name__}; it can be {_PROMPT_KINDS}, or a list of those.")
     if not prompts:
-        raise SsdError(f"there is no prompt; give {_WHAT_IT_CAN_BE}, or a list of those.")
+        raise SsdError(f"there is no prompt; give {_PROMPT_KINDS}, or a list of those.")
     return isinstance(prompts[0], (int, np.integer, Mapping))
 
 
 def token_ids(prompt: Prompt, tokenizer: Tokenizer | None, vocabulary: int, *, raw: bool) -> list[int]:
-    """The ids of one prompt; a str is one user message in the model's chat template, or as it is with raw=True.
+    """The ids of one prompt. A str is one user message in the model's chat template; with raw=True it is encoded as it is.
 
-    vocabulary: ids the model has. Raises SsdError for an empty prompt, an id outside the vocabulary, and what is no prompt.
+    vocabulary: number of the model's ids. Raises SsdError for an empty prompt, an id outside the vocabulary, or another type.
     """
     ids = _given_ids(prompt) if _is_ids(prompt) else _encoded(prompt, tokenizer, raw)
     if not ids:
@@ -58,7 +58,7 @@ def _encoded(prompt: Prompt, tokenizer: Tokenizer | None, raw: bool) -> list[int
         return []
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(messages, Sequence) or not all(_is_message(message) for message in messages):
-        raise SsdError(f"the prompt {_short(prompt)} is not one; it can be {_WHAT_IT_CAN_BE}.")
+        raise SsdError(f"the prompt {_short(prompt)} cannot be used; a prompt can be {_PROMPT_KINDS}.")
     if tokenizer is None:
         raise SsdError("the target has no tokenizer; give prompts as lists of token ids.")
     for message in messages:

@@ -1,6 +1,7 @@
 """Text to token ids and back: transformers' fast tokenizer, read from a directory or built from a GGUF file's vocabulary.
 
-Also here: text while it is still growing (TextStream), and whether a draft speaks its target's language (check_compatible).
+Also here: incremental decoding of a growing text (TextStream), and the check that a draft has its target's vocabulary
+(check_compatible).
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 _CONTROL, _USER_DEFINED = 3, 4  # GGUF's token types
 
-# How text is cut before the merges, from each model's own tokenizer.json.
+# The patterns that split text before the merges, from each model's own tokenizer.json.
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2_SPLIT = _LLAMA3_SPLIT.replace("{1,3}", "")
 
-_QUIET = {"verbose": False}  # a prompt over the context is refused in our own words
+_QUIET = {"verbose": False}  # no warning for a prompt over the context: the engine refuses it with a better error
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -36,7 +37,7 @@ _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 class Tokenizer:
     """A model's tokenizer.
 
-    eos_token_ids: the ids that end a text by the tokenizer's own account; a configuration may name more.
+    eos_token_ids: the end-of-text ids that the tokenizer knows; the model's configuration may name more.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -46,7 +47,7 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, path: Path) -> Tokenizer | None:
-        """The tokenizer beside a Hugging Face checkpoint, or None where there is none. Raises CheckpointError."""
+        """The tokenizer in a Hugging Face checkpoint's folder, or None if there is none. Raises CheckpointError."""
         if not any((path / name).is_file() for name in _FILES):
             return None
         from transformers import AutoTokenizer
@@ -55,15 +56,15 @@ class Tokenizer:
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         except Exception as error:  # every backend raises its own types
             raise CheckpointError(
-                f"the tokenizer in {path} cannot be read: {one_line(error)}; fetch the checkpoint again"
+                f"the tokenizer in {path} cannot be read: {one_line(error)}; fetch the checkpoint again."
             ) from error
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
-            raise CheckpointError(f"the tokenizer in {path} has no tokenizer.json; save it with transformers' fast tokenizer")
+            raise CheckpointError(f"the tokenizer in {path} has no tokenizer.json; save it with transformers' fast tokenizer.")
         return cls(tokenizer)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer | None:
-        """The byte-level BPE tokenizer that a GGUF file's tokenizer.* keys describe, or None without them. Raises CheckpointError."""
+        """The byte-level BPE tokenizer of a GGUF file's tokenizer.* keys, or None if it has none. Raises CheckpointError."""
 
         def value(key: str, default: Any = None) -> Any:
             return metadata.get(f"tokenizer.ggml.{key}", default)
@@ -73,8 +74,8 @@ class Tokenizer:
             return None
         if model != "gpt2" or pre not in _PRE_TOKENIZERS:
             raise CheckpointError(
-                f"the GGUF file's tokenizer is {model!r} with pre-tokenizer {pre!r}; supported is 'gpt2' with "
-                f"{', '.join(_PRE_TOKENIZERS)}"
+                f"the GGUF file's tokenizer is {model!r} with pre-tokenizer {pre!r}; supported is 'gpt2' with one of "
+                f"{', '.join(_PRE_TOKENIZERS)}."
             )
         tokens, types = value("tokens", []), value("token_type", [])
         try:
@@ -83,8 +84,8 @@ class Tokenizer:
                 merges=[tuple(merge.split(" ")) for merge in value("merges", [])],
                 ignore_merges=pre in _LLAMA3,
             )
-        except Exception as error:  # tokenizers raises Exception itself
-            raise CheckpointError(f"the GGUF file's vocabulary cannot be used: {one_line(error)}; convert it again") from error
+        except Exception as error:  # the tokenizers package raises plain Exception
+            raise CheckpointError(f"the GGUF file's vocabulary cannot be used: {one_line(error)}; convert it again.") from error
         backend = Backend(bpe)
         backend.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[pre])
         backend.decoder = decoders.ByteLevel()
@@ -107,7 +108,7 @@ class Tokenizer:
 
     @cached_property
     def _tokens(self) -> list[str | None]:
-        """The token of each id; None in the holes."""
+        """The token of each id; None for an id without a token."""
         vocabulary = self._tokenizer.get_vocab()
         tokens: list[str | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
         for token, index in vocabulary.items():
@@ -124,24 +125,24 @@ class Tokenizer:
         return len(self._tokens)
 
     def token_of(self, token_id: int) -> str | None:
-        """The token as the vocabulary spells it, or None where the id has none."""
+        """The token as the vocabulary spells it, or None if the id has none."""
         return self._tokens[token_id] if 0 <= token_id < len(self._tokens) else None
 
     def is_visible(self, token_id: int) -> bool:
-        """Whether `decode` shows this token: it exists and is no special one."""
+        """Whether `decode` shows this token: it exists and is not a special token."""
         return self.token_of(token_id) is not None and token_id not in self._special_ids
 
     def encode(self, text: str) -> list[int]:
-        """The ids of raw text, behind a beginning-of-text token where the model's own tokenizer puts one."""
+        """The ids of raw text, with a beginning-of-text token first if the model's own tokenizer adds one."""
         return list(self._tokenizer.encode(text, **_QUIET))
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """The ids of a conversation of {"role", "content"} messages, up to where the assistant answers.
+        """The ids of a conversation of {"role", "content"} messages, up to the start of the assistant's answer.
 
-        Raises SsdError where the model has no chat template, or where the template refuses the messages.
+        Raises SsdError if the model has no chat template, or if the template refuses the messages.
         """
         if not self._tokenizer.chat_template:
-            raise SsdError("this model has no chat template; pass raw=True to give it the prompt as plain text")
+            raise SsdError("this model has no chat template; pass raw=True to give it the prompt as plain text.")
         return list(self._render(messages, return_dict=False, tokenizer_kwargs=_QUIET))
 
     def _render(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Any:
@@ -150,56 +151,56 @@ class Tokenizer:
                 [dict(message) for message in messages], add_generation_prompt=True, **options
             )
         except (TemplateError, ValueError) as error:  # ValueError: several templates, and none is the default
-            raise SsdError(f"the model's chat template refuses these messages: {one_line(error)}") from error
+            raise SsdError(f"the model's chat template refuses these messages: {one_line(error)}.") from error
 
     def user_turn(self, text: str) -> list[int]:
-        """The ids of a conversation that breaks off in its first user message, behind `text`.
+        """The ids of a conversation that breaks off in its first user message, after `text`.
 
-        Raises SsdError where the model has no chat template, or one that does not show the message.
+        Raises SsdError if the model has no chat template, or one that does not show the message.
         """
         return list(self._tokenizer.encode(self._around_a_message[0] + text, add_special_tokens=False, **_QUIET))
 
     def turn_end(self) -> str:
-        """The first word that the chat template puts behind a user's message, "" if none; a special token's text where it is one."""
+        """The first word that the chat template puts after a user's message (often the text of a special token), or ""."""
         return next(iter(self._around_a_message[1].split()), "")
 
     @cached_property
     def _around_a_message(self) -> tuple[str, str]:
-        """What the chat template puts before and behind a user's only message."""
+        """The text that the chat template puts before and after a user's only message."""
         if not self._tokenizer.chat_template:
-            raise SsdError("this model has no chat template, and without one it cannot make up chats; give a chat model")
+            raise SsdError("this model has no chat template, and without one it cannot make up chats; give a chat model.")
         mark = "\N{OBJECT REPLACEMENT CHARACTER}"
-        before, found, behind = str(self._render([{"role": "user", "content": mark}], tokenize=False)).partition(mark)
-        if not found:
-            raise SsdError("the model's chat template does not show a user's message; give a chat model")
-        return before, behind
+        before, shown, after = str(self._render([{"role": "user", "content": mark}], tokenize=False)).partition(mark)
+        if not shown:
+            raise SsdError("the model's chat template does not show a user's message; give a chat model.")
+        return before, after
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids, special tokens left out."""
+        """The text of the ids, without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 class TextStream:
-    """The text of ids that arrive a few at a time: all that `push` and `flush` return is, joined, `decode` of all the ids.
+    """The text of ids that arrive a few at a time. The joined results of `push` and `flush` equal `decode` of all the ids.
 
-    A character may be spread over several tokens, and the byte tokens of a SentencePiece vocabulary decide together what they
-    spell. Such tokens are held back until the text can no longer change. Decoding starts at the last token before them, so that
-    a push costs the same however long the text is.
+    A character may span several tokens, and byte tokens of a SentencePiece vocabulary are decoded together. Such tokens are
+    held back until their text can no longer change. Decoding starts at the last token before them, so the cost of a push does
+    not grow with the text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []  # the last settled token, and those held back
-        self._settled = 0  # characters of the first of them, already returned
+        self._ids: list[int] = []  # the last token whose text was returned, and the tokens held back after it
+        self._returned = 0  # characters of that first token, which were returned already
 
     def push(self, ids: Iterable[int]) -> str:
-        """Take further ids; return the text that has become certain."""
+        """Take further ids; return the text that can no longer change."""
         return "".join(self._push(token_id) for token_id in ids if self._tokenizer.is_visible(token_id))
 
     def flush(self) -> str:
         """The text still held back, at the end of the ids."""
-        text = self._tokenizer.decode(self._ids)[self._settled :]
-        self._ids, self._settled = [], 0
+        text = self._tokenizer.decode(self._ids)[self._returned :]
+        self._ids, self._returned = [], 0
         return text
 
     def _push(self, token_id: int) -> str:
@@ -207,19 +208,19 @@ class TextStream:
         text = self._tokenizer.decode(self._ids)
         if text.endswith("\N{REPLACEMENT CHARACTER}") or _BYTE_PIECE.fullmatch(self._tokenizer.token_of(token_id) or ""):
             return ""
-        piece = text[self._settled :]
-        self._ids, self._settled = [token_id], len(self._tokenizer.decode([token_id]))
+        piece = text[self._returned :]
+        self._ids, self._returned = [token_id], len(self._tokenizer.decode([token_id]))
         return piece
 
 
 def check_compatible(target: Tokenizer, draft: Tokenizer) -> None:
-    """Raise SsdError unless target and draft mean the same token by every id that both have."""
+    """Raise SsdError unless every id that both tokenizers have stands for the same token in both."""
     for token_id in range(min(target.vocab_size, draft.vocab_size)):
-        ours, theirs = target.token_of(token_id), draft.token_of(token_id)
-        if ours is not None and theirs is not None and ours != theirs:
+        of_target, of_draft = target.token_of(token_id), draft.token_of(token_id)
+        if of_target is not None and of_draft is not None and of_target != of_draft:
             raise SsdError(
-                f"the draft's tokenizer does not fit the target's: id {token_id} is {ours!r} for the target and {theirs!r} for the "
-                "draft; use a draft with the target's tokenizer"
+                f"the draft's tokenizer does not fit the target's: id {token_id} is {of_target!r} for the target and "
+                f"{of_draft!r} for the draft; use a draft with the target's tokenizer."
             )
 
 
@@ -231,7 +232,7 @@ def _split(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
 
 
 _GPT2: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
-_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")  # these also look a whole word up before merging, and begin with a BOS
+_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")  # these also try a whole word before merging, and begin with a BOS token
 
 _PRE_TOKENIZERS: dict[str, list[pre_tokenizers.PreTokenizer]] = {
     "default": _GPT2,

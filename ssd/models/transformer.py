@@ -1,7 +1,7 @@
 """One decoder for every family: the sequence of ops that turns rows of tokens into logits.
 
-A forward pass knows nothing of sequences beyond its `Rows`: each row has a token, a position, a place to write its K/V and the
-keys it may see. Prefill, decode, verification of a chain or tree, and the draft's branches differ only in their rows.
+A forward pass knows only its `Rows`: each row has a token, a position, a KV slot to write and the keys it may see. Prefill,
+decode, verification of a chain or tree, and the draft's branches differ only in their rows.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class _Linear:
     def pack(cls, weight: Tensor, epilogue: str = "none", bias: Tensor | None = None, scale: Tensor | None = None) -> _Linear:
         return cls(ops.pack_weight(weight.contiguous(), epilogue, scale), weight.shape[0], epilogue, bias)
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return ops.linear(x, self.weight, self.out_features, self.epilogue, self.bias, residual)
+    def __call__(self, x: Tensor, residual: Tensor | None = None, float32_out: bool = False) -> Tensor:
+        return ops.linear(x, self.weight, self.out_features, self.epilogue, self.bias, residual, float32_out)
 
 
 @dataclass
@@ -49,8 +49,8 @@ class _Layer:
 class Transformer:
     """A decoder-only transformer of the Llama family: RMSNorm, rotary grouped-query attention, SiLU-gated MLP.
 
-    config: its shape. dtype: the run dtype. vocab_size: columns of its logits (a trimmed draft has fewer than its embedding has
-    rows). Build it with `from_tensors`, or share another's weights with `first_layers`.
+    config: its sizes. dtype: the run dtype. vocab_size: the number of logits columns (a trimmed draft has fewer columns than
+    embedding rows). Build it with `from_tensors`, or share another model's weights with `first_layers`.
     """
 
     def __init__(
@@ -78,9 +78,12 @@ class Transformer:
         columns: int | None = None,
         progress: Callable[[float], None] = lambda fraction: None,
     ) -> Transformer:
-        """tensors: by their Hugging Face names; consumed, so that each is freed once it is packed. An int8 weight comes with its scale;
-        it stays int8 where the device computes with it (a CPU, in bfloat16). positions: the longest a sequence gets. columns: rows of
-        the head that are used, for a padded vocabulary (None: all). progress: called with the fraction packed.
+        """Pack a checkpoint's tensors into a model.
+
+        tensors: by Hugging Face name; the dict is emptied, so that each tensor is freed once it is packed. An int8 weight comes
+        with its scale; it stays int8 if the device can compute with it (a CPU, in bfloat16), otherwise it is dequantised.
+        positions: the longest sequence. columns: how many rows of the head to use, for a padded vocabulary (None: all).
+        progress: called with the fraction packed.
         """
         keep_int8 = device.type == "cpu" and dtype == torch.bfloat16
 
@@ -91,7 +94,7 @@ class Transformer:
             return torch.cat([take(name) for name in names]) if names[0] in tensors else None
 
         def linear(*names: str, epilogue: str = "none", rows: int | None = None) -> _Linear:
-            """The linears of these names as one."""
+            """These linears fused into one."""
             bias = take_all([f"{name}.bias" for name in names])
             weight = torch.cat([tensors.pop(f"{name}.weight").to(device) for name in names])[:rows]
             if f"{names[0]}.weight{SCALE}" not in tensors:
@@ -120,23 +123,23 @@ class Transformer:
             progress((i + 1) / config.num_layers)
         table = take("model.embed_tokens.weight").contiguous()
         tied = "lm_head.weight" not in tensors
-        head = _Linear.pack(table[:columns], "float32") if tied else linear("lm_head", epilogue="float32", rows=columns)
+        head = _Linear.pack(table[:columns]) if tied else linear("lm_head", rows=columns)
         angles = torch.outer(torch.arange(positions, dtype=torch.float64), config.rope_frequencies().double())
         cos_sin = torch.cat([angles.cos(), angles.sin()], dim=-1).float().to(device)
         return cls(config, table, layers, take("model.norm.weight"), head, cos_sin)
 
     @property
     def embeddings(self) -> Tensor:
-        """[vocabulary, d]: what a draft made for this model borrows."""
+        """[vocabulary, d]: the table that a draft made for this model borrows."""
         return self._table
 
     def first_layers(self, count: int) -> Transformer:
-        """A draft made of this model's first layers, its own norm and its own head; weights are shared, not copied."""
+        """A draft of this model's first layers, with this model's final norm and head. Weights are shared, not copied."""
         config = replace(self.config, num_layers=count)
         return Transformer(config, self._table, self._layers[:count], self._norm, self._head, self._cos_sin)
 
     def on(self, device: torch.device) -> Transformer:
-        """This model on a device of the same kind: itself where it is there already, else a copy."""
+        """This model on another device of the same kind: the model itself if it is on that device already, otherwise a copy."""
         if device == self.device:
             return self
 
@@ -149,14 +152,14 @@ class Transformer:
         return Transformer(self.config, table, [moved(layer) for layer in self._layers], norm, head, cos_sin)
 
     def weight_bytes(self) -> int:
-        """What a decode step must read: every packed weight, once."""
+        """The bytes of weights that a decode step reads: every packed weight, once."""
         linears = [self._head]
         for layer in self._layers:
             linears += [layer.qkv, layer.attention_out, layer.gate_up, layer.down]
         return sum(linear.weight.nbytes for linear in linears)
 
     def forward(self, rows: Rows, cache: KVCache) -> Tensor:
-        """Run the rows, write their K/V, and return their normalised hidden states, [R, d]."""
+        """Run the rows and write their K/V to the cache. Returns their normalised hidden states, [R, d]."""
         config = self.config
         heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
         x = ops.embed(rows.ids, self._table)  # [R, d]
@@ -166,13 +169,18 @@ class Transformer:
             ops.rope_store_kv(
                 q, k, v, self._cos_sin, rows.positions, rows.kv_slots, k_cache, v_cache, layer.q_norm, layer.k_norm, config.rms_norm_eps
             )  # fmt: skip
-            seen = ops.paged_attention(
+            attended = ops.paged_attention(
                 q, k_cache, v_cache, rows.page_table, rows.row_seq, rows.prefix_len, self._scale, rows.suffix_slots, rows.suffix_len
             )  # fmt: skip
-            x = layer.attention_out(seen.view(-1, heads * dim), x)
+            x = layer.attention_out(attended.view(-1, heads * dim), x)
             x = layer.down(layer.gate_up(ops.rms_norm(x, layer.mlp_norm, config.rms_norm_eps)), x)
         return ops.rms_norm(x, self._norm, config.rms_norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [R, d]. Returns [R, vocab_size] float32."""
-        return self._head(hidden)
+        return self._head(hidden, float32_out=True)
+
+    def next_logits(self, rows: Rows, cache: KVCache, every: int = 1) -> Tensor:
+        """A forward pass with its logits: after each row, or after the last row of each run of `every`. Returns [R / every, vocab_size]
+        float32."""
+        return self.logits(self.forward(rows, cache)[every - 1 :: every].contiguous())

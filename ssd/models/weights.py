@@ -1,7 +1,7 @@
 """Loading a checkpoint: a Hugging Face directory with safetensors, or a GGUF file.
 
-The set of tensors and every shape are checked against the configuration before the first weight is read, so that a
-checkpoint either loads whole or is refused with a sentence that names the tensor.
+The names and shapes of all tensors are checked against the configuration before the first weight is read. A checkpoint either
+loads completely or is refused with an error that names the tensor.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _DRAFT_VOCAB_DTYPES = {"I32", "I64"}
 class Checkpoint:
     """A model in memory.
 
-    tensors: by their Hugging Face names ("model.layers.0.self_attn.q_proj.weight"), contiguous, exactly those of `expected_tensors`,
-    in the asked dtype but for int8 matrices and their scales; lm_head.weight is absent where the embeddings are tied. draft_vocab:
-    [Vd] int32, the target id of each row of a draft's trimmed lm_head, ascending; None where the vocabulary is whole. tokenizer: None
-    where the directory has none.
+    tensors: by Hugging Face name ("model.layers.0.self_attn.q_proj.weight"), contiguous, exactly the names of
+    `expected_tensors`. They have the requested dtype, except int8 matrices and their float32 scales. lm_head.weight is absent
+    if the embeddings are tied. draft_vocab: [Vd] int32, ascending, the target id of each row of a draft's trimmed lm_head; None
+    if the vocabulary is not trimmed. tokenizer: None if the directory has none.
     """
 
     config: ModelConfig
@@ -53,10 +53,10 @@ class Checkpoint:
 def expected_tensors(
     config: ModelConfig, draft_vocab_size: int | None = None, int8: bool = False
 ) -> dict[str, tuple[int, ...]]:
-    """The name and shape of every weight of a model with this configuration. draft_vocab_size: rows of a trimmed lm_head. int8: its
-    matrices are whole numbers, each with a scale for every output (ssd/models/quantise.py).
+    """The name and shape of every weight of a model with this configuration. draft_vocab_size: rows of a trimmed lm_head. int8:
+    the matrices are int8, each with one scale per output (ssd/models/quantise.py).
 
-    A draft that borrows its target's embeddings has none, and no lm_head either where the target's is tied to them.
+    A draft that borrows its target's embeddings has no embedding weight, and no lm_head either if the target's are tied.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -91,7 +91,7 @@ def expected_tensors(
 
 
 def read_config(path: Path) -> ModelConfig:
-    """The configuration of a checkpoint, without its weights. Raises CheckpointError."""
+    """Read a checkpoint's configuration without its weights. Raises CheckpointError."""
     if path.is_dir():
         return ModelConfig.from_directory(path)
     file = _open_gguf(path)
@@ -101,8 +101,8 @@ def read_config(path: Path) -> ModelConfig:
 def load_checkpoint(path: Path, dtype: torch.dtype, progress: Callable[[float], None] | None = None) -> Checkpoint:
     """Load a Hugging Face directory (config.json with model.safetensors, whole or sharded) or a .gguf file.
 
-    dtype: of the weights in memory, whatever they are stored as. progress: called with the fraction that is loaded, 0 to 1.
-    The end-of-text ids are those of the configuration and the tokenizer's own. Raises CheckpointError.
+    dtype: the dtype of the weights in memory, whatever the file stores. progress: called with the fraction loaded, 0 to 1.
+    The config's eos_token_ids are extended with the tokenizer's. Raises CheckpointError.
     """
     progress = progress or (lambda fraction: None)
     if path.is_dir():
@@ -110,7 +110,7 @@ def load_checkpoint(path: Path, dtype: torch.dtype, progress: Callable[[float], 
     elif path.suffix == ".gguf":
         checkpoint = _load_gguf(path, dtype, progress)
     else:
-        raise CheckpointError(f"{path} is neither a directory nor a .gguf file; give a Hugging Face checkpoint or a GGUF file")
+        raise CheckpointError(f"{path} is neither a directory nor a .gguf file; give a Hugging Face checkpoint or a GGUF file.")
     if checkpoint.tokenizer is not None:
         ends = dict.fromkeys((*checkpoint.config.eos_token_ids, *checkpoint.tokenizer.eos_token_ids))
         checkpoint.config = replace(checkpoint.config, eos_token_ids=tuple(ends))
@@ -141,34 +141,33 @@ def _load_gguf(path: Path, dtype: torch.dtype, progress: Callable[[float], None]
 def _load_directory(path: Path, dtype: torch.dtype, progress: Callable[[float], None]) -> Checkpoint:
     config = ModelConfig.from_directory(path)
     shapes: dict[str, tuple[int, ...]] = {}
-    home: dict[str, Path] = {}
+    file_of: dict[str, Path] = {}
     for file in _safetensors_files(path):
         for name, shape in _read_shapes(file).items():
-            if not name.endswith("rotary_emb.inv_freq"):  # a buffer that old checkpoints carry; computed here
-                shapes[name], home[name] = shape, file
+            if not name.endswith("rotary_emb.inv_freq"):  # a buffer of old checkpoints; it is computed instead
+                shapes[name], file_of[name] = shape, file
     draft_vocab_shape = shapes.pop(DRAFT_VOCAB, None)
     if draft_vocab_shape is not None and config.tie_embeddings and not config.borrows_embeddings:
         raise CheckpointError(
-            f"{path} has a draft_vocab, so it needs an lm_head.weight of its own; set tie_word_embeddings to false in its config.json"
+            f"{path} has a draft_vocab, so it needs an lm_head.weight of its own; set tie_word_embeddings to false in its config.json."
         )
-    repeated_head = (
-        config.tie_embeddings and LM_HEAD in shapes and EMBEDDINGS in shapes
-    )  # some tied checkpoints store the embedding twice
+    # Some tied checkpoints store the embedding twice.
+    repeated_head = config.tie_embeddings and LM_HEAD in shapes and EMBEDDINGS in shapes
     int8 = any(name.endswith(SCALE) for name in shapes)
     expected = expected_tensors(config, draft_vocab_shape[0] if draft_vocab_shape else None, int8)
     _check(path, shapes, expected | ({LM_HEAD: expected[EMBEDDINGS]} if repeated_head else {}))
 
     tensors: dict[str, Tensor] = {}
-    for file in dict.fromkeys(home.values()):
+    for file in dict.fromkeys(file_of.values()):
         with safe_open(file, framework="pt") as handle:
-            for name in (name for name, its_file in home.items() if its_file == file):
+            for name in (name for name in file_of if file_of[name] == file):
                 tensor = handle.get_tensor(name)
-                # A copy even in the same dtype: it is aligned, and survives the file being replaced.
-                tensors[name] = tensor.to(_dtype_in_memory(name, home, dtype), copy=True)
-                progress(len(tensors) / len(home))
+                # Copy even if the dtype is the same: the copy is aligned, and does not change when the file is replaced.
+                tensors[name] = tensor.to(_dtype_in_memory(name, file_of, dtype), copy=True)
+                progress(len(tensors) / len(file_of))
     if repeated_head and not torch.equal(tensors.pop(LM_HEAD), tensors[EMBEDDINGS]):
         raise CheckpointError(
-            f"{path} ties its embeddings but has another lm_head.weight; set tie_word_embeddings to false in its config.json"
+            f"{path} ties its embeddings but has another lm_head.weight; set tie_word_embeddings to false in its config.json."
         )
     draft_vocab = tensors.pop(DRAFT_VOCAB, None)
     if draft_vocab is not None:
@@ -189,20 +188,20 @@ def _safetensors_files(path: Path) -> list[Path]:
     if not index.is_file():
         whole = path / "model.safetensors"
         if not whole.is_file():
-            raise CheckpointError(f"{path} has no model.safetensors; convert its weights to safetensors, or give a GGUF file")
+            raise CheckpointError(f"{path} has no model.safetensors; convert its weights to safetensors, or give a GGUF file.")
         return [whole]
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is not an index of safetensors shards; fetch it again") from error
+        raise CheckpointError(f"{index} is not an index of safetensors shards; fetch it again.") from error
     for name in names:
         if not (path / name).is_file():
-            raise CheckpointError(f"{path} lacks the shard {name}; fetch the checkpoint again")
+            raise CheckpointError(f"{path} lacks the shard {name}; fetch the checkpoint again.")
     return [path / name for name in names]
 
 
 def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in the file, from its header alone."""
+    """The shape of each tensor in the file, read from its header only."""
     shapes = {}
     try:
         with safe_open(file, framework="pt") as handle:
@@ -216,24 +215,24 @@ def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
                     allowed = {"I8"}
                 if stored not in allowed:
                     raise CheckpointError(
-                        f"{file} stores {name} as {stored}; the supported types are {', '.join(sorted(allowed))}"
+                        f"{file} stores {name} as {stored}; the supported types are {', '.join(sorted(allowed))}."
                     )
                 shapes[name] = tuple(view.get_shape())
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{file} is not a whole safetensors file ({one_line(error)}); it may be truncated, so fetch it again"
+            f"{file} is not a whole safetensors file ({one_line(error)}); it may be truncated, so fetch it again."
         ) from error
     return shapes
 
 
-def _check(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    for problem, names in (("lacks", expected.keys() - found.keys()), ("has the surplus", found.keys() - expected.keys())):
+def _check(path: Path, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    for problem, names in (("lacks", expected.keys() - shapes.keys()), ("has the surplus", shapes.keys() - expected.keys())):
         if names:
-            raise CheckpointError(f"{path} {problem} {_some(names)}; it is not the model its configuration describes")
+            raise CheckpointError(f"{path} {problem} {_some(names)}; it is not the model that its configuration describes.")
     for name, shape in expected.items():
-        if found[name] != shape:
+        if shapes[name] != shape:
             raise CheckpointError(
-                f"{path} has {name} of shape {list(found[name])}, but its configuration asks for {list(shape)}"
+                f"{path} has {name} of shape {list(shapes[name])}, but its configuration asks for {list(shape)}."
             )
 
 
@@ -245,5 +244,5 @@ def _some(names: Iterable[str]) -> str:
 def _check_draft_vocab(path: Path, ids: Tensor, vocab_size: int) -> None:
     if ids.dim() != 1 or not len(ids) or ids[0] < 0 or ids[-1] >= vocab_size or not bool((ids.diff() > 0).all()):
         raise CheckpointError(
-            f"{path} has a draft_vocab that is not a list of ascending ids below {vocab_size}; write it again"
+            f"{path} has a draft_vocab that is not a list of ascending ids below {vocab_size}; write it again."
         )

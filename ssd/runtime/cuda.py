@@ -1,6 +1,7 @@
-"""What the captured executor asks of a device, from torch.cuda: streams with priorities, graphs with memory of their own, pinned copies.
+"""The CUDA device of the captured executor: streams with priorities, graphs with their own memory pools, pinned copies.
 
-A lane may have a part of a GPU's multiprocessors: its streams are then a green context's, which torch cannot make with a priority.
+A lane may be limited to a part of a GPU's multiprocessors. Its streams then belong to a green context. torch cannot create
+green-context streams with a priority, so the extension does.
 """
 
 from __future__ import annotations
@@ -17,23 +18,24 @@ from torch import Tensor
 
 from ssd.errors import SsdError
 
-PRIORITIES = {"target": -1, "draft": 0}  # of the streams: where both want the same multiprocessors, the target has them
+PRIORITIES = {"target": -1, "draft": 0}  # stream priorities: the target goes first when both need the same multiprocessors
 
 
 class Clock:
-    """Relates events of a device to time.perf_counter."""
+    """Converts the times of a device's events to time.perf_counter."""
 
     REACH = 10.0  # seconds
 
     def __init__(self) -> None:
-        """Of the current device."""
+        """Start a clock for the current device."""
         self._base = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self._base.record()
         self._base.synchronize()
         self._at = time.perf_counter()
 
     def seconds(self, event: torch.cuda.Event) -> float:
-        """The event has happened. Elapsed times are float32 milliseconds, so the base moves on before they get coarse."""
+        """The time of an event that has completed. Elapsed times are float32 milliseconds, so the base moves forward before
+        they lose precision."""
         elapsed = self._base.elapsed_time(event) / 1e3
         if elapsed > self.REACH:
             self._base, self._at = event, self._at + elapsed
@@ -42,8 +44,8 @@ class Clock:
 
 
 def _part(device: torch.device, multiprocessors: int) -> Any:
-    """A green context. Raises SsdError where there can be none of that size."""
-    from ssd._C import GreenContext  # only a build for CUDA has it
+    """A green context of this size. Raises SsdError if the device cannot create one."""
+    from ssd._C import GreenContext  # exists only in a build for CUDA
 
     try:
         return GreenContext(device.index, multiprocessors)
@@ -64,13 +66,13 @@ class CudaEvent:
 
 
 class CudaStream:
-    """clock: the device's. multiprocessors: the part of it to run on; None: all."""
+    """One lane's stream. clock: the device's clock. multiprocessors: how many of them the stream may use (None: all)."""
 
     def __init__(self, device: torch.device, clock: Clock, priority: int, multiprocessors: int | None) -> None:
         with torch.cuda.device(device):
             self.part = _part(device, multiprocessors) if multiprocessors is not None else None
             self.stream = self._new(device, priority)
-            self.body = self._new(device, priority)  # of what is under a condition, while recording
+            self.body = self._new(device, priority)  # captures the bodies of conditional nodes
             self.pool = torch.cuda.MemPool()
             self.body_pool = torch.cuda.MemPool()
         self._clock = clock
@@ -99,14 +101,14 @@ class CudaStream:
 
 
 class CudaDevice:
-    """The GPU of each lane, which may be the same one. The graphs of a lane share its memory pools: they never run at the same time.
-    Lanes share none. draft_sms: multiprocessors that the draft has to run on; the target has all."""
+    """The GPU of each lane; both lanes may be on one GPU. A lane's graphs never run at the same time, so they share the lane's
+    memory pools. Two lanes share none. draft_sms: number of multiprocessors that the draft may use; the target may use all."""
 
-    def __init__(self, devices: Mapping[str, torch.device], draft_sms: int | None = None) -> None:
+    def __init__(self, devices: Mapping[str, torch.device], draft_sms: int | None) -> None:
         self._devices = devices
         self._multiprocessors = {"target": None, "draft": draft_sms}
         self._capturing: CudaStream | None = None
-        self._failed: list[torch.cuda.CUDAGraph] = []  # what was half recorded: the allocator may know it still
+        self._failed: list[torch.cuda.CUDAGraph] = []  # graphs whose capture failed: the allocator may still refer to them
         self._clocks = {}
         for device in set(devices.values()):
             with torch.cuda.device(device):
@@ -122,14 +124,14 @@ class CudaDevice:
         recording: Any = torch.cuda.graph(graph, pool, stream.stream, "thread_local")  # type: ignore[arg-type]
         self._capturing = stream
         collects = gc.isenabled()
-        gc.disable()  # what it lets go of may call the driver, which a recording does not survive
+        gc.disable()  # freeing objects may call the driver, which invalidates a capture
         try:
-            # The outer one puts the current stream back if the recording fails.
+            # The outer stream context restores the current stream if the capture fails.
             with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream()), recording:
                 value = program()
         except BaseException:
             self._failed.append(graph)
-            with suppress(RuntimeError):  # or nothing can be recorded into this pool any more
+            with suppress(RuntimeError):  # without this call, nothing could be captured into this pool any more
                 torch._C._cuda_endAllocateToPool(device.index, pool)
             raise
         finally:
@@ -141,19 +143,21 @@ class CudaDevice:
     def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
         stream = self._capturing
         if stream is None:
-            # A first run, before it is recorded: all of it, so that all it needs is loaded. A hit keeps what it has.
+            # Warm-up, before the capture: run the body unconditionally, so that everything it needs is loaded. Hits are not
+            # overwritten.
             program()
             return
-        from ssd._C import Conditional  # only a build for CUDA has it
+        from ssd._C import Conditional  # exists only in a build for CUDA
 
         flags = flags.to(torch.uint8)
         node = Conditional(stream.stream.cuda_stream, flags.data_ptr(), flags.numel(), stream.body.cuda_stream, stream.part)
         try:
-            # What the body allocates must outlive it like the graph's own memory; its stream is another one, so a pool is named.
+            # The body's memory must live as long as the graph. The body is captured on another stream, so it needs a pool of
+            # its own.
             with torch.cuda.stream(stream.body), torch.cuda.use_mem_pool(stream.body_pool):
                 program()
         except BaseException:
-            with suppress(RuntimeError):  # the first error is the one to tell
+            with suppress(RuntimeError):  # report the first error, not this one
                 node.end()
             raise
         node.end()
@@ -170,5 +174,5 @@ class CudaDevice:
             torch.cuda.synchronize(device)
 
     def free_bytes(self) -> int:
-        torch.cuda.empty_cache()  # what only torch holds is free
+        torch.cuda.empty_cache()  # memory that only torch's allocator holds counts as free
         return sum(torch.cuda.mem_get_info(device)[0] for device in set(self._devices.values()))

@@ -1,4 +1,4 @@
-"""How much memory this process can still take."""
+"""The memory that this process can still allocate."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
-    """Bytes that can be taken without swapping: Linux's MemAvailable, or what a container's limit leaves if that is less.
+    """The bytes that can be allocated without swapping: Linux's MemAvailable, or less if a container's limit leaves less.
 
-    Both count what the page cache would give back: a checkpoint that was just read does not look like memory in use.
+    Page cache that can be reclaimed counts as available, so a checkpoint that was just read is not counted as memory in use.
     """
     kib = _number(_MEMINFO, r"MemAvailable:\s+(\d+) kB")
     available = kib * 1024 if kib is not None else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""The draft's thread. Ops release the GIL, so on a CPU the draft's forward passes really run beside the target's."""
+"""The draft's thread. Ops release the GIL, so on a CPU the draft's forward passes run in parallel with the target's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Worker:
             with torch.inference_mode():
                 return work(*args)
 
-        if self._process != os.getpid():  # a forked child has the pool, but not its thread
+        if self._process != os.getpid():  # a forked child inherits the pool object, but not its thread
             self._start()
         return self._pool.submit(run)
 

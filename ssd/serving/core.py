@@ -209,9 +209,10 @@ class Core:
             if round is None:
                 request.stats.started()
             else:
-                rank = round.outcomes[row][3] if round.outcomes else -1
                 accepted = min(report.accepted, committed)
-                request.stats.add(round, accepted=accepted, proposed=report.proposed, hit=report.hit, missed=missed, rank=rank)
+                request.stats.add(
+                    round, accepted=accepted, proposed=report.proposed, hit=report.hit, missed=missed, rank=round.rank(row)
+                )
             self._append(request, verification, row, report, committed)
         return [request for _, request, _, _ in grown]
 
@@ -220,9 +221,9 @@ class Core:
         first = len(request.token_ids)
         request.append(report.newest[-committed:])
         if request.params.logprobs:
-            decided = verification.decided
-            rows = decided.path[row, : len(request.token_ids) - first].long()
-            request.append_logprobs(decided.logits[row, rows], first)
+            output = verification.output
+            rows = output.path[row, : len(request.token_ids) - first].long()
+            request.append_logprobs(output.logits[row, rows], first)
         request.degraded |= self.failover.failure is not None
         if not request.finished and report.done:
             ended = request.token_ids[-1] in self._eos and not request.params.ignore_eos

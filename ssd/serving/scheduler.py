@@ -7,9 +7,7 @@ running request never waits for memory. Slots are filled lowest first, and a rou
 from __future__ import annotations
 
 import heapq
-from collections import deque
-
-import numpy as np
+from collections import Counter, deque
 
 from ssd.errors import SsdError
 from ssd.kv.cache import PAGE_SIZE
@@ -80,11 +78,12 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raise RuntimeError unless every page is free, or has as many holders as there are admitted requests with it."""
-        held = [request.pages for request in self.admitted.values() if request.pages is not None]
-        pages, counts = np.unique(np.concatenate(held), return_counts=True) if held else ([], [])
-        miscounted = [int(page) for page, n in zip(pages, counts, strict=True) if self.pages.holders(int(page)) != n]
-        if miscounted or len(pages) + self.pages.available != self.pages.capacity:
+        holders = Counter(
+            page for request in self.admitted.values() for page in (request.pages if request.pages is not None else ())
+        )
+        miscounted = [int(page) for page, count in holders.items() if self.pages.holders(int(page)) != count]
+        if miscounted or len(holders) + self.pages.available != self.pages.capacity:
             raise RuntimeError(
-                f"K/V pages were lost or given twice: {len(pages)} held, {self.pages.available} free, {self.pages.capacity} in all, "
+                f"K/V pages were lost or given twice: {len(holders)} held, {self.pages.available} free, {self.pages.capacity} in all, "
                 f"{miscounted} with a wrong count."
             )

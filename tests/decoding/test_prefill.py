@@ -40,7 +40,7 @@ def test_a_staged_prompt_has_its_tokens_its_pages_and_its_parameters(staging: Se
 
 
 def test_a_chunk_has_the_rows_of_its_tokens(staging: SequenceState, request_: Request) -> None:
-    rows = chunk_rows(staging, 14, 18, PAGE_SIZE)
+    rows = chunk_rows(staging, 14, 18)
     assert rows.ids.tolist() == request_.prompt[14:18]
     assert rows.positions.tolist() == [14, 15, 16, 17]
     assert rows.kv_slots.tolist() == [7 * PAGE_SIZE + 14, 7 * PAGE_SIZE + 15, 3 * PAGE_SIZE, 3 * PAGE_SIZE + 1]

@@ -1,4 +1,4 @@
-"""`distill` on tiny random targets: from nothing to a draft that the engine decodes with; what it says when it cannot."""
+"""`distill` on tiny random targets: a whole run to a draft that the engine decodes with, and the errors it raises."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tiny
 from ssd import Engine, SamplingParams
 from ssd.distill import Recipe, distill
 from ssd.distill.chats import HELD_OUT_EVERY, read
-from ssd.distill.report import Worth
+from ssd.distill.report import HeldOutScore
 from ssd.distill.training import Status, Texts
 from ssd.errors import SsdError
 from ssd.models.pair import load_draft, load_target
@@ -24,7 +24,7 @@ from ssd.models.pair import load_draft, load_target
 VOCABULARY = tiny.vocabulary_of_bytes()
 RECIPE = Recipe(layers=2, vocab=128, tokens=1000, answer_tokens=12, epochs=8, batch_tokens=1024, threads=1)
 SHORT = replace(RECIPE, tokens=500, epochs=1)
-WHATS = {"tied": {"tie_word_embeddings": True}, "a head of its own": {}}
+TARGETS = {"tied": {"tie_word_embeddings": True}, "a head of its own": {}}
 
 
 def write_target(path: Path, **config: Any) -> Path:
@@ -33,7 +33,7 @@ def write_target(path: Path, **config: Any) -> Path:
 
 
 class Run:
-    """A target, and the draft made of it."""
+    """A target, and the draft made from it."""
 
     def __init__(self, folder: Path, recipe: Recipe = RECIPE, prompts: Sequence[str] = (), **config: Any) -> None:
         self.target = write_target(folder / "target", **config)
@@ -42,19 +42,19 @@ class Run:
         self.statuses: list[Status] = []
         self.found = self.distill(recipe, prompts=prompts)
 
-    def distill(self, recipe: Recipe, **options: Any) -> dict[str, Worth]:
+    def distill(self, recipe: Recipe, **options: Any) -> dict[str, HeldOutScore]:
         def stage(name: str) -> Callable[[float], None]:
             return self.stages.setdefault(name, []).append
 
         return distill(str(self.target), self.out, recipe, stage=stage, status=self.statuses.append, **options)
 
 
-@pytest.fixture(scope="module", params=WHATS)
+@pytest.fixture(scope="module", params=TARGETS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return Run(tmp_path_factory.mktemp("run"), **WHATS[request.param])
+    return Run(tmp_path_factory.mktemp("run"), **TARGETS[request.param])
 
 
-def test_the_engine_decodes_the_targets_own_text_with_it(run: Run) -> None:
+def test_the_engine_with_the_draft_decodes_the_targets_own_text(run: Run) -> None:
     prompts = ["the hen and the otter", "no", "an end to it"]
     params = SamplingParams(max_new_tokens=24, ignore_eos=True)
     with Engine(str(run.target), None, "ar", threads=1) as engine:
@@ -67,7 +67,7 @@ def test_the_engine_decodes_the_targets_own_text_with_it(run: Run) -> None:
         assert sum(each.stats.accepted_per_round for each in found) > 0
 
 
-def test_training_draws_the_student_to_its_target(run: Run) -> None:
+def test_training_brings_the_student_closer_to_its_target(run: Run) -> None:
     first, last = run.statuses[0], run.statuses[-1]
     assert last.kl < 0.7 * first.kl
     assert last.fraction == 1
@@ -75,24 +75,23 @@ def test_training_draws_the_student_to_its_target(run: Run) -> None:
     assert run.found["all"].tokens == sum(each.tokens for domain, each in run.found.items() if domain != "all")
 
 
-def test_every_step_shows_its_progress_to_the_end(run: Run) -> None:
+def test_every_step_reports_progress_up_to_one(run: Run) -> None:
     assert len(run.stages) == 3
     for fractions in run.stages.values():
         assert fractions == sorted(fractions) and fractions[-1] == 1
 
 
-def test_what_was_trained_is_what_the_engine_runs(run: Run) -> None:
-    """The draft's weights, loaded, are a decoder of the layers that were trained, over the target's embeddings."""
+def test_the_engine_loads_the_trained_layers_and_borrows_the_embeddings(run: Run) -> None:
     target = load_target(str(run.target), torch.float32, torch.device("cpu"), lambda context: context, lambda fraction: None)
     draft = load_draft(str(run.out), target, 64)
     assert draft.model.config.num_layers == 2
     assert draft.model.embeddings is target.model.embeddings
     assert draft.model.vocab_size == 128 and draft.id_of is not None and draft.draft_id_of is not None
     assert torch.equal(draft.draft_id_of[draft.id_of.long()], torch.arange(128, dtype=torch.int32))
-    assert 0 in draft.id_of.tolist()  # the end of a text is an id that every answer has
+    assert 0 in draft.id_of.tolist()  # the end-of-text id, which every answer has
 
 
-def test_a_run_says_what_it_was_made_of(run: Run) -> None:
+def test_the_report_and_the_card_say_how_the_draft_was_made(run: Run) -> None:
     report = json.loads((run.out / "report.json").read_text())
     assert report["made_from"]["layers"] == [0, 3]
     assert report["made_from"]["steps"] == run.statuses[-1].step
@@ -111,7 +110,7 @@ def test_the_same_seed_makes_the_same_chats(tmp_path: Path) -> None:
     assert texts[0] == texts[1]
 
 
-def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_resumed_run_continues_from_its_last_step(tmp_path: Path) -> None:
     run = Run(tmp_path, SHORT)
     steps, chats = run.statuses[-1].step, (run.out / "run" / "chats.jsonl").read_text()
     run.statuses.clear()
@@ -121,62 +120,62 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert (run.out / "run" / "chats.jsonl").read_text() == chats
 
 
-def test_a_time_budget_ends_training_with_its_schedule(tmp_path: Path) -> None:
+def test_a_time_budget_ends_training_and_completes_its_schedule(tmp_path: Path) -> None:
     run = Run(tmp_path, replace(RECIPE, epochs=1e6, time_budget=0.1))
     assert run.statuses[-1].fraction >= 1
     assert run.found["all"].tokens > 0
 
 
-def test_own_prompts_are_answered_too(tmp_path: Path) -> None:
+def test_a_users_own_prompts_are_answered_once_each(tmp_path: Path) -> None:
     run = Run(tmp_path, SHORT, prompts=["then the hen", "an otter", "then the hen"])
     chats = [json.loads(line) for line in (run.out / "run" / "chats.jsonl").read_text().splitlines()]
     assert [chat["message"] for chat in chats if chat["domain"] == "own"] == ["then the hen", "an otter"]
 
 
-# What cannot be done ----------------------------------------------------------------------------------------------------------
+# Errors -----------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_with_a_run_is_not_overwritten(run: Run) -> None:
-    with pytest.raises(SsdError, match="holds a run already; go on with it with --resume"):
+    with pytest.raises(SsdError, match="holds a run already; continue it with --resume"):
         run.distill(RECIPE)
 
 
-def test_there_must_be_a_run_to_go_on_with(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(SsdError, match="holds no run to go on with"):
+def test_resuming_without_a_run_is_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(SsdError, match="holds no run to continue"):
         distill(str(run.target), tmp_path / "new", RECIPE, resume=True)
 
 
-def test_another_student_or_target_cannot_go_on(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(SsdError, match=r"this run was begun with layers \[0, 3\], and now it is \[0, 1, 3\]"):
+def test_resuming_with_another_student_or_target_is_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(SsdError, match=r"this run was started with layers \[0, 3\], and now it is \[0, 1, 3\]"):
         run.distill(replace(RECIPE, layers=3), resume=True)
-    with pytest.raises(SsdError, match="this run was begun with target .*, and now it is .*other"):
+    with pytest.raises(SsdError, match="this run was started with target .*, and now it is .*other"):
         distill(str(write_target(tmp_path / "other")), run.out, RECIPE, resume=True)
 
 
 def test_a_checkpoint_of_another_student_is_refused(tmp_path: Path) -> None:
     run = Run(tmp_path, SHORT)
     torch.save({}, run.out / "run" / "checkpoint.pt")
-    with pytest.raises(SsdError, match=r"checkpoint\.pt is not of this student"):
+    with pytest.raises(SsdError, match=r"checkpoint\.pt belongs to another student"):
         run.distill(SHORT, resume=True)
 
 
-def test_answers_must_fit_in_the_context(run: Run, tmp_path: Path) -> None:
+def test_answers_that_do_not_fit_in_the_context_are_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(SsdError, match="answers of 300 tokens needs a context of 713, and the target's is 512"):
         distill(str(run.target), tmp_path / "draft", replace(RECIPE, answer_tokens=300))
 
 
 def test_a_chat_stays_held_out_whatever_is_excluded(tmp_path: Path) -> None:
-    """Otherwise a run that goes on would report on chats it was trained on."""
+    """Otherwise a resumed run would report on chats that it was trained on."""
     run = Run(tmp_path, SHORT)
     chats = read(run.out / "run" / "chats.jsonl")
     seen: list[list[int]] = []
 
-    def note(student: object, head: object, ids: object, texts: Texts, of: Sequence[int]) -> dict[str, Worth]:
-        seen.append([chats.index(texts.chats[i]) for i in of])
+    def note(student: object, head: object, ids: object, texts: Texts, indices: Sequence[int]) -> dict[str, HeldOutScore]:
+        seen.append([chats.index(texts.chats[i]) for i in indices])
         return run.found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ssd.distill.recipe.worth", note)
+        patch.setattr("ssd.distill.pipeline.score", note)
         patch.setattr("ssd.distill.chats.overlaps", lambda chat, texts, tokenizer: chat == chats[3])
         run.distill(replace(SHORT, epochs=2), resume=True, exclude=["anything"])
     assert seen == [[i for i in range(len(chats)) if i % HELD_OUT_EVERY == 0]]
@@ -231,7 +230,7 @@ def test_a_recipe_outside_its_range_is_refused(changes: dict[str, Any], reason: 
         replace(RECIPE, **changes)
 
 
-def test_a_file_of_other_things_is_no_data(run: Run, tmp_path: Path) -> None:
+def test_a_file_without_chats_in_it_is_refused(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "draft" / "run"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text((run.out / "run" / "run.json").read_text())
@@ -240,12 +239,12 @@ def test_a_file_of_other_things_is_no_data(run: Run, tmp_path: Path) -> None:
         distill(str(run.target), tmp_path / "draft", RECIPE, resume=True)
 
 
-def test_another_targets_draft_is_refused(run: Run, tmp_path: Path) -> None:
+def test_a_draft_of_another_target_is_refused(run: Run, tmp_path: Path) -> None:
     other = write_target(tmp_path / "other", hidden_size=32)
     with pytest.raises(SsdError, match="was made for a target of hidden_size 64, and .* has 32"):
         Engine(str(other), str(run.out), "sd")
 
 
-def test_a_draft_without_embeddings_is_no_target(run: Run) -> None:
+def test_a_draft_without_embeddings_is_refused_as_a_target(run: Run) -> None:
     with pytest.raises(SsdError, match="is a draft without embeddings of its own"):
         Engine(str(run.out), None, "ar")

@@ -1,4 +1,4 @@
-"""The steps of `distill` one by one: the student is the engine's decoder, the loss is what it says, the report counts rounds."""
+"""The steps of `distill` one by one: the student is the engine's decoder, the loss is plain torch's, the report counts rounds."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ CPU = torch.device("cpu")
 def test_the_student_is_the_decoder_that_the_engine_runs(tmp_path: Path, family: str) -> None:
     tensors = tiny.write_model(tmp_path, num_hidden_layers=4, **FAMILIES[family])
     config, layers = ModelConfig.from_directory(tmp_path), [0, 3]
-    made = student.build(config, tensors, layers, torch.float32, CPU)
-    for name, tensor in student.weights_of(made).items():
+    decoder = student.build(config, tensors, layers, torch.float32, CPU)
+    for name, tensor in student.weights_of(decoder).items():
         source = name.replace("layers.1.", "layers.3.")
         assert torch.equal(tensor, tensors[source]), name
     shared = {name: tensor for name, tensor in tensors.items() if "layers." not in name}
-    ours = build_transformer(replace(config, num_layers=2), shared | student.weights_of(made))
+    transformer = build_transformer(replace(config, num_layers=2), shared | student.weights_of(decoder))
     ids = random_ids(config.vocab_size, 200)
     with torch.inference_mode():
-        logits = made(torch.tensor([ids, ids]))[1] @ student.output_rows(tensors).T
-    assert error(logits, teacher_forced(ours, ids)) <= BOUND
+        logits = decoder(torch.tensor([ids, ids]))[1] @ student.output_rows(tensors).T
+    assert error(logits, teacher_forced(transformer, ids)) <= BOUND
 
 
 @pytest.mark.parametrize(
-    "count,of,layers", [(4, 30, [0, 1, 28, 29]), (3, 30, [0, 1, 29]), (1, 3, [0]), (3, 3, [0, 1, 2])], ids=str
+    "count,num_layers,layers", [(4, 30, [0, 1, 28, 29]), (3, 30, [0, 1, 29]), (1, 3, [0]), (3, 3, [0, 1, 2])], ids=str
 )
-def test_a_student_starts_from_the_outermost_layers(count: int, of: int, layers: list[int]) -> None:
-    assert student.outer_layers(count, of) == layers
+def test_a_student_starts_from_the_outermost_layers(count: int, num_layers: int, layers: list[int]) -> None:
+    assert student.outer_layers(count, num_layers) == layers
 
 
-def test_its_vocabulary_is_what_answers_say_most() -> None:
+def test_a_students_vocabulary_has_the_most_frequent_ids_of_the_answers() -> None:
     chats = [Chat("code", "", [9, 9, 9, 8], [5, 5, 2], True), Chat("code", "", [8, 8], [5, 7, 2], True)]
     assert student.frequent_ids(chats, 3, 12).tolist() == [2, 5, 7]
     assert student.frequent_ids(chats, 5, 12).tolist() == [2, 5, 7, 8, 9]
@@ -65,7 +65,7 @@ def test_its_vocabulary_is_what_answers_say_most() -> None:
 # Training ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_loss_and_its_gradient_are_those_of_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_and_its_gradient_equal_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "ROWS_AT_ONCE", 7)
     torch.manual_seed(0)
     theirs, head, weight = torch.randn(20, 16), torch.randn(50, 16), torch.rand(20)
@@ -102,22 +102,22 @@ def test_every_chat_is_in_one_batch_of_an_epoch(texts: Texts) -> None:
     assert batches != texts.batches(range(30), 32, random.Random(2))
 
 
-def test_rows_stand_for_every_token_but_the_last(texts: Texts) -> None:
-    """A row's weight is that of the token behind it, and its hidden state that of its own place."""
+def test_rows_are_every_token_except_each_chats_last(texts: Texts) -> None:
+    """A row has the weight of the token after it, and the hidden state of its own token."""
     batch = [3, 11]
     chat, position, row, weight = texts.rows(batch)
     padded = texts.padded(batch)
     for c, p, r, w in zip(chat.tolist(), position.tolist(), row.tolist(), weight.tolist(), strict=True):
-        own = texts.chats[batch[c]]
-        assert padded[c, p] == (own.prompt + own.answer)[p]
+        its_chat = texts.chats[batch[c]]
+        assert padded[c, p] == (its_chat.prompt + its_chat.answer)[p]
         assert r == texts.first[batch[c]] + p
-        assert w == pytest.approx(1.0 if p + 1 >= len(own.prompt) else training.PROMPT_WEIGHT)
+        assert w == pytest.approx(1.0 if p + 1 >= len(its_chat.prompt) else training.PROMPT_WEIGHT)
     assert len(row) == sum(len(texts.ids[i]) - 1 for i in batch)
 
 
-def test_hidden_states_are_computed_once_and_kept(texts: Texts, tmp_path: Path) -> None:
+def test_hidden_states_are_computed_once_and_kept_in_a_file(texts: Texts, tmp_path: Path) -> None:
     class Ids:
-        """A target whose hidden state is four times its id."""
+        """A target whose hidden state is its id, four times over."""
 
         def __call__(self, ids: torch.Tensor) -> torch.Tensor:
             return ids[..., None].expand(*ids.shape, 4).float()
@@ -136,15 +136,15 @@ def test_hidden_states_are_computed_once_and_kept(texts: Texts, tmp_path: Path) 
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=30), min_size=1, max_size=4), st.integers(1, 8))
-def test_tokens_a_round_are_those_of_greedy_speculation(agreed: list[list[bool]], lookahead: int) -> None:
+def test_tokens_per_round_equal_a_replay_of_greedy_rounds(agreed: list[list[bool]], lookahead: int) -> None:
     rounds = tokens = 0
     for text in agreed:
-        place = 1
-        while place < len(text):
+        position = 1
+        while position < len(text):
             accepted = 0
-            while accepted < lookahead and place + accepted < len(text) and text[place + accepted]:
+            while accepted < lookahead and position + accepted < len(text) and text[position + accepted]:
                 accepted += 1
-            place += accepted + 1
+            position += accepted + 1
             rounds += 1
         tokens += len(text) - 1
     assert tokens_per_round([torch.tensor(text) for text in agreed], lookahead) == pytest.approx(tokens / max(1, rounds))
@@ -162,13 +162,13 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return found
 
 
-def test_a_user_turn_is_the_beginning_of_a_chat(tokenizer: Tokenizer) -> None:
+def test_a_user_turn_begins_a_chat_with_the_same_message(tokenizer: Tokenizer) -> None:
     begun = tokenizer.user_turn("then the")
     whole = tokenizer.chat([{"role": "user", "content": "then the hen"}])
     assert begun == whole[: len(begun)] and len(begun) > 1
 
 
-def test_the_template_says_how_a_user_turn_ends(tokenizer: Tokenizer) -> None:
+def test_the_end_of_a_user_turn_comes_from_the_template(tokenizer: Tokenizer) -> None:
     assert tokenizer.turn_end() == "<|end|><|assistant|>"
 
 
@@ -188,8 +188,8 @@ def test_a_template_that_shows_no_message_is_refused(tmp_path: Path, template: s
         found.user_turn("the hen")
 
 
-def test_any_text_survives_the_file(tmp_path: Path) -> None:
-    """Also what str.splitlines takes for the end of a line; a last line that was cut short is left out."""
+def test_any_text_is_read_back_from_the_file(tmp_path: Path) -> None:
+    """Even characters that str.splitlines takes for the end of a line. An unfinished last line is left out."""
     chats = [Chat("own", f"a{end}b", [1], [2], True) for end in ("\u2028", "\u2029", "\x85", "\n", "")]
     lines = "".join(json.dumps(asdict(chat), ensure_ascii=False) + "\n" for chat in chats)
     (tmp_path / "chats.jsonl").write_text(lines + '{"domain": "co', encoding="utf-8")
@@ -206,7 +206,9 @@ def test_any_text_survives_the_file(tmp_path: Path) -> None:
     ],
     ids=["the same", "other case and signs", "twelve words", "another word"],
 )
-def test_a_chat_that_shares_thirteen_words_is_left_out(tokenizer: Tokenizer, change: Callable[[str], str], kept: bool) -> None:
+def test_only_a_chat_that_shares_thirteen_words_in_a_row_overlaps(
+    tokenizer: Tokenizer, change: Callable[[str], str], kept: bool
+) -> None:
     benchmark = "one two three four five six seven eight nine ten eleven twelve thirteen"
     chat = Chat("maths", "Say: " + change(benchmark), [1], tokenizer.encode("yes"), True)
     answer = Chat("maths", "Say it", [1], tokenizer.encode(change(benchmark)), True)

@@ -14,7 +14,7 @@ import torch
 from engine.cases import FIXED, MakeCaptured, MakeEngine, random_prompts
 from fake_device import FakeDevice, HostRead
 from ssd import Completion, Engine, SamplingParams
-from ssd.decoding.speculator import Speculator
+from ssd.decoding.drafters.model import ModelDrafter
 from ssd.decoding.state import SequenceState
 from ssd.runtime.captured import CapturedExecutor
 from ssd.runtime.trace import Trace
@@ -80,7 +80,7 @@ def test_two_devices_give_what_one_gives(
     assert figures(engine(mode, draft, **apart).decode(PROMPTS, params)) == expected
     for seed in range(4):
         one, _ = captured(mode, seed, draft, **apart)
-        assert one.core.loop.exchange.draft.state is not one._assembly.state  # type: ignore[union-attr]
+        assert one.core.loop.link.draft.state is not one._assembly.state  # type: ignore[union-attr]
         assert figures(one.decode(PROMPTS, params)) == expected
         assert one.core.scheduler.pages.available == one.core.scheduler.pages.capacity
 
@@ -176,7 +176,8 @@ def test_a_draft_that_fails_leaves_no_graph_of_its_own(
     for seed in range(3):
         one, _ = captured("ssd", seed, max_batch=3, **FIXED)
         before = set(one.core.executor._graphs)  # type: ignore[attr-defined]
-        monkeypatch.setattr(one.core.loop.speculator, where, lambda *arguments: 1 // 0)  # type: ignore[union-attr]
+        part = one.core.loop.drafter if where == "store" else one.core.loop.cache  # type: ignore[union-attr]
+        monkeypatch.setattr(part, where, lambda *arguments: 1 // 0)
         with pytest.warns(RuntimeWarning, match="ZeroDivisionError"):
             found = one.decode(PROMPTS, SAMPLED)  # what samples is recorded anew
         assert [c.token_ids for c in found] == expected
@@ -233,9 +234,9 @@ def test_a_condition_is_looked_at_when_the_program_runs() -> None:
 
 def read_live_state(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The draft has no copy of where the sequences stand: it branches from wherever the target is by then."""
-    speculator = one.core.loop.speculator  # type: ignore[union-attr]
-    live = replace(speculator.draft, length=one._assembly.state.length, last_token=one._assembly.state.last_token)
-    monkeypatch.setattr(speculator, "draft", live)
+    tables = one.core.loop.drafter.tables  # type: ignore[union-attr]
+    live = replace(tables.branches, length=one._assembly.state.length, last_token=one._assembly.state.last_token)
+    monkeypatch.setattr(tables, "branches", live)
 
 
 def change_tables_under_the_draft(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,12 +246,12 @@ def change_tables_under_the_draft(one: Engine, monkeypatch: pytest.MonkeyPatch) 
 
 def draw_into_the_half_in_use(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The branches' distributions go where those are that the verification reads."""
-    draw = Speculator._draw
+    draw = ModelDrafter.draw
 
-    def drawn(self: Speculator, state: Any, speculation: Any, logits: Any, position: Any, half: Any, *more: Any) -> Any:
-        return draw(self, state, speculation, logits, position, speculation.parity, *more)
+    def drawn(self: ModelDrafter, tables: Any, logits: Any, position: Any, half: Any, *more: Any) -> Any:
+        return draw(self, tables, logits, position, tables.speculation.parity, *more)
 
-    monkeypatch.setattr(Speculator, "_draw", drawn)
+    monkeypatch.setattr(ModelDrafter, "draw", drawn)
 
 
 def on_another_lane(name: str, lane: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,14 +297,14 @@ def read_reports_before_they_are_there(one: Engine, monkeypatch: pytest.MonkeyPa
 
 
 def without_waiting_for_what_is_sent(one: Engine, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    exchange = one.core.loop.exchange  # type: ignore[union-attr]
-    send = getattr(exchange, method)
+    link = one.core.loop.link  # type: ignore[union-attr]
+    send = getattr(link, method)
 
     def hurry(n: int, behind: Any) -> Any:
         send(n, behind)
         return behind
 
-    monkeypatch.setattr(exchange, method, hurry)
+    monkeypatch.setattr(link, method, hurry)
 
 
 def verify_before_the_speculation_has_arrived(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,16 +318,16 @@ def look_up_before_the_outcome_has_arrived(one: Engine, monkeypatch: pytest.Monk
 
 def never_tell_the_draft_who_ended(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rows go on writing to pages that are another's by now."""
-    monkeypatch.setattr(one.core.loop.exchange, "retire", lambda slot: None)  # type: ignore[union-attr]
+    monkeypatch.setattr(one.core.loop.link, "retire", lambda slot: None)  # type: ignore[union-attr]
 
 
 def never_tell_the_draft_of_prompts(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one.core.loop.exchange, "enter", lambda slot, decided: None)  # type: ignore[union-attr]
+    monkeypatch.setattr(one.core.loop.link, "enter", lambda slot, output: None)  # type: ignore[union-attr]
 
 
 def send_the_distributions_of_another_branch(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the half that the branches are drawn into."""
-    leaves, speculation = one.core.loop.exchange.speculation_leaves, one.core.loop.exchange.draft.speculation  # type: ignore[union-attr]
+    leaves, speculation = one.core.loop.link.speculation_leaves, one.core.loop.link.draft.speculation  # type: ignore[union-attr]
 
     def wrong(n: int) -> Any:
         speculation.parity.copy_(1 - speculation.parity)
@@ -334,7 +335,7 @@ def send_the_distributions_of_another_branch(one: Engine, monkeypatch: pytest.Mo
         speculation.parity.copy_(1 - speculation.parity)
         return leaving
 
-    monkeypatch.setattr(one.core.loop.exchange, "speculation_leaves", wrong)  # type: ignore[union-attr]
+    monkeypatch.setattr(one.core.loop.link, "speculation_leaves", wrong)  # type: ignore[union-attr]
 
 
 # Memory for six pages: the fourth request waits until the first two have given theirs back, and the third runs on.

@@ -22,12 +22,12 @@ PARAMS = [SamplingParams(max_new_tokens=n) for n in (30, 12, 25, 18, 9)]
 def break_draft(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, phase: str, call: int, error: type[BaseException] = RuntimeError
 ) -> list[int]:
-    """Have the draft model raise in its call-th forward pass within a phase: "store" (a prompt), "look_up" or "branch".
+    """Have the draft model raise in its call-th forward pass within a phase: "store" (a prompt), "draft", "look_up" or "branch".
 
     Returns where it notes the thread that raised.
     """
     assert isinstance(engine.core.loop, (Speculative, SpeculativeSpeculative))
-    speculator, where, calls, raised = engine.core.loop.speculator, threading.local(), [0], []
+    loop, where, calls, raised = engine.core.loop, threading.local(), [0], []
 
     def within(method: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
@@ -39,9 +39,14 @@ def break_draft(
 
         return run
 
-    for name in ("store", "look_up", "branch"):
-        monkeypatch.setattr(speculator, name, within(getattr(speculator, name)))
-    forward = speculator.model.forward
+    owners = {"store": loop.drafter, "draft": loop.drafter}
+    if isinstance(loop, SpeculativeSpeculative):
+        owners |= {"look_up": loop.cache, "branch": loop.cache}
+    assert phase in owners
+    for name, owner in owners.items():
+        monkeypatch.setattr(owner, name, within(getattr(owner, name)))
+    model = loop.drafter.model
+    forward = model.forward
 
     def fail(*arguments: Any) -> Any:
         if where.phase == phase:
@@ -51,7 +56,7 @@ def break_draft(
                 raise error("out of luck")
         return forward(*arguments)
 
-    monkeypatch.setattr(speculator.model, "forward", fail)
+    monkeypatch.setattr(model, "forward", fail)
     return raised
 
 
@@ -68,8 +73,8 @@ def decode_and_warn(engine: Engine, prompts: list[list[int]], params: Any) -> li
 FAILURES = [
     ("sd", "store", 1),
     ("sd", "store", 4),
-    ("sd", "look_up", 1),
-    ("sd", "look_up", 15),
+    ("sd", "draft", 1),
+    ("sd", "draft", 15),
     ("ssd", "store", 1),
     ("ssd", "store", 4),
     ("ssd", "look_up", 1),
@@ -111,7 +116,7 @@ def test_an_engine_without_its_draft_still_serves(
     assert broken.core.scheduler.pages.available == broken.core.scheduler.pages.capacity
 
 
-@pytest.mark.parametrize("mode,phase", [("sd", "look_up"), ("ssd", "branch"), ("ssd", "store")])
+@pytest.mark.parametrize("mode,phase", [("sd", "draft"), ("ssd", "branch"), ("ssd", "store")])
 def test_a_request_that_had_ended_before_is_not_degraded(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, phase: str
 ) -> None:
@@ -125,7 +130,7 @@ def test_a_request_that_had_ended_before_is_not_degraded(
     assert before.token_ids == after.token_ids
 
 
-@pytest.mark.parametrize("mode,phase,call", [("sd", "look_up", 8), ("ssd", "look_up", 6), ("ssd", "branch", 12)])
+@pytest.mark.parametrize("mode,phase,call", [("sd", "draft", 8), ("ssd", "look_up", 6), ("ssd", "branch", 12)])
 def test_sampled_requests_are_finished_too(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, phase: str, call: int
 ) -> None:
@@ -142,7 +147,7 @@ def test_sampled_requests_are_finished_too(
 # Trees and n-grams --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("phase,call", [("store", 1), ("store", 4), ("look_up", 1), ("look_up", 2), ("look_up", 14)])
+@pytest.mark.parametrize("phase,call", [("store", 1), ("store", 4), ("draft", 1), ("draft", 2), ("draft", 14)])
 def test_a_draft_that_raises_within_a_tree_loses_nothing(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, phase: str, call: int
 ) -> None:
@@ -174,7 +179,7 @@ def test_a_draft_that_fails_behind_a_verification_keeps_what_was_committed(
 ) -> None:
     """Its own K/V of an accepted path is moved once the target has decided."""
     broken = engine("sd", tree=(2, 2, 1), max_batch=3)
-    fail_at(monkeypatch, broken.core.loop.speculator, "keep", call)  # type: ignore[union-attr]
+    fail_at(monkeypatch, broken.core.loop.drafter, "keep", call)  # type: ignore[union-attr]
     found = decode_and_warn(broken, PROMPTS, PARAMS)
     assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
     assert found[0].stats.rounds > call
@@ -199,7 +204,7 @@ def test_what_goes_wrong_while_learning_loses_nothing(
 ) -> None:
     """The round it was learning from is committed."""
     broken = engine("ssd", max_batch=3, **options)
-    fail_at(monkeypatch, broken.core.loop.speculator, "learn", 3)  # type: ignore[union-attr]
+    fail_at(monkeypatch, broken.core.loop.cache, "learn", 3)  # type: ignore[union-attr]
     found = decode_and_warn(broken, PROMPTS, PARAMS)
     assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
 
@@ -216,7 +221,7 @@ def test_a_draft_whose_device_is_lost_loses_nothing(
     """Whatever the target's side was telling it: the target goes on with what it has."""
     expected = tokens_of(engine("ar").decode(PROMPTS, PARAMS))
     broken = engine(mode, max_batch=3, draft_device="cpu")
-    fail_at(monkeypatch, broken.core.loop.exchange, call, at)  # type: ignore[union-attr]
+    fail_at(monkeypatch, broken.core.loop.link, call, at)  # type: ignore[union-attr]
     found = decode_and_warn(broken, PROMPTS, PARAMS)
     assert tokens_of(found) == expected
     assert any(c.degraded for c in found)
@@ -226,7 +231,7 @@ def test_a_draft_whose_device_is_lost_loses_nothing(
 def test_a_draft_that_fails_twice_in_a_round_loses_nothing(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """In its thread, and where it is told of the outcome."""
     broken = engine("ssd", max_batch=3, draft_device="cpu")
-    fail_at(monkeypatch, broken.core.loop.exchange, "send_outcome", 4)  # type: ignore[union-attr]
+    fail_at(monkeypatch, broken.core.loop.link, "send_outcome", 4)  # type: ignore[union-attr]
     break_draft(broken, monkeypatch, "branch", 16)
     assert tokens_of(decode_and_warn(broken, PROMPTS, PARAMS)) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
 
@@ -308,7 +313,7 @@ def test_a_draft_that_cannot_be_allocated_is_done_without(engine: MakeEngine, mo
     def refuse(*arguments: Any) -> Any:
         raise RuntimeError("DefaultCPUAllocator: not enough memory")
 
-    monkeypatch.setattr("ssd.decoding.state.DraftState.allocate", refuse)
+    monkeypatch.setattr("ssd.decoding.state.Branches.allocate", refuse)
     with pytest.warns(RuntimeWarning, match="not enough memory"):
         without = engine("ssd")
     found = without.decode(PROMPTS, PARAMS)
@@ -325,7 +330,7 @@ def test_a_draft_whose_distributions_cannot_be_allocated_is_done_without(
     def refuse(*arguments: Any) -> Any:
         raise RuntimeError("out of luck: not enough memory")
 
-    monkeypatch.setattr(without.core.loop.speculator.speculation, "hold_distributions", refuse)  # type: ignore[union-attr]
+    monkeypatch.setattr(without.core.loop.drafter.tables.speculation, "hold_distributions", refuse)  # type: ignore[union-attr]
     assert not without.decode(PROMPTS[0], PARAMS[0]).degraded
     params = SamplingParams(temperature=1.0, max_new_tokens=20, ignore_eos=True, seed=1)
     found = decode_and_warn(without, PROMPTS, params)

@@ -447,8 +447,11 @@ def test_a_stream_whose_engine_is_closed_says_so(engine: MakeEngine) -> None:
         list(stream)
 
 
-@pytest.mark.parametrize("part,method", [("verifier", "enter"), ("verifier", "verify"), ("speculator", "look_up")])
-@pytest.mark.parametrize("mode", ["sd", "ssd"])
+@pytest.mark.parametrize(
+    "mode,part,method",
+    [(mode, "verifier", method) for mode in ("sd", "ssd") for method in ("enter", "verify")]
+    + [("sd", "drafter", "draft"), ("ssd", "cache", "look_up")],
+)
 def test_an_interrupt_leaves_the_engine_as_it_was(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, part: str, method: str
 ) -> None:
@@ -506,3 +509,14 @@ def test_a_long_prompt_fills_its_context(engine: MakeEngine) -> None:
     prompts = [random_prompt(length), *PROMPTS[:3]]
     params = SamplingParams(max_new_tokens=20, ignore_eos=True)
     assert tokens_of(engine("ssd", lookahead=6).decode(prompts, params)) == tokens_of(engine("ar").decode(prompts, params))
+
+
+@pytest.mark.parametrize("mode", ["ar", "sd", "ssd"])
+def test_a_paced_engine_says_so_and_waits_for_each_pass(engine: MakeEngine, mode: str) -> None:
+    """The tokens are those of an engine without a pace."""
+    params = SamplingParams(max_new_tokens=6, ignore_eos=True)
+    paced = engine(mode, pace=(3.0, 1.0))
+    found = paced.decode(PROMPTS[0], params)
+    assert (paced.footprint.rounds, engine(mode).footprint.rounds) == ("paced", "eager")
+    assert found.stats.t_verify_ms is not None and found.stats.t_verify_ms >= 3.0
+    assert found.token_ids == engine("ar").decode(PROMPTS[0], params).token_ids

@@ -20,8 +20,8 @@ import torch
 
 from engine.cases import Models, hits_and_look_ups, random_prompt, tokens_of
 from ssd import Completion, Engine, SamplingParams
+from ssd.decoding.drafters.model import ModelDrafter
 from ssd.decoding.speculative import Speculative
-from ssd.decoding.speculator import Speculator
 from ssd.decoding.ssd import SpeculativeSpeculative
 from ssd.native import PageAllocator
 
@@ -67,8 +67,8 @@ class Canary:
 
     def __post_init__(self) -> None:
         loop = self.engine.core.loop
-        assert isinstance(loop, Speculative | SpeculativeSpeculative) and isinstance(loop.speculator, Speculator)
-        self.caches = {"target": loop.verifier.cache, "draft": loop.speculator.cache}
+        assert isinstance(loop, Speculative | SpeculativeSpeculative) and isinstance(loop.drafter, ModelDrafter)
+        self.caches = {"target": loop.verifier.kv_cache, "draft": loop.drafter.kv_cache}
         loop.store = self.around(loop.store)  # type: ignore[method-assign]
         loop.enter = self.around(loop.enter)  # type: ignore[method-assign]
         loop.round = self.around(loop.round)  # type: ignore[method-assign]
@@ -172,7 +172,7 @@ def test_a_tree_writes_and_reads_no_page_of_others(models: Models) -> None:
 @pytest.mark.parametrize("owner", ["target", "draft"])
 def test_the_canary_sees_a_write_to_a_page_that_nobody_owns(models: Models, owner: str) -> None:
     with Engine(models.target, models.draft, "ssd", max_batch=2, **OPTIONS) as engine:
-        cache = engine._assembly.cache if owner == "target" else engine.core.loop.speculator.cache  # type: ignore[union-attr]
+        cache = engine._assembly.cache if owner == "target" else engine.core.loop.drafter.kv_cache  # type: ignore[union-attr]
         round = engine.core.loop.round
 
         def stray(n: int) -> Any:

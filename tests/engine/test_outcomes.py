@@ -18,9 +18,10 @@ import tiny
 from engine.cases import MakeEngine, accepted_in_all, hits_and_look_ups, random_prompts, tokens_of
 from ops.cases import generator
 from ssd import Completion, Engine, SamplingParams
+from ssd.decoding.cache import SpeculationCache
 from ssd.decoding.fanout import Measured, tables
-from ssd.decoding.speculator import Speculator
-from ssd.options import SpeculationConfig
+from ssd.decoding.ssd import SpeculativeSpeculative
+from ssd.options import SpeculationOptions
 
 LOOKAHEAD, BUDGET = 3, 7
 PROMPTS = random_prompts((5, 17, 1, 30, 9, 2, 12))  # more than slots
@@ -41,10 +42,9 @@ class LookUp:
     hit: bool
 
 
-def speculator_of(engine: Engine) -> Speculator:
-    speculator = engine.core.loop.speculator  # type: ignore[union-attr]
-    assert isinstance(speculator, Speculator)
-    return speculator
+def cache_of(engine: Engine) -> SpeculationCache:
+    assert isinstance(engine.core.loop, SpeculativeSpeculative)
+    return engine.core.loop.cache
 
 
 def decode(
@@ -58,10 +58,10 @@ def decode(
         running = dict(engine.core.scheduler.running)
         result = run_round(n)
         for slot, request in sorted(running.items()):
-            after_hit, spec_len, k, rank = result.seen.tolist()[slot]
-            if k >= 0:
+            seen = result.outcomes[slot]
+            if seen is not None:
                 found[len(request.prompt)].append(
-                    LookUp(bool(after_hit), spec_len, k, rank, result.verification.slots[slot].hit)
+                    LookUp(seen.after_hit, seen.spec_len, seen.k, seen.rank, result.verification.slots[slot].hit)
                 )
                 in_order.append(found[len(request.prompt)][-1])
         return result
@@ -117,8 +117,7 @@ def test_the_guesses_are_those_of_the_table_s_row(engine: MakeEngine, seed: int)
     """The row for the speculation under way: after a hit or a miss, and as long as it is. N-grams are of any length."""
     one = engine("ssd", lookahead=LOOKAHEAD, budget=BUDGET, fan_out="uniform", fallback="ngram")
     table = random_table(seed)
-    assert speculator_of(one).drafting.fan_out is not None
-    speculator_of(one).drafting.fan_out = table
+    cache_of(one).fan_out_table = table
     _, found, _ = decode(one, PARAMS["sampled"])
     assert found == [replay(sequence, table) for sequence in found]
     rows = {(seen.after_hit, seen.spec_len) for sequence in found for seen in sequence}
@@ -154,7 +153,7 @@ def test_a_token_that_the_draft_cannot_propose_stands_behind_every_guess(engine:
     """Every fourth token is missing from this draft's vocabulary."""
     one = engine("ssd", "trimmed", fallback="neural")
     completions, found, _ = decode(one, PARAMS["greedy"])
-    size = speculator_of(one).model.vocab_size
+    size = cache_of(one).drafter.model.vocab_size
     for completion, sequence in zip(completions, found, strict=True):
         at = 0  # of the last token committed
         for seen in sequence:
@@ -188,10 +187,10 @@ def test_a_measured_fan_out_is_what_the_outcomes_seen_make_of_it(engine: MakeEng
     expected = measured.tables()
     for outcome in seen:
         measured.observe(outcome.after_hit, outcome.spec_len, outcome.k, outcome.rank)
-        if measured.observations % Speculator.REFRESH == 0:
+        if measured.observations % SpeculationCache.REFRESH == 0:
             expected = measured.tables()
-    table = speculator_of(one).drafting.fan_out
-    assert table is not None and table.equal(expected)
+    table = cache_of(one).fan_out_table
+    assert table.equal(expected)
     assert not table.equal(tables("measured", 4, 8))
 
 
@@ -199,8 +198,8 @@ def test_a_measured_fan_out_is_what_the_outcomes_seen_make_of_it(engine: MakeEng
 def test_a_fixed_fan_out_stays(engine: MakeEngine, fan_out: Any) -> None:
     one = engine("ssd", fan_out=fan_out)
     decode(one, PARAMS["sampled"])
-    table = speculator_of(one).drafting.fan_out
-    assert table is not None and table.equal(tables(fan_out, 4, 8))
+    table = cache_of(one).fan_out_table
+    assert table.equal(tables(fan_out, 4, 8))
 
 
 # Saguaro sampling ---------------------------------------------------------------------------------------------------------------
@@ -232,5 +231,5 @@ def test_f_is_how_many_tokens_are_drawn_less_often(engine: MakeEngine, mode: str
 
 @pytest.mark.parametrize("lookahead,budget,f", [(4, 8, 2), (4, 16, 4), (1, 1, 1), (3, 64, 17)])
 def test_f_is_one_more_than_a_count_s_share_of_the_budget(lookahead: int, budget: int, f: int) -> None:
-    assert SpeculationConfig(lookahead=lookahead, budget=budget).top_f == f
-    assert SpeculationConfig(lookahead=lookahead, budget=budget, saguaro_f=5).top_f == 5
+    assert SpeculationOptions(lookahead=lookahead, budget=budget).top_f == f
+    assert SpeculationOptions(lookahead=lookahead, budget=budget, saguaro_f=5).top_f == 5
