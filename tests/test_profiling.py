@@ -289,6 +289,26 @@ def test_the_status_page_counts_the_tests_of_an_op() -> None:
     assert "| `fork` | not yet run | 4 passed, **1 failed** | not yet run | some GPU | abc | 2030-01-01 |" in page([run])
 
 
+def test_the_status_page_shows_kernel_times_and_their_limits() -> None:
+    from common import musts
+    from kernels import judged
+    from pages.gpu_status import page
+
+    rows = [row("fork", 16.0, 0.5, slots=1) | {"case": "1 slot", "floor_us": 8.0, "peers": {"torch": {"us": 40.0}}}]
+    result = {
+        "what": "kernels",
+        "machine": {"device": "some GPU", "torch": "2", "commit": "abc", "date": "2030-01-01"},
+        "read_bandwidth_bytes_per_s": 3e12,
+        "launch_us": 1.0,
+        "kernels": rows,
+        "musts": judged(rows),
+    }
+    text = page([result])
+    assert "| fork: 1 slot, K = 7: µs | ≤ 15 | 16.00 | **no** |" in text
+    assert "| fork | 1 slot | 16.0 | 8.0 | 50% | torch: 40.0 |" in text
+    assert musts.line(result["musts"][0]) == "DOES NOT HOLD: fork: 1 slot, K = 7: µs: 16 (≤ 15)"
+
+
 def test_the_status_page_adds_up_the_parts_of_a_run() -> None:
     from pages.gpu_status import tests_on
 
