@@ -1,4 +1,4 @@
-"""What a test run leaves behind where it is asked to (--results DIR): a file of outcomes, for the pages that profiling/tables.py makes.
+"""With --results DIR, a test run writes a file of its outcomes, from which profiling/tables.py makes pages.
 
 Each test of an op counts for every op that it called through ops/backend.py.
 """
@@ -72,7 +72,8 @@ class Results:
 
 
 def largest_blocks() -> dict[str, dict[str, int]]:
-    """Of each kernel that the emulator ran, as profiling/ptxas.py names it: threads and bytes of shared memory."""
+    """The largest block of each kernel that the emulator ran (threads, bytes of shared memory), by profiling/ptxas.py's
+    names."""
     import ptxas
 
     names, threads, shared_bytes = torch.ops.ssd_emulator.launched()

@@ -1,8 +1,9 @@
-"""Decoding a tiny language with nothing but the ops, to hold the law of what comes out against the target's, enumerated.
+"""Decodes a tiny language with the ops alone, and compares the distribution of its tokens with the target's, enumerated
+exactly.
 
-The language: the next token's distribution depends on all tokens before it, through a rolling hash that picks a row of a random
-table. The draft is another table that resembles it. A decode is rounds of sample (the draft's proposals) and verify, until every
-slot has committed three tokens; each slot is one draw, with a seed of its own.
+In the language the next token's distribution depends on all tokens before it, through a rolling hash that picks a row of a
+random table. The draft is a similar table. A decode runs rounds of sample (the draft's proposals) and verify until every slot
+has committed three tokens. Each slot is one draw, with its own seed.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from ops.statistics import chi_square_p
 from ssd import ops
 
 DRAWS = chosen.draws
-CHUNK = 50_000  # slots a call
-FIRST = 3  # tokens whose joint law is held
-STATES = 97  # rows of a table: what the hash of a prefix can be
+CHUNK = 50_000  # slots per call
+FIRST = 3  # the number of tokens whose joint law is checked
+STATES = 97  # rows of a table: the possible hashes of a prefix
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How proposals are made: shape[d] children for each node at depth d ((1, 1, 1) is a chain of three)."""
+    """A kind of decoding. shape: a node at depth d has shape[d] children ((1, 1, 1) is a chain of three)."""
 
     shape: tuple[int, ...]
     vocabulary: int = 7
-    processing: tuple[float, int, float, float] = (1.0, 0, 1.0, 0.0)  # temperature, top_k, top_p, min_p: both models'
+    processing: tuple[float, int, float, float] = (1.0, 0, 1.0, 0.0)  # temperature, top_k, top_p, min_p of both models
     saguaro_c: float = 1.0
-    drawn: bool = True  # False: proposed by rule (δ), as n-gram does
+    drawn: bool = True  # False: proposed by a rule (δ), like n-grams
     draft_like_target: float = field(default=0.6, repr=False)
 
     def __str__(self) -> str:
@@ -54,7 +55,7 @@ class Model:
 
 @cache
 def models(how: Decoding) -> tuple[Model, Model]:
-    """(target, draft)."""
+    """Returns (target, draft)."""
     g = generator(how.vocabulary)
     p = 1.5 * torch.randn(STATES, how.vocabulary, generator=g)
     q = how.draft_like_target * p + torch.randn(STATES, how.vocabulary, generator=g)
@@ -73,7 +74,7 @@ def target_law(how: Decoding) -> Tensor:
 
 
 def propose(draft: Model, how: Decoding, state: Tensor, seed: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """(tokens [slots, nodes − 1], the state behind every node [slots, nodes])."""
+    """Returns (tokens [slots, nodes − 1], the language's state after every node [slots, nodes])."""
     parents = tree_parents(how.shape)
     tokens = torch.empty(len(state), len(parents) - 1, dtype=torch.int32)
     states = torch.empty(len(state), len(parents), dtype=torch.int64)
@@ -96,7 +97,7 @@ def propose(draft: Model, how: Decoding, state: Tensor, seed: Tensor, length: Te
 
 
 def decode(verify: Callable[..., Tensor], how: Decoding, seed: Tensor) -> Tensor:
-    """The first FIRST tokens of every seed, [slots, FIRST] int32."""
+    """The first tokens of every seed's decode, [slots, FIRST] int32."""
     target, draft = models(how)
     parents = i32(tree_parents(how.shape))
     nodes = len(parents)
@@ -129,7 +130,7 @@ def decode(verify: Callable[..., Tensor], how: Decoding, seed: Tensor) -> Tensor
 
 
 def law_p_value(verify: Callable[..., Tensor], how: Decoding, draws: int = DRAWS) -> float:
-    """Of the first three tokens' joint law, had `verify` kept the target's."""
+    """The p-value of the first three tokens, if `verify` keeps the target's joint law."""
     base = 1_000_003 * (how.vocabulary + 10 * len(tree_parents(how.shape)))
     tokens = torch.cat(
         [decode(verify, how, torch.arange(start, min(start + CHUNK, draws)) + base) for start in range(0, draws, CHUNK)]

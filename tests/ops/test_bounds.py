@@ -1,4 +1,4 @@
-"""Kernels read nothing behind their arguments: q ends where a page that may not be touched begins."""
+"""Kernels read nothing past the end of their arguments: q ends where a protected page begins."""
 
 import subprocess
 import sys

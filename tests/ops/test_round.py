@@ -1,7 +1,7 @@
-"""Whole decodes put together from the ops, over ops.law's tiny language: the speculation cache changes no token.
+"""Whole decodes built from the ops, in ops.law's tiny language: the speculation cache changes no token.
 
-Sampled SSD equals sampled SD token for token, since a hit and a miss draft the same prefix with the same noise; greedy SSD equals
-autoregressive decoding.
+Sampled SSD equals sampled SD token for token, because a hit and a miss draft the same prefix with the same noise. Greedy SSD
+equals autoregressive decoding.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Decoded:
     length: Tensor  # [SLOTS]
     rounds: int
     hits: int
-    hits_behind_accepted: int  # of those, with k ≥ 1
+    hits_behind_accepted: int  # the hits with k ≥ 1
 
 
 def state_at(tokens: Tensor, length: Tensor) -> Tensor:
-    """The language's state behind the token at `length`, the prompt's one token being state 0."""
+    """The language's state after the token at `length`. The prompt is one token, with state 0."""
     state = torch.zeros(len(tokens), dtype=torch.int64)
     for place in range(1, int(length.max()) + 1):
         state = torch.where(place <= length, next_state(state, tokens[:, place]), state)
@@ -55,7 +55,7 @@ def decode(lookahead: int, budget: int, settings: tuple[Tensor, Tensor, Tensor],
         return ops.row_stats(logits, *settings, torch.zeros(SLOTS), 2 if c < 1 else 0, c)
 
     def draft_behind(state: Tensor, length: Tensor, half: int, address: int) -> Tensor:
-        """A chain [SLOTS, lookahead] behind the token at `length`, its q kept at [half, address]."""
+        """Draft a chain [SLOTS, lookahead] after the token at `length`, and store its q at [half, address]."""
         tokens = torch.zeros(SLOTS, lookahead, dtype=torch.int32)
         for step in range(lookahead):
             logits = draft[state]
