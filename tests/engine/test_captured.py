@@ -1,5 +1,6 @@
-"""Rounds as graphs on two streams, with the host two rounds ahead: the same tokens and counts as eagerly, in any order that streams
-and events allow. The device is a fake (tests/fake_device.py); what is planted here as a mistake must come out in some order."""
+"""Rounds as graphs on two streams, with the host two rounds ahead: the same tokens and counts as eagerly, in any order that
+streams and events allow. The device is a fake (tests/fake_device.py); what is planted here as a mistake must come out in some
+order."""
 
 from __future__ import annotations
 

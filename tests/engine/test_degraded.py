@@ -304,7 +304,9 @@ def test_an_engine_decodes_without_a_draft_that_cannot_be_loaded(
     assert all(c.degraded and c.stats.mode == "ar" for c in found)
 
 
-def test_an_engine_decodes_without_a_draft_that_cannot_be_allocated(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_decodes_without_a_draft_that_cannot_be_allocated(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*arguments: Any) -> Any:
         raise RuntimeError("DefaultCPUAllocator: not enough memory")
 

@@ -1,4 +1,5 @@
-"""The engine's interface: prompts of every kind, streamed text, stop strings, finish reasons, log-probabilities, seeds, stats."""
+"""The engine's interface: prompts of every kind, streamed text, stop strings, finish reasons, log-probabilities, seeds,
+stats."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Speculation changes no token: greedy AR = SD = SSD, and sampled SSD = SD, whatever the draft, batch, threads, K, B, fan-out and C.
+"""Speculation changes no token: greedy AR = SD = SSD, and sampled SSD = SD, whatever the draft, batch, threads, K, B, fan-out
+and C.
 
-Sampled SSD = SD holds with the neural fallback: a hit and a miss then hand out the same speculation. Greedy tokens do not depend
-on what a miss gets.
+Sampled SSD = SD holds with the neural fallback: a hit and a miss then hand out the same speculation. Greedy tokens do not
+depend on what a miss gets.
 
 The reference is decoded one sequence at a time on one thread. Each comparison also shows that there was something to compare:
 the mode ran as asked, and the speculation cache was hit and missed.
