@@ -30,6 +30,6 @@ DECODINGS = [
 ]
 
 
-@pytest.mark.parametrize("how", DECODINGS, ids=str)
-def test_decoding_follows_the_targets_law(how: Decoding) -> None:
-    assert law_p_value(ssd_ops.verify, how) > 0.001 / len(DECODINGS)
+@pytest.mark.parametrize("decoding", DECODINGS, ids=str)
+def test_decoding_follows_the_targets_law(decoding: Decoding) -> None:
+    assert law_p_value(ssd_ops.verify, decoding) > 0.001 / len(DECODINGS)

@@ -23,7 +23,7 @@ def mutants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "name, how",
+    "name, decoding",
     [
         ("greedy_miss", Decoding((1, 1, 1), drawn=False)),
         ("shared_stream", Decoding((1, 1, 1))),
@@ -35,8 +35,8 @@ def mutants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     ],
     ids=str,
 )
-def test_the_law_rejects_a_broken_kernel(mutants: dict[str, object], name: str, how: Decoding) -> None:
-    assert law_p_value(mutants[name].verify, how) < REJECTED
+def test_the_law_rejects_a_broken_kernel(mutants: dict[str, object], name: str, decoding: Decoding) -> None:
+    assert law_p_value(mutants[name].verify, decoding) < REJECTED
 
 
 def test_mutants_of_sibling_tests_do_not_change_a_chain(mutants: dict[str, object]) -> None:

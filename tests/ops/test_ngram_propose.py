@@ -12,9 +12,9 @@ from ops.cases import generator, i32, ints
 from ssd import ops
 
 
-def propose(sequence: list[int], lookahead: int, behind: int = 0) -> list[int]:
-    """Propose for one sequence, followed by `behind` old tokens that do not belong to it."""
-    tokens = i32([sequence + [sequence[-1]] * behind])
+def propose(sequence: list[int], lookahead: int, stale: int = 0) -> list[int]:
+    """Propose for one sequence, followed by `stale` old tokens that do not belong to it."""
+    tokens = i32([sequence + [sequence[-1]] * stale])
     spec_tokens, spec_len = ops.ngram_propose(tokens, i32([len(sequence) - 1]), lookahead)
     assert spec_tokens.shape == (1, lookahead) and spec_tokens.dtype == spec_len.dtype == torch.int32
     count = int(spec_len)
@@ -30,10 +30,10 @@ def propose(sequence: list[int], lookahead: int, behind: int = 0) -> list[int]:
         st.builds(lambda a, b: a + b + a, *[st.lists(st.integers(0, 9), min_size=1, max_size=40)] * 2),
     ),
     lookahead=st.integers(0, 8),
-    behind=st.integers(0, 5),
+    stale=st.integers(0, 5),
 )
-def test_proposals_equal_the_oracles(sequence: list[int], lookahead: int, behind: int) -> None:
-    assert propose(sequence, lookahead, behind) == reference.ngram_propose(sequence, lookahead)
+def test_proposals_equal_the_oracles(sequence: list[int], lookahead: int, stale: int) -> None:
+    assert propose(sequence, lookahead, stale) == reference.ngram_propose(sequence, lookahead)
 
 
 @pytest.mark.parametrize("period", [1, 2, 3, 17, 700])
