@@ -16,6 +16,10 @@ CXX_FILES := $(shell find csrc tests/emulator -name '*.h' -o -name '*.cpp' -o -n
 CUDA_HEADER := $(firstword $(wildcard $(CUDA_HOME)/include/cuda_runtime.h /usr/local/cuda/include/cuda_runtime.h /usr/include/cuda_runtime.h))
 # The outer Python's scripts too: cmake or ninja may be there already.
 export PATH := $(abspath $(BIN)):$(shell $(OUTER) -c 'import sysconfig; print(sysconfig.get_path("scripts"))' 2>/dev/null):$(PATH)
+OLDEST_CMAKE := $(shell sed -n 's/^cmake_minimum_required(VERSION \([0-9.]*\)).*/\1/p' CMakeLists.txt)
+# Not empty if a Ninja and a CMake that is new enough are on the path.
+BUILD_TOOLS := $(shell PATH="$(PATH)"; found=$$(cmake --version 2>/dev/null | sed -n 's/^cmake version //p'); test -n "$$found" && \
+  printf '%s\n' "$(OLDEST_CMAKE)" "$$found" | sort -CV && command -v ninja)
 
 .PHONY: help demo test test-packaging emulator test-emulator gpu-check dev check format kernels cuda-ops clean
 
@@ -24,7 +28,7 @@ help:
 	@echo "make test     run the tests (sets everything up first)"
 	@echo "make dev      the developer's tools and an editable install"
 	@echo "make check    lint, types and formats       make format   put them right"
-	@echo "make kernels  compile the CUDA kernels; needs CMake, Ninja and nvcc only"
+	@echo "make kernels  compile the CUDA kernels; needs nvcc, and CMake $(OLDEST_CMAKE) and Ninja or a Python to fetch them"
 	@echo "make test-emulator  run the CUDA kernels' tests on the CPU; needs CUDA's headers, no GPU"
 	@echo "make gpu-check      build, test and time kernels and decodes on this machine's GPU"
 
@@ -53,7 +57,8 @@ format: $(VENV)/dev
 	$(RUN) -m ruff format
 	clang-format -i $(CXX_FILES)
 
-kernels:
+# Uses the CMake and Ninja on the path; where one is missing or too old, both come from PyPI, into .venv.
+kernels: $(if $(BUILD_TOOLS),,$(VENV)/tools)
 	cmake -G Ninja -S . -B build/kernels -DSSD_KERNELS_ONLY=ON $(if $(SSD_CUDA_ARCHS),"-DSSD_CUDA_ARCHS=$(SSD_CUDA_ARCHS)")
 	cmake --build build/kernels --target ssd_kernels --parallel 2
 
@@ -79,15 +84,21 @@ test-emulator: emulator
 	wait $$on_emulator; emulator=$$?; cat build/emulator/tests.log; exit $$((ops | emulator))
 endif
 
-# With the Python there is, and its CUDA torch: nothing is downloaded. RESULTS=DIR leaves the result files there; LARGE=1 adds a pair
-# of 70 GB.
+# Uses the Python on this machine and its CUDA torch; nothing is downloaded. STEPS=build,smoke runs some of the steps, RESULTS=DIR is
+# the folder of the result files, and LARGE=1 adds a pair of 70 GB.
 gpu-check:
-	$(PYTHON) profiling/gpu_check.py $(if $(RESULTS),--results "$(RESULTS)") $(if $(LARGE),--large)
+	$(PYTHON) profiling/gpu_check.py $(if $(STEPS),--steps $(STEPS)) $(if $(RESULTS),--results "$(RESULTS)") $(if $(LARGE),--large)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info ssd/*.so ssd/_build_info.py
 
-# Set-up, in three stamps: an environment with torch and the build's tools; the package; what tests or developers add.
+# Set-up, in three stamps: an environment with torch and the build's tools; the package; what tests or developers add. A fourth,
+# `tools`, is CMake and Ninja alone.
+
+$(VENV)/tools: CMakeLists.txt
+	@test -x $(BIN)/python || $(OUTER) -m venv $(VENV)
+	@$(PIP) "cmake>=$(OLDEST_CMAKE)" ninja
+	@touch $@
 
 $(VENV)/ready: pyproject.toml setup.py
 	@$(OUTER) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

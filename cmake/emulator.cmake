@@ -3,7 +3,7 @@
 find_path(SSD_CUDA_INCLUDE cuda_runtime.h HINTS $ENV{CUDA_HOME} /usr/local/cuda PATH_SUFFIXES include REQUIRED)
 
 file(GLOB kernel_sources CONFIGURE_DEPENDS csrc/cuda/*.cu)
-list(FILTER kernel_sources EXCLUDE REGEX "/condition.cu$") # of graphs, which the emulator has none of
+list(FILTER kernel_sources EXCLUDE REGEX "/(condition|overlap).cu$") # about graphs and launches, which the emulator does not have
 file(GLOB cuda_ops_sources CONFIGURE_DEPENDS csrc/cuda_ops/*.cpp)
 
 # The kernels as the emulator wants them. A variable that nobody sets holds nonsense, and never happens to be right.

@@ -32,22 +32,20 @@ struct NormSizes {
   int64_t rows, width;
 };
 
-inline NormSizes check_rms_norm(const Tensor& x, const OptionalTensor& residual, const Tensor& weight, RunDtypes dtypes) {
+inline NormSizes check_rms_norm(const Tensor& x, const Tensor& weight, RunDtypes dtypes) {
   check_run_dtype(x, "x", dtypes);
   check(x, "x", x.scalar_type(), {-1, -1});
-  check(residual, "residual", x.scalar_type(), {x.size(0), x.size(1)});
   check(weight, "weight", x.scalar_type(), {x.size(1)});
   return {.rows = x.size(0), .width = x.size(1)};
 }
 
-enum class Epilogue : int { kNone, kAdd, kSiluMul, kFloat32 };
+enum class Epilogue : int { kNone, kAdd, kSiluMul };
 
 inline Epilogue parse_epilogue(std::string_view name) {
   if (name == "none") return Epilogue::kNone;
   if (name == "add") return Epilogue::kAdd;
-  if (name == "silu_mul") return Epilogue::kSiluMul;
-  TORCH_CHECK(name == "float32", "epilogue must be none, add, silu_mul or float32, not ", name);
-  return Epilogue::kFloat32;
+  TORCH_CHECK(name == "silu_mul", "epilogue must be none, add or silu_mul, not ", name);
+  return Epilogue::kSiluMul;
 }
 
 struct WeightSizes {

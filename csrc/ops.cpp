@@ -11,8 +11,9 @@ TORCH_LIBRARY(ssd, m) {
   m.def("pack_weight(Tensor weight, str epilogue, Tensor? scale=None) -> Tensor");
   m.def("embed(Tensor ids, Tensor table) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
-  m.def("add_rms_norm(Tensor x, Tensor(a!) residual, Tensor weight, float eps) -> Tensor");
-  m.def("linear(Tensor x, Tensor weight, int out_features, str epilogue, Tensor? bias=None, Tensor? residual=None) -> Tensor");
+  m.def(
+      "linear(Tensor x, Tensor weight, int out_features, str epilogue, Tensor? bias=None, Tensor? residual=None, "
+      "bool float32_out=False) -> Tensor");
   m.def(
       "rope_store_kv(Tensor(a!) q, Tensor k, Tensor v, Tensor cos_sin, Tensor positions, Tensor kv_slots, "
       "Tensor(b!) k_cache, Tensor(c!) v_cache, Tensor? q_norm=None, Tensor? k_norm=None, float eps=0.0) -> ()");

@@ -24,11 +24,10 @@ from decode import interval
 from workload import prompts_of
 
 from ssd import Completion, Engine, SamplingParams
-from ssd.kv.cache import KVCache, Rows
+from ssd.kv.cache import PAGE_SIZE, KVCache, Rows
 from ssd.models.pair import Draft, load_draft, load_target
 from ssd.models.registry import draft_named
 
-PAGE_SIZE = 16
 KEYS = 256  # that a timed step attends to
 STEPS = 200
 
@@ -56,7 +55,7 @@ def tokens_per_round(completions: Sequence[Completion]) -> dict[str, Any] | None
 def step_ms(draft: Draft, rows: int, threads: int) -> float:
     """The median time of a draft's forward pass with its choice of a token, for rows of as many sequences."""
     model, pages = draft.model, -(-KEYS // PAGE_SIZE)
-    cache = KVCache(model.config, 1 + rows * pages, PAGE_SIZE, model.dtype, model.device)
+    cache = KVCache(model.config, 1 + rows * pages, model.dtype, model.device)
     table = 1 + torch.arange(rows * pages, dtype=torch.int32).view(rows, pages)
     last = torch.full((rows,), KEYS - 1, dtype=torch.int32)
     step = Rows(

@@ -24,8 +24,8 @@ from decode import interval
 from workload import prompts_of
 
 from ssd import Completion, Engine, SamplingParams
+from ssd.decoding.cache import SpeculationCache
 from ssd.decoding.fanout import Measured, tables
-from ssd.decoding.speculator import Speculator
 
 FAN_OUTS = ("measured", "geometric", "uniform")
 
@@ -82,7 +82,7 @@ def replay(recorded: Record, fan_out: str | Sequence[int], lookahead: int, budge
         in_use = newest
         for after_hit, at in seen if measured is not None else ():
             measured.observe(after_hit, at.spec_len, at.k, at.rank)
-            if measured.observations % Speculator.REFRESH == 0:
+            if measured.observations % SpeculationCache.REFRESH == 0:
                 newest = measured.tables().tolist()
     return [(hits, look_ups) for hits, look_ups in counts]
 

@@ -30,14 +30,14 @@ LINEARS: dict[str, dict[str, tuple[int, int, str]]] = {
         "attention_out": (4096, 4096, "add"),
         "gate_up": (28672, 4096, "silu_mul"),
         "down": (4096, 14336, "add"),
-        "head": (128256, 4096, "float32"),
+        "head": (128256, 4096, "none"),
     },
     "Qwen3-0.6B": {
         "qkv": (4096, 1024, "none"),
         "attention_out": (1024, 2048, "add"),
         "gate_up": (6144, 1024, "silu_mul"),
         "down": (1024, 3072, "add"),
-        "head": (151936, 1024, "float32"),
+        "head": (151936, 1024, "none"),
     },
 }
 LINEAR_ROWS = {"Llama-3.1-8B": (1, 2, 4, 8, 16, 32, 64), "Qwen3-0.6B": (1, 8, 24)}
@@ -85,7 +85,7 @@ def linears() -> Iterator[Case]:
             size = n_out * n_in * 2
             plain = [random(n_out, n_in, scale=n_in**-0.5) for _ in range(rotation(size))]
             packed = [ops.pack_weight(weight, epilogue) for weight in plain]
-            columns = n_out // 2 if epilogue == "silu_mul" else n_out
+            columns, logits = n_out // 2 if epilogue == "silu_mul" else n_out, part == "head"
             for rows in LINEAR_ROWS[model]:
                 x, residual = random(rows, n_in), random(rows, columns) if epilogue == "add" else None
                 repeats = max(1, 4 // len(packed))
@@ -93,7 +93,7 @@ def linears() -> Iterator[Case]:
                     "linear",
                     f"{model} {part}, {count(rows, 'row')}",
                     {"model": model, "part": part, "out": n_out, "in": n_in, "epilogue": epilogue, "rows": rows},
-                    [partial(ops.linear, x, weight, n_out, epilogue, None, residual) for weight in packed] * repeats,
+                    [partial(ops.linear, x, weight, n_out, epilogue, None, residual, logits) for weight in packed] * repeats,
                     size,
                     {"cuBLAS, without the epilogue": [partial(F.linear, x, weight) for weight in plain] * repeats},
                 )
@@ -320,7 +320,7 @@ def small_kernels(width: int = 4096, heads: int = 32, kv_heads: int = 8, dim: in
     cos_sin = torch.randn(4096, dim, device="cuda")
     for rows in (1, 24):
         of = {"rows": rows, "width": width}
-        x, residual = random(rows, width), random(rows, width)
+        x = random(rows, width)
         ids = torch.randint(VOCABULARY, (rows,), device="cuda", dtype=torch.int32)
         wide, name = ids.long(), f"{count(rows, 'row')} of {width}"
 
@@ -337,14 +337,6 @@ def small_kernels(width: int = 4096, heads: int = 32, kv_heads: int = 8, dim: in
             many(ops.rms_norm, x, weight, 1e-5),
             2 * x.nbytes,
             {"torch rms_norm": many(F.rms_norm, x, (width,), weight, 1e-5)},
-        )
-        yield Case(
-            "rms_norm",
-            f"{name}, with a residual",
-            of | {"residual": True},
-            many(ops.add_rms_norm, x, residual, weight, 1e-5),
-            4 * x.nbytes,
-            {"torch add, rms_norm": many(torch_add_rms_norm, x, residual, weight)},
         )
         q, k, v = (random(rows, n, dim) for n in (heads, kv_heads, kv_heads))
         at = torch.arange(rows, device="cuda", dtype=torch.int32)
@@ -363,7 +355,3 @@ def small_kernels(width: int = 4096, heads: int = 32, kv_heads: int = 8, dim: in
         [partial(ops.move_kv, kv, src, dst)] * 64,
         2 * moves * layers * 2 * kv_heads * dim * 2,
     )
-
-
-def torch_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
-    return F.rms_norm(residual.add_(x), weight.shape, weight, 1e-5)

@@ -86,10 +86,13 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """Of the sources; SSD_COMMIT names it where they were copied without their history."""
+    """The commit of the sources, from git, or from $SSD_COMMIT where there is no git or no history; None without either."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or os.environ.get("SSD_COMMIT")
+    try:
+        described = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        described = ""
+    return described or os.environ.get("SSD_COMMIT")
 
 
 # A GPU -------------------------------------------------------------------------------------------------------------------------

@@ -32,10 +32,10 @@ def decode_rows(keys: int, rows: int, suffix: int) -> tuple[Rows, int]:
 def passes() -> Iterator[Case]:
     for name in ("Llama-3.1-8B", "Llama-3.2-1B", "Qwen3-0.6B"):
         shape = SHAPES[name]
-        model = random_model(shape)
+        model = random_model(shape, "cuda")
         for rows_count, suffix, keys in ((1, 0, 512), (24, 3, 512)):
             rows, pages = decode_rows(keys, rows_count, suffix)
-            cache = KVCache(shape, pages, PAGE_SIZE, BFLOAT16, torch.device("cuda"))
+            cache = KVCache(shape, pages, BFLOAT16, torch.device("cuda"))
             cache.kv.normal_()
             of = {"model": name, "rows": rows_count, "keys": keys, "suffix": suffix}
             yield Case(

@@ -63,13 +63,13 @@ def record(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams) ->
 
 def draft_alone_ms(engine: Engine, batch: int, runs: int = 20) -> float:
     """The branches of a round with the target at rest, behind sequences that have ended: of next to no keys."""
-    assert isinstance(engine._loop, SpeculativeSpeculative)
-    speculator, executor = engine._loop.speculator, engine._executor
-    n, sampled = executor.batch(batch), speculator.speculation.sampled
+    assert isinstance(engine.core.loop, SpeculativeSpeculative)
+    cache, executor = engine.core.loop.cache, engine.core.executor
+    n, sampled = executor.batch(batch), cache.tables.speculation.sampled
     times = []
     with torch.inference_mode():
         for _ in range(runs):
-            run = executor.start("speculate", lambda: speculator.branch(n), n, sampled)
+            run = executor.start("speculate", lambda: cache.branch(n), n, sampled)
             run.wait()
             times.append(run.span.ms)
     return median(times)
@@ -86,8 +86,8 @@ def overlap(spans: Sequence[Timed], others: Sequence[Timed]) -> list[float]:
 
 def figures(spans: Sequence[Timed], completions: Sequence[Completion], batch: int) -> dict[str, Any]:
     """Medians of one mode's rounds, ms; rates are over the whole decode."""
-    named = {name: [s for s in spans if s.name == name] for name in ("verify", "look up", "speculate", "prefill")}
-    look_ups, branches = named["look up"], named["speculate"]
+    named = {name: [s for s in spans if s.name == name] for name in ("verify", "draft", "speculate", "prefill")}
+    drafts, branches = named["draft"], named["speculate"]
     verify = [s for s in named["verify"] if s.details.get("hits", 0) + s.details.get("misses", 1)]  # none behind the end
     began = sorted(s.start for s in named["prefill"] if s.lane == "target")
     gaps: dict[bool, list[float]] = {False: [], True: []}  # by whether the look-up between missed
@@ -100,7 +100,7 @@ def figures(spans: Sequence[Timed], completions: Sequence[Completion], batch: in
     rates = [s.decode_tokens_per_s for s in stats if s.decode_tokens_per_s is not None]
     return {
         "t_verify_ms": middle([s.ms for s in verify]),
-        "t_draft_ms": middle([s.ms for s in branches]) if branches else middle([s.ms for s in look_ups]),
+        "t_draft_ms": middle([s.ms for s in branches]) if branches else middle([s.ms for s in drafts]),
         "hidden_draft_ms": middle(overlap(branches, named["verify"])) if branches else None,
         "gap_after_hit_ms": middle(gaps[False]),
         "gap_after_miss_ms": middle(gaps[True]),

@@ -62,7 +62,7 @@ def random_tensors(config: ModelConfig, dtype: torch.dtype, device: torch.device
     return LazyTensors(expected_tensors(config), make)
 
 
-def random_model(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, device: str = "cuda") -> Transformer:
+def random_model(config: ModelConfig, device: str, dtype: torch.dtype = torch.bfloat16) -> Transformer:
     on = torch.device(device)
     return Transformer.from_tensors(config, random_tensors(config, dtype, on), dtype, on, config.max_position)
 

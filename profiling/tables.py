@@ -239,7 +239,6 @@ extension has for CUDA, and whether torch sees a GPU.
 """
 
 NOT_YET_RUN = "not yet run"
-KERNEL_OF = {"add_rms_norm": "rms_norm"}  # other ops are named like their kernel
 
 
 def op_names() -> list[str]:
@@ -251,6 +250,26 @@ def newest(results: list[Row], what: str) -> Row | None:
     return max((r for r in results if r.get("what") == what), key=lambda r: str((r.get("machine") or r)["date"]), default=None)
 
 
+def tests_on(results: list[Row], what: str) -> Row | None:
+    """The newest run of the tests, its parts added up: one file for each process that ran some of them."""
+    last = newest(results, what)
+    if last is None:
+        return None
+    whole: Row = {"what": what, "machine": last["machine"], "outcomes": {}, "skipped": {}, "failed": [], "ops": {}}
+
+    def add(counts: Row, more: Row) -> None:
+        for name, count in more.items():
+            counts[name] = counts.get(name, 0) + count
+
+    for part in (r for r in results if r.get("what") == what and r["machine"] == last["machine"]):
+        add(whole["outcomes"], part["outcomes"])
+        add(whole["skipped"], part["skipped"])
+        whole["failed"] += part.get("failed", [])
+        for op, outcomes in part["ops"].items():
+            add(whole["ops"].setdefault(op, {}), outcomes)
+    return whole
+
+
 def outcomes_of(op: str, tests: Row | None) -> str:
     outcomes = tests["ops"].get(op) if tests else None
     if not outcomes:
@@ -260,7 +279,7 @@ def outcomes_of(op: str, tests: Row | None) -> str:
 
 def status_row(op: str, emulated: Row | None, tests: Row | None, kernels: Row | None) -> list[str]:
     outcomes = tests["ops"].get(op) if tests else None
-    timed = [row for row in kernels["kernels"] if row["kernel"] == KERNEL_OF.get(op, op)] if kernels else []
+    timed = [row for row in kernels["kernels"] if row["kernel"] == op] if kernels else []
     machine = tests["machine"] if tests and outcomes else kernels["machine"] if kernels and timed else None
     if machine is None:
         return [f"`{op}`", outcomes_of(op, emulated), NOT_YET_RUN, NOT_YET_RUN, "–", "–", "–"]
@@ -271,7 +290,8 @@ def status_row(op: str, emulated: Row | None, tests: Row | None, kernels: Row | 
 
 
 def gpu_status(results: list[Row]) -> str:
-    emulated, tests, kernels = (newest(results, what) for what in ("emulator-tests", "gpu-tests", "kernels"))
+    emulated, tests = (tests_on(results, what) for what in ("emulator-tests", "gpu-tests"))
+    kernels = newest(results, "kernels")
     rows = [status_row(op, emulated, tests, kernels) for op in op_names()]
     head = ["op", "tests on the emulator", "tests on a GPU", "of the floor", "GPU", "commit", "date"]
     page = GPU_STATUS + markdown([head, *rows]) + "\n" + decodes_on_gpus(results)

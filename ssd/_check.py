@@ -1,6 +1,6 @@
-"""What must hold before the extension is loaded: it was built, and against the torch that is running.
+"""The check before the extension is loaded: it was built, and for the torch that is running.
 
-An extension compiled against another torch crashes or, worse, does not; one sentence is better.
+An extension compiled for another torch crashes or, worse, computes something else; one sentence is better.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 
 
 def torch_mismatch(built: str, running: str, cuda: bool) -> str | None:
-    """The sentence to fail with if an extension built against torch `built` cannot run under `running`, else None.
+    """The error message for an extension that was built against torch `built` and cannot run under `running`, else None.
 
-    CPU and CUDA builds of one torch release share their CPU interface, so their local parts ("+cpu", "+cu130") are compared
-    only where the extension holds CUDA code.
+    CPU and CUDA builds of one torch release have the same CPU interface, so their local parts ("+cpu", "+cu130") are compared
+    only if the extension has CUDA code.
     """
     same = built == running if cuda else built.split("+")[0] == running.split("+")[0]
     if same:
@@ -21,7 +21,7 @@ def torch_mismatch(built: str, running: str, cuda: bool) -> str | None:
 
 
 def check_torch() -> None:
-    """Raises ImportError, in one sentence, where `ssd._C` is missing or was built against another torch."""
+    """Raises ImportError if `ssd._C` is missing or was built against another torch."""
     import torch
 
     try:

@@ -1,6 +1,6 @@
-"""What a user can get wrong, as one sentence.
+"""Errors that a user can cause.
 
-Both errors carry a message that names the value, the limit and what to do. The command line prints it without a traceback.
+A message is one sentence with the value, the limit and the remedy. The command line prints it without a traceback.
 """
 
 from __future__ import annotations
@@ -15,6 +15,6 @@ class CheckpointError(SsdError):
 
 
 def one_line(error: BaseException) -> str:
-    """Another library's error as part of a sentence: its message on one line, cut after 200 characters."""
+    """The message of another library's error as part of a sentence: on one line, at most 200 characters, without a full stop."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 200 else f"{text[:199]}…"

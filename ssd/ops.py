@@ -5,8 +5,8 @@ in csrc/cuda_ops. Every op checks shape, dtype, device and contiguity, and raise
 
 Letters: R rows, S sequence slots, K lookahead, B budget, V the target's vocabulary, Vd the draft's, D head size, T rows per
 sequence (K + 1 for a chain, the number of nodes for a tree). A trailing ! marks a tensor that the op writes. Tensors are
-contiguous unless stated otherwise. The run dtype, which activations have, is float32 or bfloat16 on the CPU, and bfloat16 or
-float16 on CUDA.
+contiguous unless stated otherwise. The run dtype, which activations have, is float32 or bfloat16 on the CPU, and bfloat16 on
+CUDA.
 
 Row invariance: a row's result depends neither on the other rows of the call nor on the number of threads. Two guarantees rest
 on it: greedy AR, SD and SSD give the same tokens, and sampled SSD gives the same tokens as sampled SD.
@@ -22,7 +22,7 @@ import ssd.native  # noqa: F401  (registers torch.ops.ssd)
 STATS = 8
 """Columns of `row_stats`: max, log-sum, cut value, cut id, top value, top id, scale, log C (csrc/common/distribution.h)."""
 
-EPILOGUES = ("none", "add", "silu_mul", "float32")
+EPILOGUES = ("none", "add", "silu_mul")
 
 _ssd = torch.ops.ssd
 
@@ -57,11 +57,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _ssd.rms_norm.default(x, weight, eps)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """residual! += x, then RMSNorm of the rounded sum. x, residual: [R, d]; weight: [d]. Returns [R, d]."""
-    return _ssd.add_rms_norm.default(x, residual, weight, eps)
-
-
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -69,16 +64,17 @@ def linear(
     epilogue: str = "none",
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    float32_out: bool = False,
 ) -> Tensor:
     """x · weightᵀ, accumulated in float32. Up to 256 rows share one read of the weights.
 
     x: [R, in], run dtype. weight: from `pack_weight` with the same epilogue. out_features: rows of the weight before packing.
     bias: [out_features]. residual: [R, out_features], for "add" only.
     Epilogues, all computed in float32 before the result is rounded once: "none"; "add" adds residual; "silu_mul" returns
-    silu(gate) · up, [R, out_features / 2]; "float32" leaves the result in float32, for logits.
-    Returns [R, out_features], run dtype, except as the epilogue says.
+    silu(gate) · up, [R, out_features / 2]. float32_out: leave the result in float32, for logits.
+    Returns [R, out_features], run dtype or float32, except as the epilogue says.
     """
-    return _ssd.linear.default(x, weight, out_features, epilogue, bias, residual)
+    return _ssd.linear.default(x, weight, out_features, epilogue, bias, residual, float32_out)
 
 
 def rope_store_kv(
@@ -308,11 +304,6 @@ def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return torch.empty_like(x)
 
 
-@torch.library.register_fake("ssd::add_rms_norm")
-def _(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return torch.empty_like(x)
-
-
 @torch.library.register_fake("ssd::linear")
 def _(
     x: Tensor,
@@ -321,9 +312,10 @@ def _(
     epilogue: str,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    float32_out: bool = False,
 ) -> Tensor:
     width = out_features // 2 if epilogue == "silu_mul" else out_features
-    return x.new_empty(x.shape[0], width, dtype=torch.float32 if epilogue == "float32" else x.dtype)
+    return x.new_empty(x.shape[0], width, dtype=torch.float32 if float32_out else x.dtype)
 
 
 @torch.library.register_fake("ssd::rope_store_kv")

@@ -1,114 +1,143 @@
-"""What a user may ask for: the engine's settings, the speculation's, and a request's. Validated once, here.
+"""The options of an engine, of its speculation and of a request: the only list of them.
 
-Everything refused is refused with one sentence that names the value, the limit and what to do (`SsdError`).
+A value is checked once, here. A refusal is one sentence with the value, the limit and the remedy (`SsdError`).
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from inspect import Parameter, Signature, cleandoc
+from typing import Any, Literal, TypeVar
 
 from ssd.errors import SsdError
+from ssd.fields import build, check, describe, documented, numbers, one_of, option, options_of, within
 
-Mode = Literal["ar", "sd", "ssd"]
 ModeName = Literal["ar", "sd", "ssd", "auto"]
 DtypeName = Literal["auto", "bfloat16", "float32"]
+FallbackName = Literal["auto", "neural", "ngram"]
 FanOut = str | Sequence[int]
-Fallback = Literal["auto", "neural", "ngram"]
+T = TypeVar("T")
 
-MAX_LOOKAHEAD = 63  # a verification has at most 64 nodes, the last committed token among them
+MAX_LOOKAHEAD = 63  # a verification has at most 64 nodes, and the last committed token is one
 MAX_BUDGET = 256  # branch rows that share one read of the draft's weights
 
+# Headings of the command line's help, in this order.
+MODELS, SPECULATION, SAMPLING, MACHINE = "Models", "Speculation", "Sampling", "Machine"
 
-def _one_of(name: str, value: object, allowed: Collection[str]) -> None:
-    if value not in allowed:
-        raise SsdError(f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}.")
-
-
-def within(name: str, value: float, low: float, high: float, *, whole: bool = False) -> None:
-    """Raise SsdError unless the setting is a number in this range."""
-    kind = "a whole number" if whole else "a number"
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
-        limit = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}"
-        raise SsdError(f"{name} is {value!r}; it must be {kind} {limit}.")
+SEEDS = (-(2**63), 2**63 - 1)
 
 
+@documented
 @dataclass(frozen=True)
 class SamplingParams:
     """How one request is decoded.
 
-    temperature: 0 is greedy. top_k: keep the k likeliest (0: all). top_p: then the likeliest that reach this probability (1: all).
-    min_p: then those at least this fraction of the likeliest (0: all). max_new_tokens: tokens generated at most.
-    stop: strings that end the text and are left out of it. ignore_eos: go on behind an end-of-sequence token.
-    seed: of this request's randomness (None: from the engine's seed and the request's place in the call).
-    logprobs: report each token's log-probability under the unprocessed distribution, and the n likeliest (0: none).
-
-    Raises SsdError for a value outside its range.
+    A token is drawn after top_k, top_p and min_p have cut the distribution, in this order. Raises SsdError for a value outside its
+    limits.
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    max_new_tokens: int = 256
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-    seed: int | None = None
-    logprobs: int = 0
+    temperature: float = option(
+        0.0, help="Sampling temperature; 0 is greedy decoding.", panel=SAMPLING, short="-t", limits=(0, 100)
+    )
+    top_k: int = option(0, help="Number of likeliest tokens to keep; 0 keeps all.", panel=SAMPLING, limits=(0, 2**31 - 1))
+    top_p: float = option(
+        1.0,
+        help="Probability that the kept tokens reach together, likeliest first; 1 keeps all.",
+        panel=SAMPLING,
+        limits=(0, 1),
+    )
+    min_p: float = option(
+        0.0,
+        help="Smallest probability of a kept token, as a fraction of the likeliest token's; 0 keeps all.",
+        panel=SAMPLING,
+        limits=(0, 1),
+    )
+    max_new_tokens: int = option(
+        256, help="Largest number of tokens to generate.", panel=SAMPLING, short="-n", limits=(1, 2**31 - 1)
+    )
+    stop: tuple[str, ...] = option((), help="Strings that end the text and are left out of it.", panel=SAMPLING)
+    ignore_eos: bool = option(False, help="Decoding past end-of-sequence tokens.", panel=SAMPLING)
+    seed: int | None = option(
+        None,
+        help="Random seed of the request; drawn from the engine's seed and the prompt's index unless given.",
+        panel=SAMPLING,
+        limits=SEEDS,
+    )
+    logprobs: int = option(
+        0,
+        help="Number of likeliest tokens whose log-probabilities are reported with each token's own; 0 reports none.",
+        panel=SAMPLING,
+        limits=(0, 100),
+    )
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
             raise SsdError(f"stop is {self.stop!r}; it must be one or more strings that are not empty.")
         object.__setattr__(self, "stop", tuple(stop))
-        within("temperature", self.temperature, 0, 100)
+        check(self)
         if 0 < self.temperature < 0.01:
             raise SsdError(f"temperature is {self.temperature!r}; use 0 for greedy decoding, or at least 0.01.")
-        within("top_k", self.top_k, 0, 2**31 - 1, whole=True)
-        within("top_p", self.top_p, 0, 1)
         if self.top_p == 0:
             raise SsdError("top_p is 0, which keeps no token; use a number above 0, or temperature=0 for greedy decoding.")
-        within("min_p", self.min_p, 0, 1)
-        within("max_new_tokens", self.max_new_tokens, 1, 2**31 - 1, whole=True)
-        within("logprobs", self.logprobs, 0, 100, whole=True)
-        if self.seed is not None:
-            within("seed", self.seed, -(2**63), 2**63 - 1, whole=True)
 
 
+@documented
 @dataclass(frozen=True)
-class SpeculationConfig:
+class SpeculationOptions:
     """How a speculation is made (arXiv 2603.03251).
 
-    lookahead: K, draft tokens a round. budget: B, branches prepared a round and sequence. fan_out: how the budget is shared among
-    accepted counts: "measured" (the best for what was seen so far), "geometric" (Theorem 12), "uniform", or an explicit list of K + 1
-    numbers that sum to B. fallback: what a miss gets: "neural", the draft drafting then; "ngram", what followed the same words
-    before; "auto", the cheaper one as measured. saguaro_c, saguaro_f: a draft that samples draws its top F tokens with their
-    probability times C (Definition 14): fewer acceptances, more hits; F is budget // (lookahead + 1) + 1 unless given. tree: draft a
-    tree with so many children a node, level by level, instead of a chain; its levels take lookahead's place.
+    The levels of `tree` replace `lookahead`. Raises SsdError for a value outside its limits.
     """
 
-    lookahead: int = 4
-    budget: int = 8
-    fan_out: FanOut = "measured"
-    fallback: Fallback = "auto"
-    saguaro_c: float = 1.0
-    saguaro_f: int | None = None
-    tree: Sequence[int] | None = None
+    lookahead: int = option(
+        4, help="Number of draft tokens per round (K).", panel=SPECULATION, short="-k", limits=(1, MAX_LOOKAHEAD)
+    )
+    budget: int = option(
+        8, help="Number of branches prepared per round and sequence (B).", panel=SPECULATION, short="-b", limits=(1, MAX_BUDGET)
+    )
+    fan_out: FanOut = option(
+        "measured",
+        help="Shares of the budget by accepted count: 'measured' (the best for the text so far), 'geometric' (Theorem 12), 'uniform', "
+        "or lookahead + 1 numbers that sum to the budget.",
+        panel=SPECULATION,
+        metavar="NAME|N,N,..",
+        parse=numbers("a name, or whole numbers", "4,2,1,1,0", or_name=True),
+    )
+    fallback: FallbackName = option(
+        "auto",
+        help="Source of the proposal after a miss: 'neural' (the draft model), 'ngram' (earlier text), or 'auto' (the cheaper one, as "
+        "measured).",
+        panel=SPECULATION,
+    )
+    saguaro_c: float = option(
+        1.0,
+        help="Factor on the probability of the draft's likeliest tokens; below 1, fewer acceptances and more hits (Definition 14).",
+        panel=SPECULATION,
+        limits=(0.01, 1),
+    )
+    saguaro_f: int | None = option(
+        None,
+        help="Number of likeliest tokens that saguaro_c scales; budget // (lookahead + 1) + 1 unless given.",
+        panel=SPECULATION,
+        limits=(1, 2**24 - 1),
+    )
+    tree: Sequence[int] | None = option(
+        None,
+        help="Children per node of a drafted tree, level by level, for mode 'sd'; a chain of lookahead tokens unless given.",
+        panel=SPECULATION,
+        metavar="N,N,..",
+        parse=numbers("children per node, level by level,", "3,2,1,1"),
+    )
 
     def __post_init__(self) -> None:
-        within("lookahead", self.lookahead, 1, MAX_LOOKAHEAD, whole=True)
-        within("budget", self.budget, 1, MAX_BUDGET, whole=True)
+        check(self)
         if isinstance(self.fan_out, str):
-            _one_of("fan_out", self.fan_out, ("measured", "geometric", "uniform"))
+            one_of("fan_out", self.fan_out, ("measured", "geometric", "uniform"))
         else:
             self._check_explicit_fan_out(self.fan_out)
-        _one_of("fallback", self.fallback, get_args(Fallback))
-        within("saguaro_c", self.saguaro_c, 0.01, 1)
-        if self.saguaro_f is not None:
-            within("saguaro_f", self.saguaro_f, 1, 2**24 - 1, whole=True)
         if self.tree is not None:
             self._check_tree(self.tree)
             object.__setattr__(self, "lookahead", len(self.tree))
@@ -124,16 +153,16 @@ class SpeculationConfig:
     def _check_tree(self, tree: Sequence[int]) -> None:
         whole = isinstance(tree, Sequence) and not isinstance(tree, str) and len(tree) > 0
         if not whole or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in tree):
-            raise SsdError(f"tree is {tree!r}; it must be children a node, level by level, for example (3, 2, 1, 1).")
+            raise SsdError(f"tree is {tree!r}; it must be the children per node, level by level, for example (3, 2, 1, 1).")
         nodes = _nodes(tree)
         if nodes > MAX_LOOKAHEAD + 1:
             raise SsdError(
-                f"tree {tuple(tree)} has {nodes} nodes; a verification takes at most {MAX_LOOKAHEAD + 1}, have fewer children or levels."
+                f"tree {tuple(tree)} has {nodes} nodes; a verification takes at most {MAX_LOOKAHEAD + 1}, so use fewer children or levels."
             )
 
     @property
     def nodes(self) -> int:
-        """Rows of a verification: of a chain, the last committed token and the tokens proposed behind it."""
+        """Rows of a verification: the last committed token and the proposed tokens."""
         return _nodes(self.tree) if self.tree is not None else self.lookahead + 1
 
     @property
@@ -150,75 +179,120 @@ def _nodes(tree: Sequence[int]) -> int:
     return nodes
 
 
+@documented
 @dataclass(frozen=True)
-class EngineConfig:
-    """Where and how the engine runs; see `ssd.Engine` for the meaning of each."""
+class EngineOptions:
+    """Which models an engine runs, where and how; `speculation` has the options of its speculation.
 
-    target: str
-    draft: str | None = "auto"
-    mode: ModeName = "auto"
-    dtype: DtypeName = "auto"
-    device: str = "auto"
-    max_batch: int = 8
-    max_context: int | None = None
-    gpu_memory_utilization: float = 0.9
-    draft_device: str | None = None
-    draft_sms: int | None = None
-    threads: int | None = None
-    draft_threads: int | None = None
-    pace: tuple[float, float] | None = None
-    seed: int = 0
+    Raises SsdError for a value outside its limits.
+    """
+
+    target: str = option(
+        "smollm2-135m",
+        help="Target model: a known model, a Hugging Face directory, a .gguf file or a hub id.",
+        panel=MODELS,
+        short="-m",
+    )
+    draft: str | None = option(
+        "auto",
+        help="Draft model: a model like the target, 'self:N' (the target's first N layers), 'ngram' (earlier text, no model), none "
+        "(no draft), or 'auto' (the target's known draft, if any).",
+        panel=MODELS,
+        parse=lambda flag, text: None if text.lower() == "none" else text,
+    )
+    mode: ModeName = option(
+        "auto",
+        help="Decoding mode: 'ar' (autoregressive), 'sd' (speculative), 'ssd' (speculative speculative), or 'auto'.",
+        panel=SPECULATION,
+    )
+    dtype: DtypeName = option(
+        "auto",
+        help="Data type of both models: 'bfloat16', 'float32', or 'auto' (bfloat16 where the device computes in it).",
+        panel=MACHINE,
+    )
+    device: str = option("auto", help="Device of the target: 'cpu' (also 'auto'), 'cuda' or 'cuda:N'.", panel=MACHINE)
+    max_batch: int = option(8, help="Largest number of sequences that run at once.", panel=MACHINE, limits=(1, 4096))
+    max_context: int | None = option(
+        None,
+        help="Longest sequence in tokens, prompt and output; the model's own limit unless given.",
+        panel=MACHINE,
+        limits=(2, 2**24),
+    )
+    gpu_memory_utilization: float = option(
+        0.9, help="Fraction of GPU memory for weights and K/V.", panel=MACHINE, limits=(0.01, 1)
+    )
+    draft_device: str | None = option(
+        None, help="Device of the draft, for example 'cuda:1'; the target's unless given.", panel=MACHINE
+    )
+    draft_sms: int | None = option(
+        None,
+        help="Number of multiprocessors for the draft on a GPU that it shares with the target; all unless given.",
+        panel=MACHINE,
+        limits=(1, 1024),
+    )
+    threads: int | None = option(
+        None,
+        help="Number of CPU threads of the target; all cores unless given, less the draft's in mode 'ssd'.",
+        panel=MACHINE,
+        limits=(1, 1024),
+    )
+    draft_threads: int | None = option(
+        None, help="Number of CPU threads of the draft in mode 'ssd'; 1 unless given.", panel=MACHINE, limits=(1, 1024)
+    )
+    pace: tuple[float, float] | None = option(
+        None,
+        help="Shortest time of a forward pass of the target and of the draft, in milliseconds, as if each had hardware of its own.",
+        panel=MACHINE,
+        metavar="VERIFY,DRAFT",
+        parse=numbers("two numbers of milliseconds", "200,24", number=float, count=2),
+    )
+    seed: int = option(0, help="Random seed.", panel=SAMPLING, limits=SEEDS)
+    speculation: SpeculationOptions = SpeculationOptions()
 
     def __post_init__(self) -> None:
-        _one_of("mode", self.mode, get_args(ModeName))
-        _one_of("dtype", self.dtype, get_args(DtypeName))
+        check(self)
+        if not isinstance(self.draft, str | None):
+            raise SsdError(f"draft is {self.draft!r}; it can be a model, 'self:N', 'ngram', 'auto' or None.")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise SsdError(f"device is {self.device!r}; it can be 'auto', 'cpu', 'cuda' or 'cuda:N'.")
         if self.draft_device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", self.draft_device):
             raise SsdError(f"draft_device is {self.draft_device!r}; it can be 'cpu', 'cuda', 'cuda:N' or None.")
         if self.draft_device is not None and self.draft == "ngram":
-            raise SsdError("draft_device is for a draft model, and draft='ngram' is none; leave it out.")
-        if self.draft_sms is not None:
-            within("draft_sms", self.draft_sms, 1, 1024, whole=True)
-        if not isinstance(self.draft, str | None):
-            raise SsdError(f"draft is {self.draft!r}; it can be a model, 'self:N', 'ngram', 'auto' or None.")
-        within("max_batch", self.max_batch, 1, 4096, whole=True)
-        if self.max_context is not None:
-            within("max_context", self.max_context, 2, 2**24, whole=True)
-        within("gpu_memory_utilization", self.gpu_memory_utilization, 0.01, 1)
-        for name in ("threads", "draft_threads"):
-            if getattr(self, name) is not None:
-                within(name, getattr(self, name), 1, 1024, whole=True)
+            raise SsdError("draft_device needs a draft model, and draft='ngram' is none; leave it out.")
         if self.pace is not None:
             if not isinstance(self.pace, Sequence) or len(self.pace) != 2:
                 raise SsdError(f"pace is {self.pace!r}; it must be two numbers of milliseconds: (verify, draft).")
             for milliseconds in self.pace:
                 within("pace", milliseconds, 0, 1e6)
-        within("seed", self.seed, -(2**63), 2**63 - 1, whole=True)
 
-    def resolve_mode(self, has_draft: bool, tree: Sequence[int] | None = None) -> Mode:
-        """What runs: "auto" is "sd" with a draft and "ar" without one, until the engine measures.
+    @classmethod
+    def of(cls, target: str, **options: Any) -> EngineOptions:
+        """From the keyword arguments of `ssd.Engine`, which do not tell the options of speculation from the others.
 
-        Raises SsdError for "sd" or "ssd" without a draft, and for a draft or tree that the mode cannot use.
+        Raises SsdError for an option that is not known or has a value outside its limits.
         """
-        if self.mode == "ssd" and self.draft == "ngram":
-            raise SsdError(
-                "mode='ssd' needs a draft model, and draft='ngram' is none; use mode='sd', or fallback='ngram' with a model."
-            )
-        if tree is not None and (self.mode in ("ar", "ssd") or self.draft == "ngram"):
-            with_it = f"mode={self.mode!r}" if self.draft != "ngram" else "draft='ngram'"
-            raise SsdError(
-                f"tree works with mode='sd' and a draft model, not with {with_it}: an outcome of ssd names no node of a tree."
-            )
-        if tree is not None and self.mode == "auto" and not has_draft:
-            raise SsdError(
-                f"tree needs a draft and {self.target!r} has none; name one with draft=, for example 'self:2', or leave tree out."
-            )
-        if self.mode == "auto":
-            return "sd" if has_draft else "ar"
-        if self.mode != "ar" and not has_draft:
-            raise SsdError(
-                f"mode={self.mode!r} needs a draft and {self.target!r} has none; name one with draft=, for example 'self:2', "
-                "or use mode='ar'."
-            )
-        return self.mode
+        return build(cls, {"target": str(target), **options})
+
+
+def engine_signature() -> Signature:
+    """The parameters of `ssd.Engine`: every option with its default."""
+    parameters = []
+    for each in options_of(EngineOptions).values():
+        first = each.name in ("target", "draft", "mode")
+        kind = Parameter.POSITIONAL_OR_KEYWORD if first else Parameter.KEYWORD_ONLY
+        default = Parameter.empty if each.name == "target" else each.default
+        parameters.append(Parameter(each.name, kind, default=default, annotation=each.type))
+    progress = Parameter("progress", Parameter.KEYWORD_ONLY, default=None, annotation=Callable[[float], None] | None)
+    return Signature([*parameters, progress])
+
+
+def options_doc() -> str:
+    """A line for each option of `ssd.Engine`: "name (default): help"."""
+    return describe(options_of(EngineOptions).values(), required=("target",))
+
+
+def lists_options(engine: type[T]) -> type[T]:
+    """A class decorator for `ssd.Engine`: every option is in its signature and in its docstring."""
+    engine.__doc__ = f"{cleandoc(engine.__doc__ or '')}\n\n{options_doc()}\n"
+    engine.__signature__ = engine_signature()  # type: ignore[attr-defined]
+    return engine

@@ -1,20 +1,37 @@
-"""What a prompt became, whole or piece by piece."""
+"""A request's life on the host: its prompt is checked, it waits, its tokens become text, and it ends as a `Completion`.
+
+`InputProcessor` turns what a user gives into `Request`s; the core (ssd/serving/core.py) runs them; `Stream` hands out their text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
-from ssd.decoding.stats import Stats
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssd.decoding.stats import SequenceStats, Stats
+from ssd.errors import SsdError
+from ssd.models.pair import Target
+from ssd.models.prompts import Prompt, token_ids
+from ssd.models.tokenizer import TextStream
+from ssd.options import SamplingParams
+
+Params = SamplingParams | Sequence[SamplingParams] | None
+FinishReason = Literal["eos", "length", "stop", "aborted", "error"]
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a prompt became.
+    """A finished request.
 
-    token_ids: generated only, the end-of-sequence token included. finish_reason: "eos", "length" or "stop". logprobs: for each token
-    the log-probabilities asked for, by id, the token's own among them; None if none were. degraded: the draft failed, and this was
-    finished without it.
+    token_ids: the generated tokens, the end-of-sequence token included. finish_reason: "eos", "length" or "stop". logprobs: for each
+    token its own log-probability and those asked for, by id; None if none were asked for. degraded: the draft failed, and decoding
+    went on without it.
     """
 
     text: str
@@ -26,14 +43,16 @@ class Completion:
 
 
 class Stream:
-    """Iterates over pieces of text as tokens are committed; `completion` is there at the end. `close` gives up the rest."""
+    """Iterates over pieces of text as tokens are committed; `completion` is set at the end. `close` aborts the request."""
 
-    def __init__(self, pieces: Generator[str | Completion]) -> None:
+    def __init__(self, pieces: Generator[str | Completion], abort: Callable[[], None]) -> None:
         self._pieces = pieces
+        self._abort = abort
         self.completion: Completion | None = None
 
     def close(self) -> None:
         self._pieces.close()
+        self._abort()
 
     def __enter__(self) -> Stream:
         return self
@@ -41,9 +60,153 @@ class Stream:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        self._abort()
+
     def __iter__(self) -> Iterator[str]:
         for piece in self._pieces:
             if isinstance(piece, Completion):
                 self.completion = piece
             else:
                 yield piece
+
+
+@dataclass(eq=False)
+class Request:
+    """One prompt in the engine. The scheduler sets slot and pages; the core appends what rounds commit."""
+
+    prompt: list[int]
+    params: SamplingParams
+    seed: int
+    text_stream: TextStream | None  # None without a tokenizer
+    stats: SequenceStats = field(default_factory=SequenceStats)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, float]] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    error: BaseException | None = None  # with finish_reason "error"
+    degraded: bool = False
+    slot: int = -1
+    pages: np.ndarray | None = None  # [pages] int32, while it has a slot
+    stored: int = 0  # prompt tokens whose K/V is stored
+
+    @property
+    def max_length(self) -> int:
+        return len(self.prompt) + self.params.max_new_tokens
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def grown_beyond(self, count: int) -> bool:
+        """Whether it has more than `count` tokens, or has ended."""
+        return self.finished or len(self.token_ids) > count
+
+    def append(self, ids: list[int]) -> None:
+        """Append tokens that the device committed; a stop string ends the request at the token that completes it."""
+        for token in ids:
+            self.token_ids.append(token)
+            if self.text_stream is not None:
+                self.text += self.text_stream.push([token])
+                if self.params.stop and self._stopped():
+                    return
+
+    def append_logprobs(self, logits: Tensor, first: int) -> None:
+        """Append log-probabilities of token_ids[first:]. logits: [tokens, V] float32, the target's, unprocessed."""
+        logprobs = torch.log_softmax(logits, dim=-1)
+        values, ids = logprobs.topk(min(self.params.logprobs, logprobs.shape[-1]), dim=-1)
+        for token, row, top, top_values in zip(self.token_ids[first:], logprobs, ids.tolist(), values.tolist(), strict=True):
+            self.logprobs.append({token: float(row[token]), **dict(zip(top, top_values, strict=True))})
+
+    def finish(self, reason: FinishReason) -> None:
+        """End with `reason`, unless the last characters complete a stop string."""
+        if self.text_stream is not None:
+            self.text += self.text_stream.flush()
+            if self.params.stop and self._stopped():
+                return
+        self.finish_reason = reason
+
+    def fail(self, error: BaseException) -> None:
+        self.finish_reason, self.error = "error", error
+
+    def _stopped(self) -> bool:
+        found = [at for at in (self.text.find(stop) for stop in self.params.stop) if at >= 0]
+        if found:
+            self.text = self.text[: min(found)]
+            self.finish_reason = "stop"
+        return bool(found)
+
+    def certain_text(self) -> str:
+        """The text so far, without an ending that may become a stop string."""
+        if self.finished:
+            return self.text
+        held = 0
+        for stop in self.params.stop:
+            held = max([held, *(k for k in range(1, len(stop)) if self.text.endswith(stop[:k]))])
+        return self.text[: len(self.text) - held]
+
+    def completion(self, mode: str) -> Completion:
+        """The finished request as its user gets it. Raises the error that ended it."""
+        if self.error is not None:
+            raise self.error
+        return Completion(
+            text=self.text,
+            token_ids=self.token_ids,
+            finish_reason=self.finish_reason or "",
+            logprobs=self.logprobs if self.params.logprobs else None,
+            degraded=self.degraded,
+            stats=self.stats.summary(mode, len(self.token_ids)),
+        )
+
+
+class InputProcessor:
+    """Turns prompts and their parameters into requests, and refuses what cannot run. seed: the engine's, for requests without one."""
+
+    def __init__(self, target: Target, max_context: int, seed: int) -> None:
+        self._target = target
+        self._max_context = max_context
+        self._seed = seed
+        self._unseeded = itertools.count()
+
+    def requests(
+        self, prompts: Sequence[Prompt], params: Params, raw: bool, check: Callable[[Request], None] = lambda request: None
+    ) -> list[Request]:
+        """One request a prompt, in order. params: for all, or one for each. check: raises SsdError for a request that cannot run.
+
+        Raises SsdError, which names the prompt where there are several.
+        """
+        params_of = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
+        for given in params_of:
+            if not isinstance(given, SamplingParams):
+                raise SsdError(f"params is {given!r}; it must be SamplingParams, or a list of them.")
+        if len(params_of) != len(prompts):
+            raise SsdError(f"there are {len(prompts)} prompts and {len(params_of)} params; give one for all, or one for each.")
+        requests = []
+        for index, (prompt, given) in enumerate(zip(prompts, params_of, strict=True)):
+            try:
+                requests.append(self._request(prompt, given, raw))
+                check(requests[-1])
+            except SsdError as error:
+                raise SsdError(f"prompt {index} of {len(prompts)}: {error}" if len(prompts) > 1 else str(error)) from None
+        for request in requests:
+            if request.params.seed is None:
+                request.seed = self._next_seed()
+        return requests
+
+    def _request(self, prompt: Prompt, params: SamplingParams, raw: bool) -> Request:
+        target = self._target
+        ids = token_ids(prompt, target.tokenizer, target.model.vocab_size, raw=raw)
+        if params.stop and target.tokenizer is None:
+            raise SsdError(f"stop strings need text, and {target.name!r} has no tokenizer; leave stop out.")
+        if len(ids) + params.max_new_tokens > self._max_context:
+            raise SsdError(
+                f"the prompt's {len(ids)} tokens and max_new_tokens={params.max_new_tokens} are over the context of {self._max_context}; "
+                "shorten one of them or raise max_context as far as the model goes."
+            )
+        text_stream = TextStream(target.tokenizer) if target.tokenizer is not None else None
+        return Request(ids, params, params.seed or 0, text_stream)
+
+    def _next_seed(self) -> int:
+        """A seed from the engine's and a counter: calls differ, and a run that adds the same requests in the same order repeats."""
+        words = np.random.SeedSequence([self._seed % 2**64, next(self._unseeded)]).generate_state(1, np.uint64)
+        return int(words[0] >> np.uint64(1))

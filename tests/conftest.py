@@ -21,7 +21,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backend", choices=("cpu", "emulator", "gpu"), default="cpu", help="what the tests of tests/ops run the ops on"
     )
-    parser.addoption("--results", type=Path, metavar="DIR", help="write a file of outcomes there (results.py)")
+    parser.addoption("--results", type=Path, metavar="DIR", help="folder for a file of outcomes (results.py)")
+    parser.addoption("--results-part", metavar="NAME", help="name of this part of a run that is made in several processes")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,7 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--results"):
         from results import Results
 
-        config.pluginmanager.register(Results(config.getoption("--results")))
+        is_worker = hasattr(config, "workerinput")  # of pytest-xdist, whose main process gets every report
+        config.pluginmanager.register(Results(config.getoption("--results"), config.getoption("--results-part"), not is_worker))
 
 
 def pytest_report_header(config: pytest.Config) -> str:

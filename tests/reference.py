@@ -32,27 +32,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (wide * scale * weight.double()).to(x.dtype)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Returns (normalised, the new residual)."""
-    total = (x.double() + residual.double()).to(x.dtype)
-    return rms_norm(total, weight, eps), total
-
-
 def linear(
-    x: Tensor, weight: Tensor, epilogue: str = "none", bias: Tensor | None = None, residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    epilogue: str = "none",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    float32_out: bool = False,
 ) -> Tensor:
     y = x.double() @ weight.double().T
     if bias is not None:
         y = y + bias.double()
-    if epilogue == "float32":
-        return y.float()
     if epilogue == "add":
         assert residual is not None
         y = y + residual.double()
     if epilogue == "silu_mul":
         gate, up = y.chunk(2, dim=-1)
         y = torch.nn.functional.silu(gate) * up
-    return y.to(x.dtype)
+    return y.to(torch.float32 if float32_out else x.dtype)
 
 
 def rotate(x: Tensor, cos_sin: Tensor, positions: Tensor) -> Tensor:

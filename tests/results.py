@@ -1,6 +1,7 @@
-"""With --results DIR, a test run writes a file of its outcomes, from which profiling/tables.py makes pages.
+"""The file of outcomes that `pytest --results DIR` writes, for the pages that profiling/tables.py makes.
 
-Each test of an op counts for every op that it called through ops/backend.py.
+Each test of an op counts for every op that it called through ops/backend.py. The file is written anew after each test, so that a run
+that is cut off keeps the outcomes so far.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ PROFILING = Path(__file__).parents[1] / "profiling"
 
 
 class Results:
-    """A pytest plugin."""
+    """A pytest plugin. part: added to the file's name, where several processes share a run. writes: False in a worker of pytest-xdist."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, part: str | None = None, writes: bool = True) -> None:
+        self.folder, self.part, self.writes = folder, part, writes
         self.outcomes: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         self.failed: list[str] = []
         self.ops: dict[str, Counter[str]] = {}
+        self._machine: dict[str, Any] | None = None
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
@@ -41,6 +43,18 @@ class Results:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.passed:
             return
+        self._count(report)
+        self._write()
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.outcomes["failed"] += 1
+            self.failed.append(report.nodeid)
+
+    def pytest_sessionfinish(self) -> None:
+        self._write(**({"blocks": largest_blocks()} if backend.chosen.name == "emulator" else {}))
+
+    def _count(self, report: pytest.TestReport) -> None:
         self.outcomes[report.outcome] += 1
         if report.skipped and isinstance(report.longrepr, tuple):
             self.skipped[report.longrepr[2].removeprefix("Skipped: ")] += 1
@@ -50,25 +64,30 @@ class Results:
         for op in dict(report.user_properties).get("ops", ()):
             self.ops.setdefault(op, Counter(passed=0, failed=0))[report.outcome] += 1
 
-    def pytest_sessionfinish(self) -> None:
+    def _write(self, **more: Any) -> None:
+        if not self.writes:
+            return
         sys.path.insert(0, str(PROFILING))
         import machine
 
+        sys.path.remove(str(PROFILING))
         name = backend.chosen.name
-        info = machine.describe_gpu() if name == "gpu" else machine.describe()
+        if self._machine is None:  # once, and early: a GPU that a test has broken does not answer any more
+            self._machine = machine.describe_gpu() if name == "gpu" else machine.describe()
         result: dict[str, Any] = {
             "what": f"{name}-tests",
-            "machine": info,
+            "machine": self._machine,
             "outcomes": self.outcomes,
             "skipped": self.skipped,
             "failed": self.failed,
             "ops": self.ops,
         }
-        if name == "emulator":
-            result["blocks"] = largest_blocks()
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{info['date']}-{machine.slug(info['device'])}-{name}-tests.json"
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        part = f"-{self.part}" if self.part else ""
+        path = self.folder / f"{self._machine['date']}-{machine.slug(self._machine['device'])}-{name}-tests{part}.json"
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(result | more, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(path)
 
 
 def largest_blocks() -> dict[str, dict[str, int]]:

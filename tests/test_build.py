@@ -10,15 +10,11 @@ import subprocess
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import ssd
 from ssd._check import torch_mismatch
-from ssd.native import PageAllocator
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc here")
@@ -140,6 +136,33 @@ def test_configuring_the_kernels_needs_neither_torch_nor_python(tmp_path: Path) 
     assert not [name for name in variables if re.match(r"(_?Python|pybind11|SSD_TORCH)", name)]
 
 
+def test_the_oldest_cmake_is_named_alike_wherever_it_is_named() -> None:
+    (oldest,) = re.findall(r"^cmake_minimum_required\(VERSION ([\d.]+)\)", (ROOT / "CMakeLists.txt").read_text(), re.MULTILINE)
+    assert f'"cmake>={oldest}"' in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+@pytest.mark.parametrize(
+    "version, fetches", [("3.25.1", True), ("3.25.2", False), ("3.31.0", False), ("10.0", False), (None, True)]
+)
+def test_make_kernels_fetches_cmake_only_where_the_one_on_the_path_is_too_old(
+    tmp_path: Path, version: str | None, fetches: bool
+) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("make", "sh", "sed", "sort", "find", "printf", "uname"):
+        if found := shutil.which(name):
+            (tools / name).symlink_to(found)
+    for name, says in (("cmake", f"cmake version {version}"), ("ninja", "1.11")):
+        if version is not None:
+            (tools / name).write_text(f"#!/bin/sh\necho '{says}'\n")
+            (tools / name).chmod(0o755)
+    command = [tools / "make", "--dry-run", "kernels", "PYTHON=no-such-python", f"VENV={tmp_path / 'venv'}"]
+    plan = subprocess.run(command, cwd=ROOT, env={"PATH": str(tools)}, check=True, capture_output=True, text=True).stdout
+    assert ('"cmake>=3.25.2" ninja' in plan) is fetches
+    assert "-DSSD_KERNELS_ONLY=ON" in plan
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("objdump") is None, reason="needs objdump and x86-64")
 def test_wide_registers_are_used_only_by_the_kernels_compiled_for_them() -> None:
     """Otherwise a wheel built here would not run on an older machine."""
@@ -148,81 +171,6 @@ def test_wide_registers_are_used_only_by_the_kernels_compiled_for_them() -> None
     wide = [function.partition("\n")[0] for function in functions if re.search(r"%[yz]mm|%xmm(1[6-9]|[23]\d)", function)]
     assert wide, "no AVX2 or AVX-512 kernel at all"
     assert not [name for name in wide if not re.search(r"ssd::avx(2|512bf16)::", name)]
-
-
-# The page allocator ----------------------------------------------------------------------------------------------------------
-
-
-class Pages(RuleBasedStateMachine):
-    """Any sequence of allocations and frees, compared with a set."""
-
-    CAPACITY = 12
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.allocator = PageAllocator(self.CAPACITY + 1)
-        self.held: list[int] = []
-
-    @rule(data=st.data())
-    def allocate(self, data: st.DataObject) -> None:
-        count = data.draw(st.integers(0, self.allocator.available))
-        pages = self.allocator.allocate(count)
-        assert pages.dtype == np.int32
-        assert pages.shape == (count,)
-        assert all(1 <= page <= self.CAPACITY for page in pages), "the null page, or none of ours"
-        assert not set(pages.tolist()) & set(self.held), "one page for two owners"
-        assert len(set(pages.tolist())) == count
-        self.held += pages.tolist()
-
-    @rule(extra=st.integers(1, 5))
-    def ask_for_too_many(self, extra: int) -> None:
-        with pytest.raises(RuntimeError, match="^No pages left: "):
-            self.allocator.allocate(self.allocator.available + extra)
-
-    @precondition(lambda self: self.held)
-    @rule(data=st.data())
-    def free(self, data: st.DataObject) -> None:
-        freed = data.draw(st.lists(st.sampled_from(self.held), unique=True))
-        self.allocator.free(np.array(freed, np.int32))
-        self.held = [page for page in self.held if page not in freed]
-
-    @precondition(lambda self: self.held)
-    @rule(page=st.sampled_from([-1, 0, CAPACITY + 1, 2**31 - 1]))
-    def free_a_foreign_page(self, page: int) -> None:
-        with pytest.raises(ValueError, match=f"^Page {page} is not a page of this allocator"):
-            self.allocator.free(np.array([self.held[0], page], np.int32))
-
-    @precondition(lambda self: self.held)
-    @rule()
-    def free_a_page_twice(self) -> None:
-        page = self.held[0]
-        with pytest.raises(ValueError, match=f"^Page {page} is already free"):
-            self.allocator.free(np.array([page, page], np.int32))
-
-    @invariant()
-    def nothing_is_lost(self) -> None:
-        assert self.allocator.capacity == self.CAPACITY
-        assert self.allocator.available + len(self.held) == self.CAPACITY
-
-
-TestPageAllocator = Pages.TestCase
-
-
-def test_a_fresh_allocator_hands_out_the_lowest_pages_first() -> None:
-    assert PageAllocator(6).allocate(3).tolist() == [1, 2, 3]
-
-
-def test_a_page_freed_twice_in_two_calls_is_detected() -> None:
-    allocator = PageAllocator(4)
-    pages = allocator.allocate(2)
-    allocator.free(pages)
-    with pytest.raises(ValueError, match="^Page 1 is already free"):
-        allocator.free(pages)
-
-
-def test_an_allocator_without_room_for_the_null_page_is_refused() -> None:
-    with pytest.raises(ValueError, match="^num_pages is 0"):
-        PageAllocator(0)
 
 
 # The public face --------------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def install(python: Path, package: Path) -> None:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     succeed([sys.executable, *PIP, "wheel", *OFFLINE, "--no-deps", "--wheel-dir", folder, ROOT], folder)
-    (path,) = folder.glob("ssd-*.whl")
+    (path,) = folder.glob("ssd_decode-*.whl")
     return path
 
 
@@ -68,7 +68,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
     build = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
     succeed([sys.executable, "-c", build, folder], ROOT)
-    (path,) = folder.glob("ssd-*.tar.gz")
+    (path,) = folder.glob("ssd_decode-*.tar.gz")
     return path
 
 

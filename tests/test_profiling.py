@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -273,6 +275,75 @@ def test_the_status_page_counts_the_tests_of_an_op() -> None:
         "ops": {"fork": {"passed": 4, "failed": 1}},
     }
     assert "| `fork` | not yet run | 4 passed, **1 failed** | not yet run | some GPU | abc | 2030-01-01 |" in gpu_status([run])
+
+
+def test_the_status_page_adds_up_the_parts_of_a_run() -> None:
+    from tables import tests_on
+
+    machine = {"device": "some GPU", "date": "2030-01-01"}
+    part = {"what": "gpu-tests", "machine": machine, "outcomes": {"passed": 2}, "skipped": {"no": 1}, "failed": ["a"]}
+    parts = [part | {"ops": {"fork": {"passed": 1, "failed": 0}}}, part | {"ops": {"fork": {"passed": 2, "failed": 1}}}]
+    older = part | {"machine": machine | {"date": "2029-01-01"}, "ops": {"fork": {"passed": 50, "failed": 0}}}
+    found = tests_on([older, *parts], "gpu-tests")
+    assert found is not None
+    assert (found["outcomes"], found["skipped"], found["failed"]) == ({"passed": 4}, {"no": 2}, ["a", "a"])
+    assert found["ops"] == {"fork": {"passed": 3, "failed": 1}}
+    assert tests_on([], "gpu-tests") is None
+
+
+def test_a_run_that_is_cut_off_keeps_the_outcomes_so_far(tmp_path: Path) -> None:
+    from results import Results
+
+    plugin = Results(tmp_path, part="ops")
+    for outcome in ("passed", "failed"):
+        report = SimpleNamespace(
+            when="call", outcome=outcome, nodeid=outcome, user_properties=[("ops", ["fork"])], longrepr=None,
+            **{name: name == outcome for name in ("passed", "failed", "skipped")},
+        )  # fmt: skip
+        plugin.pytest_runtest_logreport(report)
+        (file,) = tmp_path.iterdir()
+        assert file.name.endswith("-cpu-tests-ops.json")
+    written = json.loads(file.read_text())
+    assert (written["outcomes"], written["failed"]) == ({"passed": 1, "failed": 1}, ["failed"])
+    assert written["ops"] == {"fork": {"passed": 1, "failed": 1}}
+
+
+def test_a_result_can_be_written_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    import machine
+
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("SSD_COMMIT", raising=False)
+    assert machine.describe()["commit"] is None
+    monkeypatch.setenv("SSD_COMMIT", "abc")
+    assert machine.describe()["commit"] == "abc"
+
+
+# gpu_check ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_steps_run_in_their_own_order_and_an_unknown_one_is_refused() -> None:
+    from gpu_check import chosen_steps
+
+    assert chosen_steps("gpu,build,ops") == ["build", "ops", "gpu"]
+    with pytest.raises(argparse.ArgumentTypeError, match="there is no step 'tests'; choose from build,smoke"):
+        chosen_steps("build,tests")
+
+
+def test_a_command_that_fails_or_takes_too_long_costs_itself_only(capfd: pytest.CaptureFixture[str]) -> None:
+    from gpu_check import run
+
+    assert run("good", sys.executable, "-c", "pass", limit=60)
+    assert not run("fault", sys.executable, "-c", "import os; os.abort()", limit=60)
+    assert not run("endless", sys.executable, "-c", "import signal; signal.pause()", limit=0.1)
+    said = capfd.readouterr().out
+    assert "== good: done" in said and "== fault: FAILED, ended with -6" in said and "== endless: FAILED, was stopped" in said
+
+
+def test_a_missing_dependency_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_check
+
+    monkeypatch.setattr(gpu_check, "missing", lambda package: package in ("gguf", "numpy"))
+    assert gpu_check.missing_dependencies() == ["gguf", "numpy"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -14,10 +14,10 @@ namespace {
 constexpr int64_t kRowsAThread = 16;
 
 void normalise_head(const float* x, const float* weight, float eps, int64_t d, float* y) {
-  kernels().rms_norm_float(x, nullptr, weight, eps, d, y);
+  kernels().rms_norm_float(x, weight, eps, d, y);
 }
 void normalise_head(const bf16* x, const bf16* weight, float eps, int64_t d, bf16* y) {
-  kernels().rms_norm_bf16(x, nullptr, weight, eps, d, y);
+  kernels().rms_norm_bf16(x, weight, eps, d, y);
 }
 
 // Rotates one head by halves; `out` may be `in`.

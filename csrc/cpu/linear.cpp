@@ -102,13 +102,13 @@ void run(const LinearTile<float>& tile) { kernels().linear_float(tile); }
 void run(const LinearTile<bf16, int8_t>& tile) { kernels().linear_int8(tile); }
 
 Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::string_view epilogue_name,
-              const OptionalTensor& bias, const OptionalTensor& residual) {
+              const OptionalTensor& bias, const OptionalTensor& residual, bool float32_out) {
   const LinearSizes sizes =
       check_linear(x, weight, out_features, epilogue_name, bias, residual, kCpuDtypes, packed_shape, true);
-  const bool gated = sizes.epilogue == Epilogue::kSiluMul, float_y = sizes.epilogue == Epilogue::kFloat32;
+  const bool gated = sizes.epilogue == Epilogue::kSiluMul;
   const int64_t rows = sizes.rows, columns = sizes.columns, padded_in = padded(sizes.inputs), blocks = blocks_of(columns);
 
-  Tensor y = at::empty({rows, columns}, x.options().dtype(float_y ? at::kFloat : x.scalar_type()));
+  Tensor y = at::empty({rows, columns}, x.options().dtype(float32_out ? at::kFloat : x.scalar_type()));
   const Tensor x_tiles = rows == 1 && padded_in == sizes.inputs ? x : tile_rows(x, padded_in);
   const auto run_blocks = [&]<typename T, typename W>(T, W) {
     const W* packed = data<W>(weight);
@@ -131,7 +131,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::
             .in = padded_in,
             .y_stride = columns,
             .outputs = static_cast<int>(std::min<int64_t>(kBlock, columns - first)),
-            .float_y = float_y,
+            .float32_out = float32_out,
         });
       }
     };

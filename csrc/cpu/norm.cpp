@@ -1,4 +1,4 @@
-// embed, rms_norm and add_rms_norm: one pass over a row each.
+// embed and rms_norm: one pass over a row each.
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -27,32 +27,23 @@ Tensor embed(const Tensor& ids, const Tensor& table) {
   return out;
 }
 
-void run(const float* x, float* residual, const float* weight, float eps, int64_t d, float* y) {
-  kernels().rms_norm_float(x, residual, weight, eps, d, y);
+void normalise(const float* x, const float* weight, float eps, int64_t d, float* y) {
+  kernels().rms_norm_float(x, weight, eps, d, y);
 }
-void run(const bf16* x, bf16* residual, const bf16* weight, float eps, int64_t d, bf16* y) {
-  kernels().rms_norm_bf16(x, residual, weight, eps, d, y);
+void normalise(const bf16* x, const bf16* weight, float eps, int64_t d, bf16* y) {
+  kernels().rms_norm_bf16(x, weight, eps, d, y);
 }
 
-Tensor normalise(const Tensor& x, const OptionalTensor& residual, const Tensor& weight, double eps) {
-  const NormSizes sizes = check_rms_norm(x, residual, weight, kCpuDtypes);
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
+  const auto [rows, d] = check_rms_norm(x, weight, kCpuDtypes);
   Tensor y = at::empty_like(x);
-  const int64_t d = sizes.width;
-  with_run_dtype(x, [&]<typename T>(T) {
-    T* sum = residual.has_value() ? mutable_data<T>(*residual) : nullptr;
-    parallel_for(sizes.rows, kRowsAThread, [&](int64_t begin, int64_t end) {
+  with_run_dtype(x, [&, d = d]<typename T>(T) {
+    parallel_for(rows, kRowsAThread, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r)
-        run(data<T>(x) + r * d, sum != nullptr ? sum + r * d : nullptr, data<T>(weight), static_cast<float>(eps), d,
-            mutable_data<T>(y) + r * d);
+        normalise(data<T>(x) + r * d, data<T>(weight), static_cast<float>(eps), d, mutable_data<T>(y) + r * d);
     });
   });
   return y;
-}
-
-Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) { return normalise(x, std::nullopt, weight, eps); }
-
-Tensor add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, double eps) {
-  return normalise(x, residual, weight, eps);
 }
 
 }  // namespace
@@ -60,7 +51,6 @@ Tensor add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weigh
 TORCH_LIBRARY_IMPL(ssd, CPU, m) {
   m.impl("embed", embed);
   m.impl("rms_norm", rms_norm);
-  m.impl("add_rms_norm", add_rms_norm);
 }
 
 }  // namespace ssd

@@ -1,7 +1,8 @@
 // What csrc/cuda offers: a parameter struct and a launcher for each kernel, on raw pointers and a stream. No torch header on
 // this side of the wall; csrc/cuda_ops checks tensors and fills these in.
 //
-// All arrays are on the device and contiguous unless a field says otherwise. Letters are those of ssd/ops.py. Launchers neither
+// All arrays are on the device and contiguous unless a field says otherwise. A `void*` array of activations, weights or K/V holds
+// bfloat16. Letters are those of ssd/ops.py. Launchers neither
 // allocate nor synchronise, and their grids depend on shapes alone: lengths are read on the device. Where blocks of one launch
 // share a result they leave parts in `workspace`, of the size that the function beside the launcher says, and count their
 // arrivals in `arrivals`: the last to arrive finishes, in fixed order. Arrivals are zero before a launch and again behind it.
@@ -14,8 +15,7 @@
 
 namespace ssd::cuda {
 
-enum class Dtype { kBFloat16, kFloat16 };                       // of activations, weights and K/V: two bytes
-enum class Epilogue : int { kNone, kAdd, kSiluMul, kFloat32 };  // of `linear`, as ssd/ops.py describes them
+enum class Epilogue : int { kNone, kAdd, kSiluMul };  // of `linear`, as ssd/ops.py describes them
 
 // The forward pass --------------------------------------------------------------------------------------------------------------
 
@@ -31,13 +31,11 @@ cudaError_t embed(const EmbedParams& params, cudaStream_t stream);
 
 struct RmsNormParams {
   const void* x;       // [rows, width]
-  void* residual;      // [rows, width], x is added to it first and the sum is normalised; null: x itself is
   const void* weight;  // [width]
   void* out;           // [rows, width]
   int32_t rows;
   int32_t width;
   float eps;
-  Dtype dtype;
 };
 cudaError_t rms_norm(const RmsNormParams& params, cudaStream_t stream);
 
@@ -59,12 +57,12 @@ struct LinearParams {
   const void* weight;    // packed with the same epilogue
   const void* bias;      // [outputs] or null
   const void* residual;  // [rows, outputs], with kAdd
-  void* y;               // [rows, outputs], [rows, outputs / 2] for kSiluMul; float for kFloat32
+  void* y;               // [rows, outputs], [rows, outputs / 2] for kSiluMul; float with float32_out
   int32_t rows;
   int32_t inputs;  // a multiple of 8
   int32_t outputs;
   Epilogue epilogue;
-  Dtype dtype;
+  bool float32_out;
 };
 cudaError_t linear(const LinearParams& params, cudaStream_t stream);
 
@@ -84,7 +82,6 @@ struct RopeStoreKvParams {
   int32_t query_heads, kv_heads;
   int32_t head_dim;  // even
   float eps;
-  Dtype dtype;
 };
 cudaError_t rope_store_kv(const RopeStoreKvParams& params, cudaStream_t stream);
 
@@ -109,7 +106,6 @@ struct PagedAttentionParams {
   int32_t table_width;
   int32_t suffix_width;
   float scale;  // positive
-  Dtype dtype;
 };
 int64_t paged_attention_arrivals(const PagedAttentionParams& params);
 size_t paged_attention_workspace(const PagedAttentionParams& params);
@@ -258,5 +254,10 @@ struct ConditionParams {
   int32_t count;
 };
 cudaError_t condition(const ConditionParams& params, cudaStream_t stream);
+
+// Launches -------------------------------------------------------------------------------------------------------------------------
+
+// Whether a kernel on the current device may start while the kernel ahead of it in the stream still runs (launch.h).
+cudaError_t launches_overlap(bool& overlap);
 
 }  // namespace ssd::cuda

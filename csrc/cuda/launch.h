@@ -6,6 +6,8 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 
 #include "ptx.h"
 
@@ -21,6 +23,15 @@ struct KernelTraits {
   std::atomic<uint64_t> overlaps_on{0};  // bit d: there it waits for the kernel before it by itself (ptx.h)
 };
 
+// SSD_PDL=0 in the environment keeps every kernel from starting before the one ahead of it has ended. Read once a process.
+inline bool overlap_is_allowed() {
+  static const bool allowed = [] {
+    const char* value = std::getenv("SSD_PDL");
+    return value == nullptr || std::strcmp(value, "0") != 0;
+  }();
+  return allowed;
+}
+
 inline cudaError_t learn_traits(const void* kernel, size_t shared_bytes, KernelTraits& traits, bool& overlaps) {
   int device = 0;
   cudaError_t error = cudaGetDevice(&device);
@@ -35,7 +46,7 @@ inline cudaError_t learn_traits(const void* kernel, size_t shared_bytes, KernelT
     cudaFuncAttributes attributes;
     error = cudaFuncGetAttributes(&attributes, kernel);
     if (error != cudaSuccess) return error;
-    if (attributes.ptxVersion >= 90) traits.overlaps_on.fetch_or(bit);
+    if (attributes.ptxVersion >= 90 && overlap_is_allowed()) traits.overlaps_on.fetch_or(bit);
     traits.known_on.fetch_or(bit, std::memory_order_release);
   }
   overlaps = (traits.overlaps_on.load(std::memory_order_relaxed) & bit) != 0;

@@ -60,9 +60,8 @@ __global__ void __launch_bounds__(kPackThreads) pack_weight_kernel(PackWeightPar
 }
 
 // What a block takes on: `tiles` of outputs, `columns` mma columns of rows, with `warps` warps and `stages` pieces in the pipeline.
-template <typename Element, int tile_count, int column_count, int warp_count, int stage_count>
+template <int tile_count, int column_count, int warp_count, int stage_count>
 struct Config {
-  using T = Element;
   static constexpr int tiles = tile_count, columns = column_count, warps = warp_count, stages = stage_count;
   static constexpr int threads = warps * kWarp;
   static constexpr int copies = tiles * 2 + columns;                                 // a lane's, for a piece
@@ -76,8 +75,6 @@ struct Config {
 template <typename C>
 class Stream {
  public:
-  using T = typename C::T;
-
   __device__ __forceinline__ Stream(const LinearParams& p, uint4* shared)
       : p_(p),
         lane_(static_cast<int>(threadIdx.x) % kWarp),
@@ -103,7 +100,7 @@ class Stream {
     for (int column = 0; column < C::columns; ++column) {
       const int row = first_row_ + column * kColumns + lane_ / 4;
       cp_async_cached(place(stage, 2 * C::tiles + column),
-                      static_cast<const T*>(p_.x) + static_cast<int64_t>(row) * p_.inputs + input,
+                      static_cast<const Element*>(p_.x) + static_cast<int64_t>(row) * p_.inputs + input,
                       row < p_.rows && input < p_.inputs);
     }
   }
@@ -117,8 +114,8 @@ class Stream {
       const uint4 first = *place(stage, 2 * tile), second = *place(stage, 2 * tile + 1);
 #pragma unroll
       for (int column = 0; column < C::columns; ++column) {
-        mma<T>(sum[tile][column], {first.x, first.y, first.z, first.w}, {x[column].x, x[column].y});
-        mma<T>(sum[tile][column], {second.x, second.y, second.z, second.w}, {x[column].z, x[column].w});
+        mma(sum[tile][column], {first.x, first.y, first.z, first.w}, {x[column].x, x[column].y});
+        mma(sum[tile][column], {second.x, second.y, second.z, second.w}, {x[column].z, x[column].w});
       }
     }
   }
@@ -133,34 +130,35 @@ class Stream {
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
 
-// One output of one row, with what the epilogue adds to it.
-template <typename T>
-__device__ __forceinline__ void finish(const LinearParams& p, int row, int output, float sum) {
-  if (row >= p.rows || output >= p.outputs) return;
-  if (p.bias != nullptr) sum += to_float(static_cast<const T*>(p.bias)[output]);
-  const int64_t at = static_cast<int64_t>(row) * p.outputs + output;
-  if (p.epilogue == Epilogue::kFloat32) {
-    static_cast<float*>(p.y)[at] = sum;
-    return;
+__device__ __forceinline__ void write_output(const LinearParams& p, int64_t at, float value) {
+  if (p.float32_out) {
+    static_cast<float*>(p.y)[at] = value;
+  } else {
+    static_cast<Element*>(p.y)[at] = rounded(value);
   }
-  if (p.epilogue == Epilogue::kAdd) sum += to_float(static_cast<const T*>(p.residual)[at]);
-  round_to(sum, static_cast<T*>(p.y) + at);
 }
 
-template <typename T>
+// One output of one row, with what the epilogue adds to it.
+__device__ __forceinline__ void finish(const LinearParams& p, int row, int output, float sum) {
+  if (row >= p.rows || output >= p.outputs) return;
+  if (p.bias != nullptr) sum += to_float(static_cast<const Element*>(p.bias)[output]);
+  const int64_t at = static_cast<int64_t>(row) * p.outputs + output;
+  if (p.epilogue == Epilogue::kAdd) sum += to_float(static_cast<const Element*>(p.residual)[at]);
+  write_output(p, at, sum);
+}
+
 __device__ __forceinline__ void finish_gated(const LinearParams& p, int row, int output, float gate, float up) {
   const int half = p.outputs / 2;
   if (row >= p.rows || output >= half) return;
   if (p.bias != nullptr) {
-    gate += to_float(static_cast<const T*>(p.bias)[output]);
-    up += to_float(static_cast<const T*>(p.bias)[half + output]);
+    gate += to_float(static_cast<const Element*>(p.bias)[output]);
+    up += to_float(static_cast<const Element*>(p.bias)[half + output]);
   }
-  round_to(silu(gate) * up, static_cast<T*>(p.y) + static_cast<int64_t>(row) * half + output);
+  write_output(p, static_cast<int64_t>(row) * half + output, silu(gate) * up);
 }
 
 template <typename C>
 __global__ void __launch_bounds__(C::threads) linear_kernel(LinearParams p) {
-  using T = typename C::T;
   constexpr int kSums = divide_up(C::sums, C::threads);
   uint4* shared = shared_memory<uint4>();
   float4* parts = shared_memory<float4>();  // [warp][tile][column][lane], when the pipeline is empty
@@ -170,7 +168,6 @@ __global__ void __launch_bounds__(C::threads) linear_kernel(LinearParams p) {
 #pragma unroll
   for (int i = 0; i < kSums; ++i) total[i] = {0.0f, 0.0f, 0.0f, 0.0f};
 
-  let_next_kernel_start();
 #pragma unroll 1
   for (int pass = 0; pass < kSegments / C::warps; ++pass) {
     const int segment = pass * C::warps + warp;
@@ -178,7 +175,12 @@ __global__ void __launch_bounds__(C::threads) linear_kernel(LinearParams p) {
 #pragma unroll
     for (int stage = 0; stage < C::stages - 1; ++stage)
       if (begin + stage < end) stream.copy_weight(begin + stage, stage);
-    if (pass == 0) wait_for_previous_kernel();
+    if (pass == 0) {
+      // In this order: if the next kernel could start before this wait is over, three kernels would run at once. The third could
+      // then be given memory that the first still reads.
+      wait_for_previous_kernel();
+      let_next_kernel_start();
+    }
 #pragma unroll
     for (int stage = 0; stage < C::stages - 1; ++stage) {
       if (begin + stage < end) stream.copy_rows(begin + stage, stage);
@@ -232,14 +234,14 @@ __global__ void __launch_bounds__(C::threads) linear_kernel(LinearParams p) {
     const int row = (static_cast<int>(blockIdx.x) * C::columns + column) * kColumns + lane % 4 * 2;
     if (p.epilogue == Epilogue::kSiluMul) {
       const int output = tile * (kTile / 2) + lane / 4;
-      finish_gated<T>(p, row, output, total[i].x, total[i].z);
-      finish_gated<T>(p, row + 1, output, total[i].y, total[i].w);
+      finish_gated(p, row, output, total[i].x, total[i].z);
+      finish_gated(p, row + 1, output, total[i].y, total[i].w);
     } else {
       const int output = tile * kTile + lane / 4;
-      finish<T>(p, row, output, total[i].x);
-      finish<T>(p, row + 1, output, total[i].y);
-      finish<T>(p, row, output + 8, total[i].z);
-      finish<T>(p, row + 1, output + 8, total[i].w);
+      finish(p, row, output, total[i].x);
+      finish(p, row + 1, output, total[i].y);
+      finish(p, row, output + 8, total[i].z);
+      finish(p, row + 1, output + 8, total[i].w);
     }
   }
 }
@@ -254,14 +256,13 @@ cudaError_t start(const LinearParams& p, cudaStream_t stream) {
 
 // The one place that chooses tiles. The more rows, the more outputs must share a read of them; a small weight is better spread
 // over many multiprocessors.
-template <typename T>
 cudaError_t choose_tiles(const LinearParams& p, cudaStream_t stream) {
   constexpr int kMultiprocessors = 132;
-  if (p.rows <= 8) return start<Config<T, 1, 1, 8, 6>>(p, stream);
-  if (p.rows <= 16) return start<Config<T, 2, 2, 4, 8>>(p, stream);
-  if (p.rows <= 32) return start<Config<T, 2, 4, 4, 6>>(p, stream);
-  if (p.outputs < 4 * kTile * 2 * kMultiprocessors) return start<Config<T, 2, 8, 4, 4>>(p, stream);
-  return start<Config<T, 4, 8, 4, 3>>(p, stream);
+  if (p.rows <= 8) return start<Config<1, 1, 8, 6>>(p, stream);
+  if (p.rows <= 16) return start<Config<2, 2, 4, 8>>(p, stream);
+  if (p.rows <= 32) return start<Config<2, 4, 4, 6>>(p, stream);
+  if (p.outputs < 4 * kTile * 2 * kMultiprocessors) return start<Config<2, 8, 4, 4>>(p, stream);
+  return start<Config<4, 8, 4, 3>>(p, stream);
 }
 
 }  // namespace
@@ -276,8 +277,6 @@ cudaError_t pack_weight(const PackWeightParams& params, cudaStream_t stream) {
   return launch<pack_weight_kernel>(dim3(static_cast<unsigned>(blocks)), dim3(kPackThreads), 0, stream, params);
 }
 
-cudaError_t linear(const LinearParams& params, cudaStream_t stream) {
-  return with_element_type(params.dtype, [&]<typename T>(T) { return choose_tiles<T>(params, stream); });
-}
+cudaError_t linear(const LinearParams& params, cudaStream_t stream) { return choose_tiles(params, stream); }
 
 }  // namespace ssd::cuda

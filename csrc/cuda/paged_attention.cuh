@@ -10,6 +10,8 @@
 // merged in that order. Other rows of the tile, where its keys lie and who computes what change no bit of a row.
 #pragma once
 
+#include <type_traits>
+
 #include "launch.h"
 #include "paged_attention_merge.cuh"
 #include "paged_attention_schedule.cuh"
@@ -17,15 +19,15 @@
 
 namespace ssd::cuda {
 
-template <typename T, int head_dim, int query_tiles>
+template <int head_dim, int query_tiles>
 __global__ void __launch_bounds__(kAttentionThreads, 2) paged_attention_kernel(AttentionLaunch launch) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   auto& shared = *shared_memory<AttentionShared<head_dim, query_tiles>>();
   if (threadIdx.x < kWarp) make_schedule(launch, shared.schedule);
   __syncthreads();
-  AttentionWarp<T, head_dim, query_tiles> warp(launch.params, shared);
-  const AttentionResults<T, head_dim, query_tiles> results(launch, shared);
+  AttentionWarp<head_dim, query_tiles> warp(launch.params, shared);
+  const AttentionResults<head_dim, query_tiles> results(launch, shared);
   const int32_t kv_heads = launch.params.kv_heads, items = shared.schedule.first_part[shared.schedule.tiles] * kv_heads;
   for (auto index = static_cast<int32_t>(blockIdx.x); index < items; index += static_cast<int32_t>(gridDim.x)) {
     const Item item = find_item(shared.schedule, index, kv_heads);
@@ -43,18 +45,16 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) paged_attention_kernel(A
 
 template <int head_dim>
 cudaError_t start_paged_attention(const AttentionLaunch& cut, int32_t blocks, cudaStream_t stream) {
-  return with_element_type(cut.params.dtype, [&]<typename T>(T) {
-    const auto start = [&]<int query_tiles>(std::integral_constant<int, query_tiles>) {
-      constexpr size_t shared_bytes = sizeof(AttentionShared<head_dim, query_tiles>);
-      static_assert(shared_bytes <= 99 * 1024);
-      return launch<paged_attention_kernel<T, head_dim, query_tiles>>(dim3(static_cast<unsigned>(blocks)),
-                                                                      dim3(kAttentionThreads), shared_bytes, stream, cut);
-    };
-    if constexpr (head_dim <= kMaxDoubleHeadDim) {
-      if (cut.query_tiles == 2) return start(std::integral_constant<int, 2>());
-    }
-    return start(std::integral_constant<int, 1>());
-  });
+  const auto start = [&]<int query_tiles>(std::integral_constant<int, query_tiles>) {
+    constexpr size_t shared_bytes = sizeof(AttentionShared<head_dim, query_tiles>);
+    static_assert(shared_bytes <= 99 * 1024);
+    return launch<paged_attention_kernel<head_dim, query_tiles>>(dim3(static_cast<unsigned>(blocks)), dim3(kAttentionThreads),
+                                                                 shared_bytes, stream, cut);
+  };
+  if constexpr (head_dim <= kMaxDoubleHeadDim) {
+    if (cut.query_tiles == 2) return start(std::integral_constant<int, 2>());
+  }
+  return start(std::integral_constant<int, 1>());
 }
 
 }  // namespace ssd::cuda

@@ -28,7 +28,7 @@ __device__ __forceinline__ Partial merge(const Partial& a, const Partial& b) {
                       add(a.values.w, b.values.w))};
 }
 
-template <typename T, int head_dim, int query_tiles>
+template <int head_dim, int query_tiles>
 class AttentionResults {
  public:
   using Shared = AttentionShared<head_dim, query_tiles>;
@@ -138,11 +138,11 @@ class AttentionResults {
   __device__ __forceinline__ void write_out(const Item& item, int q, int column, const Partial& result) const {
     const float factor = result.sum > 0.0f ? 1.0f / result.sum : 0.0f;
     // + 0: whether a zero is negative may depend on how often no_keys() was merged.
-    const auto finish = [&](float x) { return rounded<T>(fmaf(x, factor, 0.0f)); };
+    const auto finish = [&](float x) { return rounded(fmaf(x, factor, 0.0f)); };
     const int64_t row = item.first_row + q / group_, head = item.kv_head * group_ + q % group_;
-    T* out = static_cast<T*>(p_.out) + (row * p_.query_heads + head) * head_dim + column;
-    reinterpret_cast<Vector<T, kPartialColumns>&>(*out) = {finish(result.values.x), finish(result.values.y),
-                                                           finish(result.values.z), finish(result.values.w)};
+    auto* out = static_cast<Element*>(p_.out) + (row * p_.query_heads + head) * head_dim + column;
+    reinterpret_cast<Vector<kPartialColumns>&>(*out) = {finish(result.values.x), finish(result.values.y),
+                                                        finish(result.values.z), finish(result.values.w)};
   }
 
   const AttentionLaunch& launch_;

@@ -38,19 +38,15 @@ struct AttentionShared {
 // What to subtract from scores of which `maximum` is the largest: -inf - -inf would be NaN.
 __device__ __forceinline__ float offset_of(float maximum) { return maximum == -INFINITY ? 0.0f : maximum; }
 
-__device__ __forceinline__ auto round_both(__nv_bfloat16, float low, float high) { return __floats2bfloat162_rn(low, high); }
-__device__ __forceinline__ auto round_both(__half, float low, float high) { return __floats2half2_rn(low, high); }
-
 // Two neighbouring elements of a mma's operand.
-template <typename T>
 __device__ __forceinline__ uint32_t word_of(float low, float high) {
-  const auto pair = round_both(T(), low, high);
+  const auto pair = __floats2bfloat162_rn(low, high);
   uint32_t word;
   memcpy(&word, &pair, sizeof(word));
   return word;
 }
 
-template <typename T, int head_dim, int query_tiles>
+template <int head_dim, int query_tiles>
 class AttentionWarp {
  public:
   using Shared = AttentionShared<head_dim, query_tiles>;
@@ -188,8 +184,8 @@ class AttentionWarp {
       for (int m = 0; m < query_tiles; ++m) {
         uint32_t query[4];
         ldmatrix(query, &shared_.queries[m * kMmaRows + lane_ % 16][k + lane_ / 16 * 8]);
-        mma<T>(scores[m][0], query, {key[0], key[1]});
-        mma<T>(scores[m][1], query, {key[2], key[3]});
+        mma(scores[m][0], query, {key[0], key[1]});
+        mma(scores[m][1], query, {key[2], key[3]});
       }
     }
 
@@ -213,8 +209,8 @@ class AttentionWarp {
       ldmatrix_transposed(value, &strip.values[lane_ % 16][n * 8 + lane_ / 16 * 8]);
 #pragma unroll
       for (int m = 0; m < query_tiles; ++m) {
-        mma<T>(sums.values[m][n], weights[m], {value[0], value[1]});
-        mma<T>(sums.values[m][n + 1], weights[m], {value[2], value[3]});
+        mma(sums.values[m][n], weights[m], {value[0], value[1]});
+        mma(sums.values[m][n + 1], weights[m], {value[2], value[3]});
       }
     }
   }
@@ -238,8 +234,8 @@ class AttentionWarp {
 #pragma unroll
       for (int i = 0; i < 4; ++i) score[i] = exp2_approx(fmaf(score[i], scale_, -offset));
       sums.sum[m][half] = fmaf(sums.sum[m][half], change[half], (score[0] + score[1]) + (score[2] + score[3]));
-      weights[half] = word_of<T>(score[0], score[1]);
-      weights[2 + half] = word_of<T>(score[2], score[3]);
+      weights[half] = word_of(score[0], score[1]);
+      weights[2 + half] = word_of(score[2], score[3]);
     }
     if (__any_sync(kFullMask, change[0] != 1.0f || change[1] != 1.0f)) {
 #pragma unroll

@@ -6,11 +6,9 @@
 #pragma once
 
 #include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <type_traits>
 
 #if !defined(__CUDACC__)
 #include "emulator.h"
@@ -75,23 +73,14 @@ __device__ __forceinline__ void ldmatrix_transposed(uint32_t (&matrix)[4], const
                : "memory");
 }
 
-// d[16 x 8] += a[16 x 16] b[16 x 8], accumulated in float. With g = lane / 4 and t = lane % 4 a lane holds, two elements to a
+// d[16 x 8] += a[16 x 16] b[16 x 8], a and b bfloat16, accumulated in float. With g = lane / 4 and t = lane % 4 a lane holds, two elements to a
 // word, a: {(g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8)}, b: {(2t, g), (2t + 8, g)} as (k, n), and d: (g, 2t), (g, 2t + 1),
-// (g + 8, 2t), (g + 8, 2t + 1). T: __nv_bfloat16 or __half.
-template <typename T>
+// (g + 8, 2t), (g + 8, 2t + 1).
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  if constexpr (std::is_same_v<T, __half>) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  } else {
-    static_assert(std::is_same_v<T, __nv_bfloat16>);
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  }
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // 2^x within 2 units in the last place; 0 for -inf.

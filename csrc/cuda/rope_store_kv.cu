@@ -10,9 +10,8 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kMostPairs = 4;  // of a lane: head_dim / 2 / 32, head sizes to 256
 
-template <typename T>
-__device__ __forceinline__ void place_head(const T* in, const T* norm, const float* cos_sin, const RopeStoreKvParams& p,
-                                           T* out) {
+__device__ __forceinline__ void place_head(const Element* in, const Element* norm, const float* cos_sin,
+                                           const RopeStoreKvParams& p, Element* out) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, half = p.head_dim / 2;
   float a[kMostPairs], b[kMostPairs], squares = 0.0f;
 #pragma unroll
@@ -28,8 +27,8 @@ __device__ __forceinline__ void place_head(const T* in, const T* norm, const flo
     for (int i = 0; i < kMostPairs; ++i) {
       const int at = i * kWarp + lane;
       if (at >= half) continue;
-      a[i] = to_float(rounded<T>(a[i] * scale * to_float(norm[at])));
-      b[i] = to_float(rounded<T>(b[i] * scale * to_float(norm[half + at])));
+      a[i] = to_float(rounded(a[i] * scale * to_float(norm[at])));
+      b[i] = to_float(rounded(b[i] * scale * to_float(norm[half + at])));
     }
   }
 #pragma unroll
@@ -37,13 +36,12 @@ __device__ __forceinline__ void place_head(const T* in, const T* norm, const flo
     const int at = i * kWarp + lane;
     if (at >= half) continue;
     const float cosine = cos_sin[at], sine = cos_sin[half + at];
-    round_to(a[i] * cosine - b[i] * sine, out + at);
-    round_to(b[i] * cosine + a[i] * sine, out + half + at);
+    out[at] = rounded(a[i] * cosine - b[i] * sine);
+    out[half + at] = rounded(b[i] * cosine + a[i] * sine);
   }
 }
 
 // blockIdx.x: the row; the warps of blockIdx.y's go through q's heads, then k's, then v's.
-template <typename T>
 __global__ void __launch_bounds__(kWarps* kWarp) rope_store_kv_kernel(RopeStoreKvParams p) {
   wait_for_previous_kernel();
   let_next_kernel_start();
@@ -54,28 +52,26 @@ __global__ void __launch_bounds__(kWarps* kWarp) rope_store_kv_kernel(RopeStoreK
   if (head < p.query_heads + p.kv_heads) {
     const bool of_q = head < p.query_heads;
     const int of_k = head - p.query_heads;
-    T* q = static_cast<T*>(p.q) + row * p.q_stride + head * p.head_dim;
-    const T* in = of_q ? q : static_cast<const T*>(p.k) + row * p.k_stride + of_k * p.head_dim;
-    T* out = of_q ? q : static_cast<T*>(p.k_cache) + (place + of_k) * p.head_dim;
+    Element* q = static_cast<Element*>(p.q) + row * p.q_stride + head * p.head_dim;
+    const Element* in = of_q ? q : static_cast<const Element*>(p.k) + row * p.k_stride + of_k * p.head_dim;
+    Element* out = of_q ? q : static_cast<Element*>(p.k_cache) + (place + of_k) * p.head_dim;
     const void* norm = of_q ? p.q_norm : p.k_norm;
-    place_head(in, static_cast<const T*>(norm), p.cos_sin + static_cast<int64_t>(p.positions[row]) * p.head_dim, p, out);
+    place_head(in, static_cast<const Element*>(norm), p.cos_sin + static_cast<int64_t>(p.positions[row]) * p.head_dim, p, out);
     return;
   }
   head -= p.query_heads + p.kv_heads;
   if (head >= p.kv_heads) return;
-  const T* v = static_cast<const T*>(p.v) + row * p.v_stride + head * p.head_dim;
-  T* out = static_cast<T*>(p.v_cache) + (place + head) * p.head_dim;
+  const Element* v = static_cast<const Element*>(p.v) + row * p.v_stride + head * p.head_dim;
+  Element* out = static_cast<Element*>(p.v_cache) + (place + head) * p.head_dim;
   for (int i = lane; i < p.head_dim; i += kWarp) out[i] = v[i];
 }
 
 }  // namespace
 
 cudaError_t rope_store_kv(const RopeStoreKvParams& params, cudaStream_t stream) {
-  return with_element_type(params.dtype, [&]<typename T>(T) {
-    const int warps = params.query_heads + 2 * params.kv_heads;
-    const dim3 grid(static_cast<unsigned>(params.rows), static_cast<unsigned>(divide_up(warps, kWarps)));
-    return launch<rope_store_kv_kernel<T>>(grid, dim3(kWarps * kWarp), 0, stream, params);
-  });
+  const int warps = params.query_heads + 2 * params.kv_heads;
+  const dim3 grid(static_cast<unsigned>(params.rows), static_cast<unsigned>(divide_up(warps, kWarps)));
+  return launch<rope_store_kv_kernel>(grid, dim3(kWarps * kWarp), 0, stream, params);
 }
 
 }  // namespace ssd::cuda

@@ -14,11 +14,7 @@
 
 namespace ssd {
 
-inline constexpr std::array kCudaDtypes{at::kBFloat16, at::kHalf};
-
-inline cuda::Dtype dtype_of(const Tensor& t) {
-  return t.scalar_type() == at::kHalf ? cuda::Dtype::kFloat16 : cuda::Dtype::kBFloat16;
-}
+inline constexpr std::array kCudaDtypes{at::kBFloat16};
 
 inline const void* raw_or_null(const OptionalTensor& t) { return t.has_value() ? t->const_data_ptr() : nullptr; }
 

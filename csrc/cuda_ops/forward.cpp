@@ -1,4 +1,4 @@
-// The forward pass's ops on CUDA: embed, rms_norm, add_rms_norm, pack_weight, linear, rope_store_kv, paged_attention, move_kv.
+// The forward pass's ops on CUDA: embed, rms_norm, pack_weight, linear, rope_store_kv, paged_attention, move_kv.
 
 #include <ATen/ops/empty_like.h>
 
@@ -28,33 +28,24 @@ Tensor embed(const Tensor& ids, const Tensor& table) {
   return out;
 }
 
-Tensor normalise(const Tensor& x, const OptionalTensor& residual, const Tensor& weight, double eps) {
-  const NormSizes sizes = check_rms_norm(x, residual, weight, kCudaDtypes);
-  const Call call{{"x", x}, {"residual", residual}, {"weight", weight}};
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
+  const NormSizes sizes = check_rms_norm(x, weight, kCudaDtypes);
+  const Call call{{"x", x}, {"weight", weight}};
   Tensor out = at::empty_like(x);
   C10_CUDA_CHECK(cuda::rms_norm({.x = x.const_data_ptr(),
-                                 .residual = residual.has_value() ? residual->mutable_data_ptr() : nullptr,
                                  .weight = weight.const_data_ptr(),
                                  .out = out.mutable_data_ptr(),
                                  .rows = int32(sizes.rows),
                                  .width = int32(sizes.width),
-                                 .eps = static_cast<float>(eps),
-                                 .dtype = dtype_of(x)},
+                                 .eps = static_cast<float>(eps)},
                                 call.stream()));
   return out;
-}
-
-Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) { return normalise(x, std::nullopt, weight, eps); }
-
-Tensor add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, double eps) {
-  return normalise(x, residual, weight, eps);
 }
 
 cuda::Epilogue on_device(Epilogue epilogue) {
   switch (epilogue) {
     case Epilogue::kAdd: return cuda::Epilogue::kAdd;
     case Epilogue::kSiluMul: return cuda::Epilogue::kSiluMul;
-    case Epilogue::kFloat32: return cuda::Epilogue::kFloat32;
     default: return cuda::Epilogue::kNone;
   }
 }
@@ -87,13 +78,13 @@ Tensor pack_weight(const Tensor& weight, std::string_view epilogue_name, const O
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::string_view epilogue_name,
-              const OptionalTensor& bias, const OptionalTensor& residual) {
+              const OptionalTensor& bias, const OptionalTensor& residual, bool float32_out) {
   const LinearSizes sizes = check_linear(x, weight, out_features, epilogue_name, bias, residual, kCudaDtypes, packed_shape);
   check_inputs(sizes.inputs, "x");
   check_aligned(x, "x");
   check_aligned(weight, "weight");
   const Call call{{"x", x}, {"weight", weight}, {"bias", bias}, {"residual", residual}};
-  Tensor y = call.empty({sizes.rows, sizes.columns}, sizes.epilogue == Epilogue::kFloat32 ? at::kFloat : x.scalar_type());
+  Tensor y = call.empty({sizes.rows, sizes.columns}, float32_out ? at::kFloat : x.scalar_type());
   C10_CUDA_CHECK(cuda::linear({.x = x.const_data_ptr(),
                                .weight = weight.const_data_ptr(),
                                .bias = raw_or_null(bias),
@@ -103,7 +94,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::
                                .inputs = int32(sizes.inputs),
                                .outputs = int32(sizes.outputs),
                                .epilogue = on_device(sizes.epilogue),
-                               .dtype = dtype_of(x)},
+                               .float32_out = float32_out},
                               call.stream()));
   return y;
 }
@@ -142,8 +133,7 @@ void rope_store_kv(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
                                       .query_heads = int32(sizes.query_heads),
                                       .kv_heads = int32(sizes.kv_heads),
                                       .head_dim = int32(sizes.head_dim),
-                                      .eps = static_cast<float>(eps),
-                                      .dtype = dtype_of(q)},
+                                      .eps = static_cast<float>(eps)},
                                      call.stream()));
 }
 
@@ -189,8 +179,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
                                     .page_size = int32(sizes.page_size),
                                     .table_width = int32(sizes.table_width),
                                     .suffix_width = int32(sizes.suffix_width),
-                                    .scale = static_cast<float>(scale),
-                                    .dtype = dtype_of(q)};
+                                    .scale = static_cast<float>(scale)};
   params.arrivals = call.arrivals(cuda::paged_attention_arrivals(params));
   const Tensor workspace = call.workspace(cuda::paged_attention_workspace(params));
   params.workspace = workspace.mutable_data_ptr();
@@ -218,7 +207,6 @@ void move_kv(const Tensor& kv, const Tensor& src, const Tensor& dst) {
 TORCH_LIBRARY_IMPL(ssd, CUDA, m) {
   m.impl("embed", embed);
   m.impl("rms_norm", rms_norm);
-  m.impl("add_rms_norm", add_rms_norm);
   m.impl("pack_weight", pack_weight);
   m.impl("linear", linear);
   m.impl("rope_store_kv", rope_store_kv);

@@ -5,6 +5,10 @@
 #include "cpu/simd/kernels.h"
 #include "runtime/page_allocator.h"
 #ifdef SSD_CUDA
+#include <stdexcept>
+#include <string>
+
+#include "cuda/kernels.h"
 #include "runtime/conditional.h"
 #include "runtime/green_context.h"
 #endif
@@ -25,15 +29,26 @@ PYBIND11_MODULE(_C, m) {
           },
           py::arg("count"))
       .def(
+          "hold",
+          [](ssd::PageAllocator& self, const Pages& pages) { self.hold({pages.data(), static_cast<size_t>(pages.size())}); },
+          py::arg("pages").noconvert())
+      .def(
           "free",
           [](ssd::PageAllocator& self, const Pages& pages) { self.free({pages.data(), static_cast<size_t>(pages.size())}); },
           py::arg("pages").noconvert())
+      .def("holders", &ssd::PageAllocator::holders, py::arg("page"))
       .def_property_readonly("available", &ssd::PageAllocator::available)
       .def_property_readonly("capacity", &ssd::PageAllocator::capacity);
 
 #ifdef SSD_CUDA
   // Streams and pointers as torch gives them to Python: whole numbers.
   m.def("has_conditional_nodes", &ssd::has_conditional_nodes);
+  m.def("launches_overlap", [] {
+    bool overlap = false;
+    if (const cudaError_t error = ssd::cuda::launches_overlap(overlap); error != cudaSuccess)
+      throw std::runtime_error(std::string("launches_overlap: ") + cudaGetErrorString(error));
+    return overlap;
+  });
   py::class_<ssd::GreenContext>(m, "GreenContext")
       .def(py::init<int32_t, int32_t>(), py::arg("device"), py::arg("multiprocessors"))
       .def(

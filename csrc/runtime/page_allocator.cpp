@@ -1,4 +1,4 @@
-// The page allocator: a stack of free pages and a flag a page, so that a page given back twice is an error and not a shared page.
+// The page allocator: a stack of free pages and a count of holders a page. A page given back too often is an error.
 #include "runtime/page_allocator.h"
 
 #include <numeric>
@@ -13,7 +13,7 @@ PageAllocator::PageAllocator(int32_t num_pages) {
   if (num_pages < 1) {
     throw std::invalid_argument("num_pages is " + std::to_string(num_pages) + "; a cache has at least 1 page, the null page.");
   }
-  taken_.assign(num_pages, 0);
+  holders_.assign(num_pages, 0);
   free_.resize(num_pages - 1);
   std::iota(free_.rbegin(), free_.rend(), kNullPage + 1);
 }
@@ -26,26 +26,38 @@ std::vector<int32_t> PageAllocator::allocate(int32_t count) {
   }
   std::vector<int32_t> pages(free_.rbegin(), free_.rbegin() + count);
   free_.resize(free_.size() - count);
-  for (const int32_t page : pages) taken_[page] = 1;
+  for (const int32_t page : pages) holders_[page] = 1;
   return pages;
 }
 
-void PageAllocator::free(std::span<const int32_t> pages) {
-  for (size_t i = 0; i < pages.size(); ++i) {
-    const int32_t page = pages[i];
-    const bool ours = page > kNullPage && page <= capacity();
-    if (ours && taken_[page]) {
-      taken_[page] = 0;
-      continue;
-    }
-    for (size_t j = 0; j < i; ++j) taken_[pages[j]] = 1;  // nothing was freed
-    const std::string name = "Page " + std::to_string(page);
-    if (!ours) {
-      throw std::invalid_argument(name + " is not a page of this allocator (1 to " + std::to_string(capacity()) + ").");
-    }
-    throw std::invalid_argument(name + " is already free.");
+void PageAllocator::hold(std::span<const int32_t> pages) {
+  for (const int32_t page : pages) {
+    if (holders(page) == 0)
+      throw std::invalid_argument("Page " + std::to_string(page) + " is free; only a held page can be shared.");
   }
-  free_.insert(free_.end(), pages.rbegin(), pages.rend());
+  for (const int32_t page : pages) ++holders_[page];
+}
+
+void PageAllocator::free(std::span<const int32_t> pages) {
+  std::vector<int32_t> freed;
+  for (size_t i = 0; i < pages.size(); ++i) {
+    try {
+      if (holders(pages[i]) == 0) throw std::invalid_argument("Page " + std::to_string(pages[i]) + " is already free.");
+    } catch (...) {
+      for (size_t j = 0; j < i; ++j) ++holders_[pages[j]];  // nothing was freed
+      throw;
+    }
+    if (--holders_[pages[i]] == 0) freed.push_back(pages[i]);
+  }
+  free_.insert(free_.end(), freed.rbegin(), freed.rend());
+}
+
+int32_t PageAllocator::holders(int32_t page) const {
+  if (page <= kNullPage || page > capacity()) {
+    throw std::invalid_argument("Page " + std::to_string(page) + " is not a page of this allocator (1 to " +
+                                std::to_string(capacity()) + ").");
+  }
+  return holders_[page];
 }
 
 }  // namespace ssd

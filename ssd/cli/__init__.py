@@ -1,1 +1,1 @@
-"""The command line: `ssd decode`, `ssd demo`, `ssd pull`, `ssd doctor`. One file a command; the options they share are options.py."""
+"""The command line, a file per command; options.py makes the flags that they share."""

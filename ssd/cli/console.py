@@ -1,4 +1,4 @@
-"""What commands print and where: results on stdout, so that they can be piped; everything else on stderr."""
+"""The output of commands: results on stdout, so that they can be piped; everything else on stderr."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-NOTHING = "–"  # in a table, where a mode has no such thing
+NOTHING = "–"  # in a table, for a figure that a mode does not have
 
 
 def say(sentence: str) -> None:
@@ -20,7 +20,7 @@ def say(sentence: str) -> None:
 
 
 def print_json(document: Any) -> None:
-    """On one line. What JSON has no number for becomes null."""
+    """Print a document on one line, with null for infinities and NaN."""
     print(json.dumps(_finite(document), ensure_ascii=False, allow_nan=False), flush=True)
 
 
@@ -42,9 +42,9 @@ def percent(value: float | None) -> str:
 
 @contextmanager
 def progress_bar(description: str, after: str | None = None) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr for as long as the block runs, and nothing where that is no terminal.
+    """A bar on stderr while the block runs, if stderr is a terminal.
 
-    Yields what to call with the fraction done, 0 to 1. `after` describes what goes on once that is 1.
+    Yields a function that takes the fraction done, 0 to 1. after: the description of the bar once the fraction is 1.
     """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())

@@ -1,6 +1,6 @@
-"""`ssd demo`: one prompt, three modes, and what each cost; then the same three paced, each role as if it had hardware of its own.
+"""`ssd demo`: one prompt in three modes, with the cost of each; then the same paced, as if each role had hardware of its own.
 
-Every figure and every sentence under a table is computed from the run that was just made.
+Every figure and every sentence under a table is computed from the runs above it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,32 +20,35 @@ from rich.table import Table
 from ssd.cli import options as o
 from ssd.cli.console import figure, percent, print_json
 from ssd.errors import SsdError
+from ssd.fields import flat
 from ssd.models.registry import draft_named
-from ssd.options import EngineConfig, SamplingParams, SpeculationConfig
+from ssd.options import MACHINE, EngineOptions, ModeName, SamplingParams
+from ssd.serving.mode import resolve_mode
 
 if TYPE_CHECKING:
     from ssd.decoding.stats import Stats
     from ssd.requests import Completion
 
 PROMPT = "Write a short story about a lighthouse keeper."
-MODES = {
+MODES: dict[ModeName, str] = {
     "ar": "autoregressive: a target pass for every token",
     "sd": "speculative: draft, then verify",
     "ssd": "speculative speculative: draft ahead while verifying",
 }
-DRAFT_SPEED = 8  # paced: draft passes in the time of a target pass, as a draft made to be one would have
+DRAFT_SPEED = 8  # paced: draft passes in the time of one target pass, as a draft made for the purpose has
 HEADROOM = 1.25  # paced: over the longest pass measured, so that the pace can be kept
-PACED_SECONDS = 10.0  # paced: what the autoregressive run may take
-PACED_TOKENS = 16  # but no fewer tokens than these
+PACED_SECONDS = 10.0  # paced: longest time of the autoregressive run,
+PACED_TOKENS = 16  # unless it would have fewer tokens than these
 
 HEADINGS = ("tokens/s", "speed-up\nover ar", "tokens\na round", "acceptance", "hit rate", "draft time\nhidden", "identical")
 
 Pace = tuple[float, float]
+ENGINE = ("target", "draft", "lookahead", "budget", "dtype", "threads", "draft_threads", "pace")  # options of its engines
 
 
 @dataclass
 class Row:
-    """One mode's run beside the autoregressive one of the same table."""
+    """One mode's run, compared with the autoregressive run of the same table."""
 
     mode: str
     stats: Stats
@@ -58,66 +61,102 @@ class Row:
 
     @property
     def draft_time_hidden(self) -> float | None:
-        """The part of the drafting that the verification covered."""
+        """The fraction of the drafting time that verification covered."""
         hidden, drafting = self.stats.hidden_draft_ms, self.stats.t_draft_ms
         return hidden / drafting if hidden is not None and drafting else None
 
 
+@dataclass
+class Comparison:
+    """The three modes of one prompt side by side, paced or not."""
+
+    rows: list[Row]
+    max_new_tokens: int
+    pace: Pace | None
+    verdict: str
+
+    @classmethod
+    def of(
+        cls, completions: dict[str, Completion], reference: list[int], max_new_tokens: int, lookahead: int, pace: Pace | None
+    ) -> Comparison:
+        """reference: the token ids that every mode must give."""
+        speed = {mode: completion.stats.decode_tokens_per_s for mode, completion in completions.items()}
+        base = speed["ar"]
+        rows = [
+            Row(mode, c.stats, s / base if (s := speed[mode]) and base else None, c.token_ids == reference)
+            for mode, c in completions.items()
+        ]
+        return cls(rows, max_new_tokens, pace, verdict(rows, lookahead, pace))
+
+    @property
+    def identical(self) -> bool:
+        return all(row.identical for row in self.rows)
+
+    def for_json(self) -> dict[str, Any]:
+        modes = {
+            row.mode: {
+                "tokens_per_s": row.stats.decode_tokens_per_s,
+                "speed_up": row.speed_up,
+                "tokens_per_round": row.tokens_per_round,
+                "acceptance_rate": row.stats.acceptance_rate,
+                "hit_rate": row.stats.hit_rate,
+                "draft_time_hidden": row.draft_time_hidden,
+                "identical": row.identical,
+                "stats": asdict(row.stats),
+            }
+            for row in self.rows
+        }
+        return {"pace_ms": self.pace, "max_new_tokens": self.max_new_tokens, "modes": modes, "verdict": self.verdict}
+
+
+@o.takes(only=(*ENGINE, "max_new_tokens"), max_new_tokens=64)
 def demo(
     prompt: Annotated[str, typer.Argument(help="One user message.")] = PROMPT,
-    target: o.Target = "smollm2-135m",
-    draft: o.Draft = "auto",
-    lookahead: o.Lookahead = SpeculationConfig.lookahead,
-    budget: o.Budget = SpeculationConfig.budget,
-    max_new_tokens: o.MaxNewTokens = 64,
-    dtype: o.Dtype = EngineConfig.dtype,
-    threads: o.Threads = None,
-    draft_threads: o.DraftThreads = None,
-    paced: Annotated[bool, o.option("--paced/--no-paced", help="Run the three modes again, paced.", panel=o.MACHINE)] = True,
-    pace: o.Pace = None,
+    *,
+    options: EngineOptions,
+    params: SamplingParams,
+    paced: Annotated[bool, o.option("--paced/--no-paced", help="Second run of the three modes, paced.", panel=MACHINE)] = True,
     as_json: o.Json = False,
     trace: o.Trace = None,
 ) -> None:
-    """Decode one prompt autoregressively, speculatively and speculative-speculatively, and compare what each cost."""
-    settings: dict[str, Any] = {
-        "target": target,
-        "draft": o.parse_draft(draft),
-        "lookahead": lookahead,
-        "budget": budget,
-        "dtype": dtype,
-        "threads": threads,
-        "draft_threads": draft_threads,
-        "max_batch": 1,
-    }
-    chosen_pace = o.parse_pace(pace)
-    SamplingParams(max_new_tokens=max_new_tokens)  # what is wrong is refused before anything is loaded
-    named = draft_named(settings["draft"], target)
-    EngineConfig(target, settings["draft"], "ssd", pace=chosen_pace).resolve_mode(named is not None)
+    """Decode one prompt autoregressively, speculatively and speculative-speculatively, and compare the cost of each."""
+    options = replace(options, max_batch=1)
+    named = draft_named(options.draft, options.target)
+    resolve_mode(replace(options, mode="ssd"), named is not None)  # errors come before anything is loaded
     o.check_writable(trace)
-    show = _Show(o.check_text(prompt, "the prompt"), settings, as_json, trace)
+    show = _Show(quiet=as_json)
+    runner = _Runner(o.check_text(prompt, "the prompt"), options, show, record=trace is not None)
+    lookahead = options.speculation.lookahead
 
-    eager = show.run_modes(max_new_tokens, None)
-    reference = eager["ar"].token_ids
-    tables = [show.table(eager, reference, max_new_tokens, None)]
+    show.heading(prompt, options)
+    plain = runner.run_modes(params, None)
+    reference = plain["ar"].token_ids
+    comparisons = [Comparison.of(plain, reference, params.max_new_tokens, lookahead, None)]
+    show.comparison(comparisons[0])
     if paced:
-        times = chosen_pace or reachable_pace([completion.stats for completion in eager.values()], lookahead)
-        tokens = max_new_tokens if times[0] == 0 else int(PACED_SECONDS / (times[0] / 1e3))
-        tokens = min(max_new_tokens, max(PACED_TOKENS, tokens))
-        tables.append(show.table(show.run_modes(tokens, times), reference[:tokens], tokens, times))
-    identical = all(mode["identical"] for table in tables for mode in table["modes"].values())
+        pace = options.pace or reachable_pace([completion.stats for completion in plain.values()], lookahead)
+        tokens = params.max_new_tokens if pace[0] == 0 else int(PACED_SECONDS / (pace[0] / 1e3))
+        tokens = min(params.max_new_tokens, max(PACED_TOKENS, tokens))
+        show.pace(pace)
+        completions = runner.run_modes(replace(params, max_new_tokens=tokens), pace)
+        comparisons.append(Comparison.of(completions, reference[:tokens], tokens, lookahead, pace))
+        show.comparison(comparisons[1])
+    identical = all(each.identical for each in comparisons)
     if as_json:
+        settings = {name: value for name, value in flat(options).items() if name in (*ENGINE, "max_batch") and name != "pace"}
+        first = plain["ar"]
         print_json(
             {
                 "prompt": prompt,
                 **settings,
-                "text": eager["ar"].text,
+                "text": first.text,
                 "token_ids": reference,
                 "identical": identical,
-                "tables": tables,
+                "tables": [each.for_json() for each in comparisons],
             }
         )
     if trace is not None:
-        show.write_trace(trace)
+        runner.write_trace(trace)
     if not identical:
         raise SsdError("the modes gave different tokens, which greedy decoding must never do; please report it.")
 
@@ -125,7 +164,7 @@ def demo(
 def reachable_pace(runs: Sequence[Stats], lookahead: int) -> Pace:
     """A pace in whole milliseconds that this machine can keep, with a draft DRAFT_SPEED times as fast as its target.
 
-    runs: stats of "ar", "sd" and "ssd", not paced. A draft pass is timed beside the target's, where that takes longer.
+    runs: stats of "ar", "sd" and "ssd", not paced; in "ssd" a draft pass competes with the target's and takes longer.
     """
     passes = {"sd": lookahead, "ssd": lookahead + 1}
     drafts = [stats.t_draft_ms / passes[stats.mode] for stats in runs if stats.t_draft_ms is not None]
@@ -135,7 +174,7 @@ def reachable_pace(runs: Sequence[Stats], lookahead: int) -> Pace:
 
 
 def verdict(rows: Sequence[Row], lookahead: int, pace: Pace | None) -> str:
-    """What the figures of a table say, in words."""
+    """The meaning of a table's figures, in words."""
     ar, *others = rows
     sentences = []
     for row in others:
@@ -166,8 +205,8 @@ def _times_as_fast(speed_up: float) -> str:
 
 
 def _unkept(rows: Sequence[Row], lookahead: int, pace: Pace) -> list[str]:
-    """Whether the passes took longer than the pace, which then is not what was measured."""
-    late = 1.25  # a pass is timed with the drawing behind it
+    """A sentence where passes took longer than the pace, so that the pace was not measured."""
+    late = 1.25  # the time of a pass includes the drawing of its tokens
     found = []
     verify = max(row.stats.t_verify_ms or 0.0 for row in rows)
     if verify > late * pace[0]:
@@ -179,42 +218,31 @@ def _unkept(rows: Sequence[Row], lookahead: int, pace: Pace) -> list[str]:
     return [f"This machine could not keep the pace: {' and '.join(found)}."] if found else []
 
 
-class _Show:
-    """Runs the modes and shows them: as they happen on stdout, or not at all where the result is to be JSON."""
+class _Runner:
+    """Runs the modes of one prompt, an engine for each, and keeps their timelines."""
 
-    def __init__(self, prompt: str, settings: dict[str, Any], as_json: bool, trace: Path | None) -> None:
+    def __init__(self, prompt: str, options: EngineOptions, show: _Show, record: bool) -> None:
         self._prompt = prompt
-        self._settings = settings
-        self._lookahead: int = settings["lookahead"]
-        self._quiet = as_json
-        self._tracing = trace is not None
+        self._options = options
+        self._show = show
+        self._record = record
         self._timelines: dict[str, Any] = {}  # Chrome traces by the name of their run
-        self._console = Console(highlight=False)
-        if not as_json:
-            self._console.print(f"[bold]{target_and_draft(settings)}[/]", f"Prompt: {prompt}", sep="\n", markup=True)
 
-    def run_modes(self, max_new_tokens: int, pace: Pace | None) -> dict[str, Completion]:
-        if pace is not None and not self._quiet:
-            self._console.rule("[bold]The same, paced[/]")
-            self._console.print(_paced_in_words(pace))
-        return {mode: self._run(mode, max_new_tokens, pace) for mode in MODES}
+    def run_modes(self, params: SamplingParams, pace: Pace | None) -> dict[str, Completion]:
+        return {mode: self._run(mode, params, pace) for mode in MODES}
 
-    def _run(self, mode: str, max_new_tokens: int, pace: Pace | None) -> Completion:
+    def _run(self, mode: ModeName, params: SamplingParams, pace: Pace | None) -> Completion:
         name = mode if pace is None else f"{mode}, paced"
-        if not self._quiet:
-            self._console.print(f"\n[bold]{name}[/] · {MODES[mode]}")
-        with o.loaded_engine(
-            f"Loading {self._settings['target']} for {name}", mode=mode, pace=pace, **self._settings
-        ) as engine:
-            if self._tracing:
+        self._show.mode(name, MODES[mode])
+        options = replace(self._options, mode=mode, pace=pace)
+        with o.loaded_engine(f"Loading {options.target} for {name}", options) as engine:
+            if self._record:
                 engine.trace.record()
-            stream = engine.stream(self._prompt, SamplingParams(max_new_tokens=max_new_tokens))
+            stream = engine.stream(self._prompt, params)
             for piece in stream:
-                if not self._quiet:
-                    print(piece, end="", flush=True)
-            if not self._quiet:
-                print(flush=True)
-            if self._tracing:
+                self._show.text(piece)
+            self._show.text("\n")
+            if self._record:
                 self._timelines[name] = engine.trace.timeline()
         completion = stream.completion
         assert completion is not None
@@ -222,38 +250,8 @@ class _Show:
             raise SsdError(f"the draft failed in mode {mode}, so there is nothing to compare; try another --draft.")
         return completion
 
-    def table(
-        self, completions: dict[str, Completion], reference: list[int], max_new_tokens: int, pace: Pace | None
-    ) -> dict[str, Any]:
-        """Show a table, and return it for JSON. reference: the token ids every mode must give."""
-        speed = {mode: completion.stats.decode_tokens_per_s for mode, completion in completions.items()}
-        base = speed["ar"]
-        rows = [
-            Row(mode, c.stats, s / base if (s := speed[mode]) and base else None, c.token_ids == reference)
-            for mode, c in completions.items()
-        ]
-        words = verdict(rows, self._lookahead, pace)
-        if not self._quiet:
-            self._console.print()
-            self._console.print(_table(rows, pace))
-            self._console.print(words, markup=False)
-        modes = {
-            row.mode: {
-                "tokens_per_s": row.stats.decode_tokens_per_s,
-                "speed_up": row.speed_up,
-                "tokens_per_round": row.tokens_per_round,
-                "acceptance_rate": row.stats.acceptance_rate,
-                "hit_rate": row.stats.hit_rate,
-                "draft_time_hidden": row.draft_time_hidden,
-                "identical": row.identical,
-                "stats": asdict(row.stats),
-            }
-            for row in rows
-        }
-        return {"pace_ms": pace, "max_new_tokens": max_new_tokens, "modes": modes, "verdict": words}
-
     def write_trace(self, path: Path) -> None:
-        """All runs in one timeline, each a process of its own that begins at 0."""
+        """All runs in one timeline, each as a process that begins at 0."""
         events: list[dict[str, Any]] = []
         for pid, (name, timeline) in enumerate(self._timelines.items(), 1):
             events.append({"name": "process_name", "ph": "M", "pid": pid, "args": {"name": name}})
@@ -261,9 +259,36 @@ class _Show:
         path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}), encoding="utf-8")
 
 
-def target_and_draft(settings: dict[str, Any]) -> str:
-    draft = "its own draft" if settings["draft"] == "auto" else settings["draft"]
-    return f"{settings['target']}, drafted by {draft}, lookahead {settings['lookahead']}, budget {settings['budget']}"
+class _Show:
+    """Shows the runs on stdout as they happen. quiet: shows nothing, because the result is to be JSON."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._console = Console(highlight=False, quiet=quiet)
+        self._quiet = quiet
+
+    def heading(self, prompt: str, options: EngineOptions) -> None:
+        self._console.print(f"[bold]{target_and_draft(options)}[/]", f"Prompt: {prompt}", sep="\n", markup=True)
+
+    def pace(self, pace: Pace) -> None:
+        self._console.rule("[bold]The same, paced[/]")
+        self._console.print(_paced_in_words(pace))
+
+    def mode(self, name: str, description: str) -> None:
+        self._console.print(f"\n[bold]{name}[/] · {description}")
+
+    def text(self, piece: str) -> None:
+        if not self._quiet:
+            print(piece, end="", flush=True)
+
+    def comparison(self, comparison: Comparison) -> None:
+        self._console.print()
+        self._console.print(_table(comparison.rows, comparison.pace))
+        self._console.print(comparison.verdict, markup=False)
+
+
+def target_and_draft(options: EngineOptions) -> str:
+    draft, speculation = "its own draft" if options.draft == "auto" else options.draft, options.speculation
+    return f"{options.target}, drafted by {draft}, lookahead {speculation.lookahead}, budget {speculation.budget}"
 
 
 def _paced_in_words(pace: Pace) -> str:

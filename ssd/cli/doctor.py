@@ -1,6 +1,6 @@
-"""`ssd doctor`: what this installation and this machine have, what keeps `ssd` from working, and what an engine would take.
+"""`ssd doctor`: the state of this installation and this machine, and the memory that an engine would take.
 
-It must be able to say that torch is missing or another one than ssd was built against, so it loads the extension last.
+It also reports a missing torch, or one that ssd was not built against, so it loads the extension last.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from ssd import __version__
 from ssd.cli import options as o
 from ssd.cli.console import NOTHING, print_json
 from ssd.errors import SsdError, one_line
-from ssd.options import EngineConfig, SpeculationConfig
+from ssd.fields import changed, options_of
+from ssd.options import MODELS, EngineOptions
 from ssd.runtime.memory import available_memory
 
 PACKAGES = ("transformers", "tokenizers", "safetensors", "gguf", "numpy", "huggingface_hub", "nvtx")
@@ -30,44 +31,25 @@ CPU_FEATURES = (
 )  # fmt: skip
 
 
+ENGINE = (
+    "target", "draft", "mode", "lookahead", "budget", "dtype", "device", "draft_device", "draft_sms", "gpu_memory_utilization",
+    "max_batch", "max_context",
+)  # fmt: skip
+
+
+@o.takes(only=ENGINE)
 def doctor(
-    context: typer.Context,
     engine: Annotated[
-        bool, o.option("--engine", help="Make an engine with the options below, and show what it takes.", panel=o.MODELS)
+        bool, o.option("--engine", help="Memory and time of an engine with the options below.", panel=MODELS)
     ] = False,
-    target: o.Target = "smollm2-135m",
-    draft: o.Draft = "auto",
-    mode: o.Mode = EngineConfig.mode,
-    lookahead: o.Lookahead = SpeculationConfig.lookahead,
-    budget: o.Budget = SpeculationConfig.budget,
-    dtype: o.Dtype = EngineConfig.dtype,
-    device: o.Device = EngineConfig.device,
-    draft_device: o.DraftDevice = None,
-    draft_sms: o.DraftSms = None,
-    gpu_memory_utilization: o.GpuMemoryUtilization = EngineConfig.gpu_memory_utilization,
-    max_batch: o.MaxBatch = EngineConfig.max_batch,
-    max_context: o.MaxContext = None,
+    *,
+    options: EngineOptions,
     as_json: o.Json = False,
 ) -> None:
-    """Show versions, what the CPU can do, whether CUDA is seen, which ops are built and which models are here."""
-    options = {
-        "target": target,
-        "draft": o.parse_draft(draft),
-        "mode": mode,
-        "lookahead": lookahead,
-        "budget": budget,
-        "dtype": dtype,
-        "device": device,
-        "draft_device": draft_device,
-        "draft_sms": draft_sms,
-        "gpu_memory_utilization": gpu_memory_utilization,
-        "max_batch": max_batch,
-        "max_context": max_context,
-    }
-    for name in options:
-        source = context.get_parameter_source(name)
-        if not engine and source is not None and source.name == "COMMANDLINE":
-            raise o.WrongUsage(f"--{name.replace('_', '-')} is an engine's; give it with --engine.")
+    """Show versions, the CPU's features, the GPUs, the built ops and the models that are here."""
+    if not engine:
+        for name in changed(options):
+            raise o.WrongUsage(f"{options_of(EngineOptions)[name].flag} is an engine's; give it with --engine.")
     problem = _problem()
     if engine and problem is None:
         footprint = _footprint(options)
@@ -94,7 +76,7 @@ def doctor(
 
 
 def _problem() -> str | None:
-    """One sentence on what keeps the extension from being loaded, or None."""
+    """One sentence that says why the extension cannot be loaded, or None."""
     try:
         from ssd._check import check_torch
 
@@ -113,7 +95,7 @@ def _version(package: str) -> str | None:
 
 
 def _torch() -> Any:
-    """The torch that runs, or None where none can be imported."""
+    """torch, or None if it cannot be imported."""
     try:
         return import_module("torch")
     except (ImportError, OSError):
@@ -129,7 +111,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _built_with() -> dict[str, Any] | None:
-    """What the extension was compiled with; None where it was not built."""
+    """The torch and the CUDA architectures that the extension was built for; None if it was not built."""
     if util.find_spec("ssd._build_info") is None:
         return None
     info = import_module("ssd._build_info")
@@ -169,7 +151,7 @@ def _read(path: Path) -> str:
 
 
 def _cuda(usable: bool) -> dict[str, Any]:
-    """Which GPUs torch sees, or why it sees none. usable: whether the extension can be loaded."""
+    """The GPUs that torch sees, or the reason that it sees none. usable: the extension can be loaded."""
     torch = _torch()
     driver = next(iter(_read(Path("/proc/driver/nvidia/version")).splitlines()), None)
     devices: list[str] = []
@@ -190,12 +172,19 @@ def _cuda(usable: bool) -> dict[str, Any]:
         "why_not": reason,
         "driver": driver,
         "conditional_nodes": usable and bool(import_module("ssd.native").has_conditional_nodes()),
+        "overlapping_launches": _launches_overlap() if usable and devices else None,
         "torch_cuda": torch.version.cuda if torch is not None else None,
     }
 
 
+def _launches_overlap() -> bool | None:
+    """Whether a kernel may start while the kernel ahead of it still runs; None where the extension was not built for CUDA."""
+    extension = import_module("ssd._C")
+    return bool(extension.launches_overlap()) if hasattr(extension, "launches_overlap") else None
+
+
 def _ops() -> dict[str, dict[str, bool]]:
-    """Every op's schema, and on which back ends the dispatcher has a kernel for it."""
+    """For every op, whether the dispatcher has a kernel for each back end."""
     torch = import_module("torch")
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("ssd::"))
@@ -214,10 +203,10 @@ def _models() -> dict[str, dict[str, str | None]]:
     return found
 
 
-def _footprint(options: dict[str, Any]) -> dict[str, Any]:
-    """What an engine with these options takes; load_seconds: from its making to its first round."""
+def _footprint(options: EngineOptions) -> dict[str, Any]:
+    """The footprint of an engine with these options, and the seconds until it could run."""
     began = time.perf_counter()
-    with o.loaded_engine(f"Loading {options['target']}", **options) as engine:
+    with o.loaded_engine(f"Loading {options.target}", options) as engine:
         return asdict(engine.footprint) | {"load_seconds": time.perf_counter() - began}
 
 
@@ -256,7 +245,7 @@ def _print(report: dict[str, Any]) -> None:
     compiled = "has not been built" if built is None else f"was built against torch {built['torch']}"
     _add("torch", f"{versions['torch'] or 'cannot be imported'}; the extension {compiled}")
     for package in PACKAGES:
-        absent = "not installed; only profiling wants it" if package == "nvtx" else "not installed"
+        absent = "not installed; only profiling needs it" if package == "nvtx" else "not installed"
         _add(package, versions[package] or absent)
     _add("system", f"{machine['system']}, {machine['cpu'] or 'unknown CPU'}")
     _add("CPU features", " ".join(machine["features"]) or None)
@@ -274,6 +263,9 @@ def _print(report: dict[str, Any]) -> None:
         _add("CUDA kernels", kernels)
     if cuda["devices"]:
         _add("rounds on CUDA", "as graphs" if cuda["conditional_nodes"] else "eager: graphs with conditions need CUDA 12.4")
+    if cuda["overlapping_launches"] is not None:
+        why_not = "no: SSD_PDL=0 is set, or the kernels were not compiled for this GPU's architecture"
+        _add("launches overlap", "yes" if cuda["overlapping_launches"] else why_not)
     if report["ops"]:
         for backend, name in (("cpu", "CPU"), ("cuda", "CUDA")):
             here = [op for op, kernels in report["ops"].items() if kernels[backend]]

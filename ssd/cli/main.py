@@ -1,6 +1,6 @@
-"""The `ssd` command: its subcommands, and the edge where whatever a user can cause becomes one sentence.
+"""The `ssd` command: its subcommands, and the place where every error that a user can cause becomes one sentence.
 
-Commands import the engine, and with it torch, when they run: `ssd --help` and a wrong flag are answered at once.
+Commands import the engine, and with it torch, when they run, so that `ssd --help` and a wrong flag are answered at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ssd.errors import SsdError, one_line
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
-    help="Speculative speculative decoding: a target model's own text, drafted ahead by a small one.",
+    help="Speculative speculative decoding: the text of a target model, drafted ahead by a small one.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -44,18 +44,16 @@ def _show_version(asked: bool) -> None:
 @app.callback(invoke_without_command=True)
 def _ssd(
     context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Version of ssd.")] = False,
 ) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 1 where it could not do what was asked, 2 where that was not understood."""
+    """Run the command line and return its exit status: 1 after a failure, 2 for arguments that are not understood."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows its number
+        if hasattr(stream, "reconfigure"):  # a terminal shows the number of a character that it does not have
             stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
@@ -67,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SsdError, ImportError) as error:
         say(str(error))
     except BrokenPipeError:
-        # Nobody reads on: what is still buffered must not be written at exit either.
+        # The reader is gone, so the rest of the buffer must not be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         say("the output was closed before it was complete.")
     except MemoryError as error:
@@ -81,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    """Not `app()`: that prints errors and ends the process by itself."""
+    """Run one command; `app()` would print errors and end the process itself."""
     command = typer.main.get_command(app)
     try:
         with command.make_context("ssd", arguments) as context:
@@ -90,7 +88,7 @@ def _run(arguments: list[str]) -> int:
     except typer.Exit as stop:
         return int(stop.exit_code)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # how typer marks what a user typed wrong, whichever click it brings
+        if not hasattr(error, "format_message"):  # only typer's errors about arguments have it, whichever click it brings
             raise
         say(" ".join(str(error.format_message()).split()))
         return WRONG_USAGE

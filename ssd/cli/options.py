@@ -1,17 +1,22 @@
-"""Options that several commands share, each said once; ssd/options.py checks their values."""
+"""Command-line flags made from the options of ssd/options.py, and the few flags that commands share beside those."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from ssd.cli.console import progress_bar
+from ssd.distill.recipe import DATA, STUDENT, TRAINING
 from ssd.errors import SsdError, one_line
+from ssd.fields import Option, build, flat, options_of
+from ssd.options import MACHINE, MODELS, SAMPLING, SPECULATION, EngineOptions
 
 if TYPE_CHECKING:
     from ssd.engine import Engine
@@ -21,114 +26,86 @@ class WrongUsage(SsdError):
     """Options that make no sense together, whatever their values."""
 
 
-MODELS, SPECULATION, MACHINE, SAMPLING, OUTPUT = "Models", "Speculation", "Machine", "Sampling", "Output"
+OUTPUT = "Output"
+PANELS = (MODELS, SPECULATION, SAMPLING, STUDENT, DATA, TRAINING, MACHINE)  # headings of a command's help, in this order
+
+Command = Callable[..., None]
 
 
 def option(*names: str, help: str, panel: str, metavar: str | None = None) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar, show_default=True)
 
 
-Target = Annotated[
-    str,
-    option("--target", "-m", help="A known model, a Hugging Face directory, a .gguf file or a hub id.", panel=MODELS),
-]
-Draft = Annotated[
-    str,
-    option(
-        "--draft",
-        help="A model like the target, 'self:N' (the target's first N layers), 'ngram' (no model), 'none', or 'auto': "
-        "the known draft of the target, if any.",
-        panel=MODELS,
-    ),
-]
-Lookahead = Annotated[int, option("--lookahead", "-k", help="Draft tokens a round.", panel=SPECULATION)]
-Budget = Annotated[int, option("--budget", "-b", help="Branches prepared a round and sequence.", panel=SPECULATION)]
-Dtype = Annotated[
-    str, option("--dtype", help="'bfloat16', 'float32', or 'auto': bfloat16 where the machine computes in it.", panel=MACHINE)
-]
-Mode = Annotated[
-    str,
-    option(
-        "--mode",
-        help="'ar' (autoregressive), 'sd' (speculative), 'ssd' (speculative speculative), or 'auto'.",
-        panel=SPECULATION,
-    ),
-]
-Device = Annotated[str, option("--device", help="'cpu' (also 'auto'), 'cuda' or 'cuda:N'.", panel=MACHINE)]
-DraftDevice = Annotated[
-    str | None, option("--draft-device", help="A GPU for the draft, 'cuda:N'; without it, the target's.", panel=MACHINE)
-]
-DraftSms = Annotated[
-    int | None, option("--draft-sms", help="Multiprocessors of the shared GPU that the draft may use.", panel=MACHINE)
-]
-GpuMemoryUtilization = Annotated[
-    float, option("--gpu-memory-utilization", help="Of a GPU's memory, for weights and K/V.", panel=MACHINE)
-]
-MaxBatch = Annotated[int, option("--max-batch", help="Sequences running at once.", panel=MACHINE)]
-MaxContext = Annotated[int | None, option("--max-context", help="Tokens of a sequence, prompt and output.", panel=MACHINE)]
-Threads = Annotated[int | None, option("--threads", help="Threads of the target.", panel=MACHINE)]
-DraftThreads = Annotated[int | None, option("--draft-threads", help="Threads of ssd's draft.", panel=MACHINE)]
-Pace = Annotated[
-    str | None,
-    option(
-        "--pace",
-        help="Milliseconds that every pass of the target and of the draft lasts at least, as if each had hardware of its own.",
-        panel=MACHINE,
-        metavar="VERIFY,DRAFT",
-    ),
-]
-MaxNewTokens = Annotated[int, option("--max-new-tokens", "-n", help="Tokens generated at most.", panel=SAMPLING)]
 Trace = Annotated[
     Path | None,
-    option("--trace", help="Write a timeline here, for chrome://tracing or Perfetto.", panel=OUTPUT, metavar="FILE.json"),
+    option("--trace", help="File for a timeline, for chrome://tracing or Perfetto.", panel=OUTPUT, metavar="FILE.json"),
 ]
-Json = Annotated[bool, option("--json", help="Print JSON.", panel=OUTPUT)]
+Json = Annotated[bool, option("--json", help="Output as JSON.", panel=OUTPUT)]
 
 
-def parse_draft(draft: str) -> str | None:
-    return None if draft.lower() == "none" else draft
+def takes(*, only: Collection[str] = (), **defaults: Any) -> Callable[[Command], Command]:
+    """Give a command the flags of the options that it takes.
+
+    A parameter whose type is a dataclass of options, such as `EngineOptions`, becomes a flag for each of them; the command is called
+    with an object built from their values. An option of two such dataclasses belongs to the first. only: the options that get a flag,
+    if not all do. defaults: defaults that differ in this command.
+    """
+
+    def decorate(command: Command) -> Command:
+        types = get_type_hints(command, include_extras=True)
+        taken: dict[str, dict[str, Option]] = {}  # options by name, by the parameter that takes them
+        before: list[Parameter] = []
+        after: list[Parameter] = []
+        for parameter in signature(command).parameters.values():
+            cls = types[parameter.name]
+            if is_dataclass(cls):
+                others = {name for options in taken.values() for name in options}
+                taken[parameter.name] = {
+                    name: each for name, each in options_of(cls).items() if name not in others and (not only or name in only)
+                }
+            else:
+                own = parameter.replace(annotation=cls, kind=Parameter.KEYWORD_ONLY)
+                (after if taken else before).append(own)
+        flags = [each for options in taken.values() for each in options.values()]
+        assert {*only, *defaults} <= {each.name for each in flags}
+        flags.sort(key=lambda each: PANELS.index(each.panel))
+        parameters = [*before, *(_parameter(each, defaults.get(each.name, each.default)) for each in flags), *after]
+
+        @wraps(command)
+        def run(**given: Any) -> None:
+            for name, options in taken.items():
+                given[name] = build(types[name], {each.name: _value(each, given.pop(each.name)) for each in options.values()})
+            command(**given)
+
+        run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return decorate
 
 
-def parse_fan_out(fan_out: str) -> str | tuple[int, ...]:
-    """A name, or whole numbers with commas between them. Raises SsdError."""
-    if not re.search(r"[\d,]", fan_out):
-        return fan_out
-    try:
-        return tuple(int(number) for number in fan_out.split(","))
-    except ValueError:
-        raise SsdError(
-            f"--fan-out is {fan_out!r}; give a name, or whole numbers with commas between them: 4,2,1,1,0."
-        ) from None
+def _parameter(each: Option, default: Any) -> Parameter:
+    """A parameter that typer makes a flag of."""
+    kind: Any = each.kind
+    help = each.help
+    if each.repeats:
+        kind, default, help = list[str] | None, None, f"{help} May be given several times."
+    elif default is None:
+        kind = kind | None
+    names = (each.flag, each.short) if each.short else (each.flag,)
+    flag = option(*names, help=help, panel=each.panel, metavar=each.metavar)
+    return Parameter(each.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, flag])
 
 
-def parse_tree(tree: str | None) -> tuple[int, ...] | None:
-    """Raises SsdError unless it is whole numbers with commas between them."""
-    return parse_numbers("--tree", tree, "children a node, level by level,", "3,2,1,1")
-
-
-def parse_numbers(name: str, text: str | None, what: str, example: str) -> tuple[int, ...] | None:
-    """Whole numbers with commas between them. Raises SsdError."""
-    if text is None:
-        return None
-    try:
-        return tuple(int(number) for number in text.split(","))
-    except ValueError:
-        raise SsdError(f"{name} is {text!r}; give {what} with commas between them: {example}.") from None
-
-
-def parse_pace(pace: str | None) -> tuple[float, float] | None:
-    """Raises SsdError unless it is two numbers with a comma between them."""
-    if pace is None:
-        return None
-    try:
-        verify, draft = (float(number) for number in pace.split(","))
-    except ValueError:
-        raise SsdError(f"--pace is {pace!r}; give two numbers of milliseconds with a comma between them: 200,24.") from None
-    return verify, draft
+def _value(each: Option, given: Any) -> Any:
+    """The option's value from the command line's. Raises SsdError."""
+    if each.repeats:
+        return tuple(check_text(text, f"the text of {each.flag}") for text in given or ())
+    return each.parse(each.flag, given) if each.parse is not None and given is not None else given
 
 
 def check_text(text: str, where: str) -> str:
-    """Raises SsdError for what no text file could hold: half of a surrogate pair, or bytes that were not UTF-8."""
+    """Raises SsdError for text that no UTF-8 file can hold: half of a surrogate pair, or bytes that were not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -137,7 +114,7 @@ def check_text(text: str, where: str) -> str:
 
 
 def check_writable(path: Path | None) -> None:
-    """Before the work is done, not after it. Raises SsdError."""
+    """Raises SsdError for a file that cannot be written; called before the work is done."""
     if path is None:
         return
     try:
@@ -149,11 +126,11 @@ def check_writable(path: Path | None) -> None:
 
 
 @contextmanager
-def loaded_engine(description: str, **options: Any) -> Iterator[Engine]:
-    """An engine with these arguments, closed behind the block; a bar on stderr while it loads."""
+def loaded_engine(description: str, options: EngineOptions) -> Iterator[Engine]:
+    """An engine with these options, closed after the block; a bar on stderr shows its loading."""
     with progress_bar(description, after=f"{description}: preparing the weights") as progress:
         from ssd.engine import Engine
 
-        engine = Engine(**options, progress=progress)
+        engine = Engine(**flat(options), progress=progress)
     with engine:
         yield engine

@@ -1,4 +1,4 @@
-"""`ssd pull`: fetch a model and say where it is."""
+"""`ssd pull`: fetch a model and print its path."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ssd.cli.console import progress_bar
 
 
 def pull(
-    name: Annotated[str, typer.Argument(help="A known model, such as smollm2-135m, or a hub id.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Model: a known one, such as smollm2-135m, or a hub id.", show_default=False)],
 ) -> None:
-    """Fetch a model unless it is here already, and print where it is."""
+    """Fetch a model unless it is here already, and print its path."""
     from ssd.models import registry
 
     known = registry.KNOWN.get(name)

@@ -1,1 +1,1 @@
-"""The three round loops and what they are made of: verifier (target side), speculator (draft side), fan-out, speed model, stats."""
+"""The three round loops and their parts: verifier (target side), drafters and speculation cache (draft side), policies, stats."""

@@ -1,9 +1,10 @@
-"""Autoregressive decoding: one target pass a token. What every other mode must equal, and what is left when a draft fails."""
+"""Autoregressive decoding: one target pass a token. Every other mode must equal it, and it goes on when a draft fails."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ssd.decoding.prefill import Admitted
 from ssd.decoding.round import Round, SlotReport, Verification
 from ssd.decoding.verifier import Verifier
 from ssd.runtime.executor import Executor
@@ -18,15 +19,24 @@ class Autoregressive:
         self.verifier = verifier
         self.executor = executor
 
-    def admit(self, slot: int, length: int, samples: bool) -> Verification:
+    def stage(self, request: Admitted) -> None:
         with self.executor.alone():
-            return self.verifier.prefill(slot, length)
+            self.verifier.stage(request)
+
+    def store(self, slot: int, start: int, stop: int) -> None:
+        self.verifier.store(slot, start, stop)
+
+    def enter(self, slot: int, start: int, stop: int) -> Verification:
+        with self.executor.alone():
+            return self.verifier.enter(slot, start, stop)
 
     def retire(self, slot: int) -> None:
-        """The target's own state is all there is."""
+        self.verifier.retire(slot)
 
     def round(self, n: int) -> Round:
-        return Round(*self.verifier.begin(self.executor.batch(n)))
+        slots = self.executor.batch(n)
+        verified = self.executor.run("target", "verify", lambda: self.verifier.verify(slots), slots)
+        return Round(verification=Verification.of(verified, self.executor), verified=verified)
 
     def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
         """There is no draft to teach."""

@@ -32,7 +32,7 @@ def geometric(lookahead: int, budget: int, acceptance: float = ACCEPTANCE, decay
 
 
 def uniform(lookahead: int, budget: int) -> Counts:
-    """The same for every accepted count; what is left over goes to the smallest ones."""
+    """The same for every accepted count; the remainder goes to the smallest ones."""
     each, left = divmod(budget, lookahead + 1)
     return [each + (k < left) for k in range(lookahead + 1)]
 
@@ -72,11 +72,11 @@ def _not_increasing(gains: np.ndarray) -> np.ndarray:
 
 
 class Measured:
-    """Fan-out from what was seen: how often each drafted token was accepted, and at which rank the next token stood.
+    """Fan-out from the outcomes seen: how often each drafted token was accepted, and at which rank the next token stood.
 
     P(k) and the hit curves begin at their priors (acceptance α, and the power law) and give way to counts. A position's curve leans
-    on those of all positions of its kind: behind a rejection, or behind a speculation accepted whole. After a hit and after a miss
-    acceptance is measured apart: a speculation prepared for a likely outcome is a likelier one.
+    on the curves of all positions of its kind: after a rejection, or after a speculation accepted whole. Acceptance is measured apart
+    after a hit and after a miss: a speculation prepared for a likely outcome is a likelier one.
     """
 
     PRIOR_TRIALS = 8.0  # seen tokens that weigh as much as the prior of their position's acceptance
@@ -127,7 +127,7 @@ class Measured:
         return curves
 
     def tables(self) -> Tensor:
-        """The table `ops.fork` reads, the best for what was seen so far."""
+        """The table `ops.fork` reads, the best for the outcomes seen so far."""
         rows = [
             [_padded(best(self.probability(after_hit, length), self.gains(length), self.budget), self.lookahead)
              for length in range(self.lookahead + 1)]
@@ -139,8 +139,8 @@ class Measured:
 def tables(fan_out: str | Sequence[int], lookahead: int, budget: int) -> Tensor:
     """The table `ops.fork` reads: [2, K+1, K+1] int32 by (after a miss or a hit, spec_len, k), each row summing to budget.
 
-    fan_out: "geometric", "uniform", "measured" (where that begins), or an explicit list, which keeps its numbers where the
-    speculation is shorter and gives the rest to its last outcome.
+    fan_out: "geometric", "uniform", "measured" (its table before anything was seen), or an explicit list. A list keeps its numbers where
+    the speculation is shorter, and gives the rest to its last outcome.
     """
     if fan_out == "measured":
         return Measured(lookahead, budget).tables()

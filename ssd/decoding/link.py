@@ -1,136 +1,134 @@
-"""What the two sides of a round tell each other.
+"""How the two sides of a round reach each other. The loops put it around their programs; neither side knows of it.
 
-With one device nothing has to be told: both work on the same tables. With two, the draft keeps a copy of the sequences' state, and
-the target one of the speculation; what keeps them the same is sent between the programs of a round, and taken in by the next one:
+On one device there is nothing to do: both sides work on the same tables, and `Link` sends nothing. On two, the draft keeps a copy of
+the sequences' state, and the target a copy of the speculation. Messages between the programs of a round keep the copies the same:
 
     target   verify ── report ─┐                                        ┌─ arrives │ verify
     draft                      └─ arrives │ look up │ leaves ── tokens ─┘
 
-A report says where each sequence stands and its newest tokens; with the tokens of a request that samples goes what they were drawn
-from. Tables that things arrive in need no second half: the other side writes them behind its own program, which waited for the one
-that read them.
+A report says where each sequence stands, and its newest tokens. The tokens of a request that samples bring the distributions that
+they were drawn from. Receive buffers are not double-buffered: the sender overwrites one only after its own program, which waited for
+the program that read it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssd import ops
-from ssd.decoding.round import Decided
-from ssd.decoding.state import SequenceState, Speculation
+from ssd.decoding.round import Reports, VerifyOutput
+from ssd.decoding.state import Tables
+from ssd.decoding.tree import Tree
 from ssd.runtime.executor import Executor, Run
 
+Program = Callable[[], Any]
 
-@dataclass
-class Tables:
-    """What one side works on."""
-
-    state: SequenceState
-    speculation: Speculation
+COLUMNS = 3  # of a speculation that is sent, after its tokens: length, hit and q address
 
 
-class Exchange:
-    """One device: what both sides work on is the same."""
+class Link:
+    """One device: both sides work on the same tables."""
 
-    def __init__(self, target: Tables, draft: Tables | None = None) -> None:
-        self.target = target
-        self.draft = draft or target
+    # Around the programs of a round of the first n slots.
 
-    def hold_distributions(self, budget: int, vocab_size: int) -> None:
-        """A request samples: have q kept, of `budget` branches and the fallback, over vocab_size columns."""
-        self.draft.speculation.hold_distributions(budget, vocab_size)
+    def on_draft(self, n: int, program: Program) -> Program:
+        """The program with its side's messages taken in before it, and packed after it."""
+        return program
 
-    def admit(self, slot: int) -> None:
-        """The target's state has a new sequence in this slot."""
+    def on_target(self, n: int, program: Program) -> Program:
+        """The same for the target's."""
+        return program
 
-    def prefilled(self, slot: int, decided: Decided) -> None:
-        """And its prompt is stored. Called `alone`."""
-
-    def retire(self, slot: int) -> None:
-        """The slot is free, and its pages soon another's."""
-
-    def outcome_arrives(self, n: int) -> None:
-        """Part of the look-up: the draft's state becomes what the target's is."""
-
-    def speculation_leaves(self, n: int) -> list[Tensor]:
-        """Part of the look-up: what is to be sent of the speculation."""
-        return []
-
-    def speculation_arrives(self, n: int) -> None:
-        """Part of the verification: the target's speculation becomes what the draft's is."""
-
-    def send_speculation(self, n: int, looked_up: Run) -> Run:
-        """Returns what the verification is to wait for."""
-        return looked_up
+    def send_speculation(self, n: int, drafted: Run) -> Run:
+        """Returns the run that the verification has to wait for."""
+        return drafted
 
     def send_outcome(self, n: int, verified: Run) -> Run:
-        """Returns what the next look-up is to wait for."""
+        """Returns the run that the draft's next program has to wait for."""
         return verified
 
-    def path(self, n: int, decided: Decided) -> Tensor:
+    def path(self, n: int, output: VerifyOutput) -> Tensor:
         """[n, T] the accepted path, where the draft can read it."""
-        return decided.path
+        return output.path
 
+    # When a sequence begins and ends.
 
-class TwoDevices(Exchange):
-    """Each side has its own. nodes: T, the rows of a verification; tree: whether the draft needs to know the path that was accepted.
+    def stage(self) -> None:
+        """The target has staged a prompt. Called `alone`."""
 
-    The parity of the target's speculation stays 0, and q has one address there: of each half of the draft's, only what was handed out is
-    sent.
-    """
-
-    def __init__(self, target: Tables, draft: Tables, nodes: int, tree: bool, executor: Executor) -> None:
-        super().__init__(target, draft)
-        self._executor = executor
-        slots, lookahead = draft.speculation.tokens.shape
-        here, there = target.state.done.device, draft.state.done.device
-        self._report = torch.zeros(slots, Decided.COUNTS + nodes, dtype=torch.int32, device=there)
-        self._report[:, Decided.DONE] = 1
-        self._path = torch.zeros(slots, nodes, dtype=torch.int32, device=there) if tree else None
-        self._tokens = torch.zeros(slots, lookahead + 3, dtype=torch.int32, device=here)  # and length, hit, address
-        self._q: list[Tensor] = []
-
-    def hold_distributions(self, budget: int, vocab_size: int) -> None:
-        if self._q:
-            return
-        super().hold_distributions(budget, vocab_size)
-        speculation = self.target.speculation
-        speculation.hold_distributions(0, vocab_size)
-        self._q = [
-            torch.empty(*speculation.tokens.shape, width, dtype=torch.float32, device=self._tokens.device)
-            for width in (vocab_size, ops.STATS)
-        ]
-
-    def admit(self, slot: int) -> None:
-        theirs, ours = (side.state.only(slot).by_slot() for side in (self.draft, self.target))
-        with self._executor.alone():
-            self._executor.send("target", zip(theirs, ours, strict=True), 1)
-
-    def prefilled(self, slot: int, decided: Decided) -> None:
-        self._executor.send("target", [(self._report[slot : slot + 1], decided.report)], 1)
+    def enter(self, slot: int, output: VerifyOutput) -> None:
+        """The target's state has a new sequence in this slot, its prompt stored. Called `alone`."""
 
     def retire(self, slot: int) -> None:
-        with self._executor.alone(), self._executor.on("draft"):
-            self.draft.state.retire(slot)
-            self._report[slot] = 0
-            self._report[slot, Decided.DONE] = 1
+        """The slot is free, and its pages soon another sequence's."""
+
+
+class TwoDevices(Link):
+    """Each side has tables of its own. tree: the shape of the speculation.
+
+    The parity of the target's speculation stays 0, and q has one address there: only the distributions that were handed out are sent,
+    from either half of the draft's.
+    """
+
+    def __init__(self, target: Tables, draft: Tables, tree: Tree, executor: Executor) -> None:
+        self.target = target
+        self.draft = draft
+        self._executor = executor
+        slots = len(target.state.done)
+        here, there = target.state.done.device, draft.state.done.device
+        self._report = torch.zeros(slots, Reports.width(tree.nodes), dtype=torch.int32, device=there)
+        Reports.unpack(self._report).done.fill_(1)
+        self._path = torch.zeros(slots, tree.nodes, dtype=torch.int32, device=there) if tree.needs_compaction else None
+        self._speculation = torch.zeros(slots, tree.nodes - 1 + COLUMNS, dtype=torch.int32, device=here)
+        self._q: list[Tensor] = []  # [S, K, Vd] and [S, K, STATS] float32, on the target's device
+
+    def on_draft(self, n: int, program: Program) -> Program:
+        def run() -> list[Tensor]:
+            self.outcome_arrives(n)
+            program()
+            return self.speculation_leaves(n)
+
+        return run
+
+    def on_target(self, n: int, program: Program) -> Program:
+        def run() -> Any:
+            self.speculation_arrives(n)
+            return program()
+
+        return run
+
+    def send_speculation(self, n: int, drafted: Run) -> Run:
+        into = [table[:n] for table in (self._speculation, *self._q)]
+        return self._executor.send("draft", zip(into, drafted.value, strict=True), n)
+
+    def send_outcome(self, n: int, verified: Run) -> Run:
+        output: VerifyOutput = verified.value
+        tables = [(self._report[:n], output.report)]
+        if self._path is not None:
+            tables.append((self._path[:n], output.path))
+        return self._executor.send("target", tables, n)
+
+    def path(self, n: int, output: VerifyOutput) -> Tensor:
+        assert self._path is not None
+        return self._path[:n]
 
     def outcome_arrives(self, n: int) -> None:
-        state, report = self.draft.state.first(n), self._report[:n]
-        length, done, accepted = (report[:, i] for i in (Decided.LENGTH, Decided.DONE, Decided.ACCEPTED))
-        newest = report[:, Decided.COUNTS :]
-        behind = torch.arange(1 - newest.shape[1], 1, dtype=torch.int64, device=report.device)
-        state.tokens.scatter_(1, (length[:, None] + behind).clamp_min(0), newest)
-        state.length.copy_(length)
-        state.last_token.copy_(newest[:, -1])
-        state.done.copy_(done)
-        outcome = torch.stack([accepted, newest[:, -1]], dim=1)
+        """The draft's state becomes what the target's is."""
+        state, report = self.draft.state.first(n), Reports.unpack(self._report[:n])
+        offset = torch.arange(1 - report.newest.shape[1], 1, dtype=torch.int64, device=report.newest.device)
+        state.tokens.scatter_(1, (report.length[:, None] + offset).clamp_min(0), report.newest)
+        state.length.copy_(report.length)
+        state.last_token.copy_(report.newest[:, -1])
+        state.done.copy_(report.done)
+        outcome = torch.stack([report.accepted, report.newest[:, -1]], dim=1)
         state.outcome.copy_(outcome[:, None].expand_as(state.outcome))
 
     def speculation_leaves(self, n: int) -> list[Tensor]:
+        """The tables to send: the speculation, and where q is held the distributions handed out."""
         speculation = self.draft.speculation.first(n)
         address = speculation.q_address
         columns = torch.stack([speculation.length, speculation.hit.int(), address.clamp_max(0)], dim=1)
@@ -142,25 +140,42 @@ class TwoDevices(Exchange):
         return leaving
 
     def speculation_arrives(self, n: int) -> None:
-        speculation, arrived = self.target.speculation.first(n), self._tokens[:n]
-        speculation.tokens.copy_(arrived[:, :-3])
-        for table, column in zip((speculation.length, speculation.hit, speculation.q_address), (-3, -2, -1), strict=True):
-            table.copy_(arrived[:, column])
+        """The target's speculation becomes what the draft's is."""
+        speculation, arrived = self.target.speculation.first(n), self._speculation[:n]
+        tokens, (length, hit, address) = arrived[:, :-COLUMNS], arrived[:, -COLUMNS:].unbind(1)
+        speculation.tokens.copy_(tokens)
+        speculation.length.copy_(length)
+        speculation.hit.copy_(hit)
+        speculation.q_address.copy_(address)
         if speculation.q_logits is not None and speculation.q_stats is not None:
             for q, found in zip((speculation.q_logits, speculation.q_stats), self._q, strict=True):
                 q[:, 0, 0].copy_(found[:n])
 
-    def send_speculation(self, n: int, looked_up: Run) -> Run:
-        into = [table[:n] for table in (self._tokens, *self._q)]
-        return self._executor.send("draft", zip(into, looked_up.value, strict=True), n)
+    def stage(self) -> None:
+        self._hold_distributions()
+        there, here = (side.staging.by_slot() for side in (self.draft, self.target))
+        self._executor.send("target", zip(there, here, strict=True), 1)
 
-    def send_outcome(self, n: int, verified: Run) -> Run:
-        decided: Decided = verified.value
-        tables = [(self._report[:n], decided.report)]
-        if self._path is not None:
-            tables.append((self._path[:n], decided.path))
-        return self._executor.send("target", tables, n)
+    def enter(self, slot: int, output: VerifyOutput) -> None:
+        there, here = (side.state.only(slot).by_slot() for side in (self.draft, self.target))
+        report = (self._report[slot : slot + 1], output.report)
+        self._executor.send("target", [*zip(there, here, strict=True), report], 1)
 
-    def path(self, n: int, decided: Decided) -> Tensor:
-        assert self._path is not None
-        return self._path[:n]
+    def retire(self, slot: int) -> None:
+        with self._executor.alone(), self._executor.on("draft"):
+            self.draft.state.retire(slot)
+            report = self._report[slot : slot + 1]
+            report.fill_(0)
+            Reports.unpack(report).done.fill_(1)
+
+    def _hold_distributions(self) -> None:
+        """Have room for q on the target's side too, once the draft's holds it."""
+        drawn, speculation = self.draft.speculation.q_logits, self.target.speculation
+        if drawn is None or self._q:
+            return
+        vocab_size = drawn.shape[-1]
+        speculation.hold_distributions(0, vocab_size)
+        self._q = [
+            torch.empty(*speculation.tokens.shape, width, dtype=torch.float32, device=self._speculation.device)
+            for width in (vocab_size, ops.STATS)
+        ]

@@ -1,62 +1,82 @@
-"""Speculative decoding (Leviathan et al. 2023): draft, then verify, one after the other."""
+"""Speculative decoding (Leviathan et al. 2023): draft, then verify, one after the other.
+
+target   |                 | verify S_T ........ |                     | verify S_{T+1} ....
+draft    | draft S_T ..... |                     | draft S_{T+1} ..... |
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssd.decoding.fallback import NgramSpeculator
+from ssd.decoding.drafters.drafter import Drafter
+from ssd.decoding.link import Link
+from ssd.decoding.prefill import Admitted
 from ssd.decoding.round import DraftFailed, Round, SlotReport, Verification
-from ssd.decoding.speculator import Speculator
 from ssd.decoding.verifier import Verifier
 from ssd.runtime.executor import Executor, Run
 
 
 class Speculative:
-    """Rounds of SSD with an empty cache: every look-up is a miss, drafted on the spot."""
+    """Rounds that draft on the spot and verify. link: how the two sides reach each other."""
 
     mode = "sd"
 
-    def __init__(self, verifier: Verifier, speculator: Speculator | NgramSpeculator, executor: Executor) -> None:
+    def __init__(self, verifier: Verifier, drafter: Drafter, link: Link, executor: Executor) -> None:
         self.verifier = verifier
-        self.speculator = speculator
-        self.exchange = verifier.exchange
+        self.drafter = drafter
+        self.link = link
         self.executor = executor
-        self._verified: list[Run] = []
+        self._verified: list[Run] = []  # what the draft's next program waits for
 
-    def admit(self, slot: int, length: int, samples: bool) -> Verification:
-        """Store the prompt of a sequence that the target's state has. samples: whether its request does."""
+    def stage(self, request: Admitted) -> None:
+        """Take up a request whose prompt is to be stored."""
+        with self.executor.alone():
+            self.verifier.stage(request)
+            with DraftFailed.guard():
+                self.drafter.stage(request.params.temperature > 0)
+                self.link.stage()
+
+    def store(self, slot: int, start: int, stop: int) -> None:
+        """Store tokens start..stop−1 of the staged prompt, which is to get this slot."""
         with DraftFailed.guard():
-            self.speculator.admit(slot, samples)
+            self.drafter.store(slot, start, stop)
+        self.verifier.store(slot, start, stop)
+
+    def enter(self, slot: int, start: int, stop: int) -> Verification:
+        """Store the last chunk of the staged prompt, commit its first token, and switch the slot on."""
         with self.executor.alone():
             with DraftFailed.guard():
-                self.speculator.prefill(slot, length)
-            verification = self.verifier.prefill(slot, length)
+                self.drafter.store(slot, start, stop)
+            verification = self.verifier.enter(slot, start, stop)
             with DraftFailed.guard(verification):
-                self.exchange.prefilled(slot, verification.decided)
+                self.link.enter(slot, verification.output)
         return verification
 
     def retire(self, slot: int) -> None:
-        """The target's state has let go of a sequence."""
+        """Switch a slot off, after the rounds in flight."""
+        self.verifier.retire(slot)
         with DraftFailed.guard():
-            self.exchange.retire(slot)
+            self.link.retire(slot)
 
     def round(self, n: int) -> Round:
-        speculator, sampled = self.speculator, self.verifier.speculation.sampled
-        n = self.executor.batch(n)
+        verifier, drafter, link, executor = self.verifier, self.drafter, self.link, self.executor
+        slots, sampled = executor.batch(n), verifier.tables.speculation.sampled
         with DraftFailed.guard():
-            drafted = self.executor.run("draft", "look up", lambda: speculator.look_up(n), n, sampled, self._verified)
-            handed_out = self.exchange.send_speculation(n, drafted)
-        verification, verified = self.verifier.begin(n, handed_out)
-        result = Round(verification, verified, drafted)
+            draft = link.on_draft(slots, lambda: drafter.draft(slots))
+            drafting = executor.run("draft", "draft", draft, slots, sampled, self._verified)
+            handed_out = link.send_speculation(slots, drafting)
+        verify = link.on_target(slots, lambda: verifier.verify(slots))
+        verified = executor.run("target", "verify", verify, slots, sampled, [handed_out])
+        result = Round(verification=Verification.of(verified, executor), verified=verified, drafting=drafting)
         with DraftFailed.guard(result):
-            self._verified = [self.exchange.send_outcome(n, verified)]
-            if speculator.keeps:
-                path = self.exchange.path(n, verification.decided)
-                self.executor.run("draft", "keep", lambda: speculator.keep(n, path), n, sampled, self._verified)
+            self._verified = [link.send_outcome(slots, verified)]
+            if drafter.keeps:
+                path = link.path(slots, result.verification.output)
+                executor.run("draft", "keep", lambda: drafter.keep(slots, path), slots, sampled, self._verified)
         return result
 
     def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
-        """What is drafted next does not depend on what was accepted; but what the draft did in this round is over, or has failed."""
-        assert round.draft is not None
+        """The outcomes teach nothing here; but the draft's part of this round is over, or has failed."""
+        assert round.drafting is not None
         with DraftFailed.guard():
-            round.draft.wait()
+            round.drafting.wait()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssd.decoding.round import DraftFailed, Round, SlotReport
+from ssd.decoding.cache import SpeculationCache
+from ssd.decoding.link import Link
+from ssd.decoding.round import DraftFailed, Round, SlotReport, Verification
 from ssd.decoding.speculative import Speculative
-from ssd.decoding.speculator import Speculator
 from ssd.decoding.verifier import Verifier
 from ssd.runtime.executor import Executor
 
@@ -19,30 +20,40 @@ class SpeculativeSpeculative(Speculative):
     """Rounds whose drafting has left the critical path: a hit goes to the target at once."""
 
     mode = "ssd"
-    speculator: Speculator
 
-    def __init__(self, verifier: Verifier, speculator: Speculator, executor: Executor) -> None:
-        super().__init__(verifier, speculator, executor)
-        self._neural = True
+    def __init__(self, verifier: Verifier, cache: SpeculationCache, link: Link, executor: Executor) -> None:
+        super().__init__(verifier, cache.drafter, link, executor)
+        self.cache = cache
+        self._neural = True  # whether the last round's misses were drafted
 
     def round(self, n: int) -> Round:
-        speculator, before, sampled = self.speculator, self._neural, self.verifier.speculation.sampled
-        self._neural = neural = speculator.drafts_misses(n)
-        n = self.executor.batch(n)
+        verifier, cache, link, executor = self.verifier, self.cache, self.link, self.executor
+        slots, sampled = executor.batch(n), verifier.tables.speculation.sampled
+        neural, neural_before = cache.fallback.choose(n) == "neural", self._neural
+        self._neural = neural
         with DraftFailed.guard():
-            looked_up = self.executor.run(
-                "draft", "look up", lambda: speculator.look_up(n, neural), n, (neural, sampled), self._verified
-            )
-            handed_out = self.exchange.send_speculation(n, looked_up)
-            seen = self.executor.read("draft", speculator.draft.seen[:n])
-            branching = self.executor.start("speculate", lambda: speculator.branch(n), n, sampled)
-        verification, verified = self.verifier.begin(n, handed_out)
-        result = Round(verification, verified, branching, looked_up, (before, neural), speculator.budget, seen)
+            look_up = link.on_draft(slots, lambda: cache.look_up(slots, neural))
+            looked_up = executor.run("draft", "look up", look_up, slots, (neural, sampled), self._verified)
+            handed_out = link.send_speculation(slots, looked_up)
+            seen = executor.read("draft", cache.tables.branches.seen[:slots])
+            drafting = executor.start("speculate", lambda: cache.branch(slots), slots, sampled)
+        verify = link.on_target(slots, lambda: verifier.verify(slots))
+        verified = executor.run("target", "verify", verify, slots, sampled, [handed_out])
+        result = Round(
+            verification=Verification.of(verified, executor),
+            verified=verified,
+            drafting=drafting,
+            looked_up=looked_up,
+            neural=neural,
+            neural_before=neural_before,
+            branches=cache.tables.branches.budget,
+            seen=seen,
+        )
         with DraftFailed.guard(result):
-            self._verified = [self.exchange.send_outcome(n, verified)]
+            self._verified = [link.send_outcome(slots, verified)]
         return result
 
     def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
-        """Behind a round: take in what its look-up saw. reports: of the sequences that were in it."""
+        """After a round: take in what its look-up saw. reports: of the sequences that were in it."""
         with DraftFailed.guard():
-            self.speculator.learn(round, reports)
+            self.cache.learn(round, reports)

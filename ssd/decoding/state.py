@@ -1,8 +1,8 @@
 """The device-resident tables of the running sequences: one row a sequence slot.
 
-A round is a program over these tables; the host fills a row when a request is admitted and reads tokens and lengths behind the
-rounds. Tables are slot first, and `first(n)` gives the same tables cut to the first n slots: a smaller batch is a smaller
-program. A slot that is free is a slot that is done: its rows write to the null page and append nothing.
+A round is a program over these tables. The host fills a row when it admits a request, and reads tokens and lengths after the
+rounds. Tables are slot first, and `first(n)` gives the same tables cut to the first n slots: a smaller batch is a smaller program.
+A free slot is a done slot: its rows write to the null page and append nothing.
 
 Length n means n tokens whose K/V are stored; the last committed token is at position n and not yet stored.
 """
@@ -10,14 +10,14 @@ Length n means n tokens whose K/V are stored; the last committed token is at pos
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from ssd import ops
-from ssd.kv.cache import Rows
-from ssd.options import SamplingParams
+from ssd.kv.cache import PAGE_SIZE, Rows
+from ssd.options import SamplingParams, SpeculationOptions
 
 
 class SlotTables:
@@ -37,6 +37,11 @@ class SlotTables:
         """The tables that have a row a slot, in the order of their names."""
         return [getattr(self, f.name) for f in fields(self) if f.name not in self._shared]  # type: ignore[arg-type]
 
+    def copy_from(self, other: Self) -> None:
+        """Copy another's rows, as many as there are here."""
+        for there, here in zip(self.by_slot(), other.by_slot(), strict=True):
+            there.copy_(here)
+
     def _cut(self, slots: slice) -> Self:
         tables = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         return type(self)(**{k: v if k in self._shared or v is None else v[slots] for k, v in tables.items()})
@@ -44,7 +49,7 @@ class SlotTables:
 
 @dataclass
 class SequenceState(SlotTables):
-    """The target's side: what is committed, and how each request draws."""
+    """The committed part of each sequence, and how its request draws."""
 
     tokens: Tensor  # [S, N] int32, prompt and output
     length: Tensor  # [S] int32
@@ -52,7 +57,7 @@ class SequenceState(SlotTables):
     max_length: Tensor  # [S] int32, tokens at which the sequence is finished
     done: Tensor  # [S] uint8
     page_table: Tensor  # [S, P] int32, of both models
-    outcome: Tensor  # [S, 2, 2] int32, (accepted, next token) by parity
+    outcome: Tensor  # [S, 2, 2] int32 by parity: (accepted count, next token); see `Branches` for the count as a node
     seed: Tensor  # [S] int64
     temperature: Tensor  # [S] float32
     top_k: Tensor  # [S] int32
@@ -64,14 +69,14 @@ class SequenceState(SlotTables):
     _shared = ("eos",)
 
     @classmethod
-    def allocate(cls, slots: int, places: int, pages: int, eos: tuple[int, ...], device: torch.device) -> SequenceState:
-        """places: tokens a row holds; pages: K/V pages a row names."""
+    def allocate(cls, slots: int, capacity: int, pages: int, eos: tuple[int, ...], device: torch.device) -> SequenceState:
+        """capacity: tokens a row holds; pages: K/V pages a row names."""
 
         def table(*shape: int, dtype: torch.dtype = torch.int32, fill: float = 0) -> Tensor:
             return torch.full((slots, *shape), fill, dtype=dtype, device=device)
 
         return cls(
-            tokens=table(places),
+            tokens=table(capacity),
             length=table(),
             last_token=table(),
             max_length=table(),
@@ -88,70 +93,80 @@ class SequenceState(SlotTables):
         )
 
     def admit(self, slot: int, length: int, last_token: int, params: SamplingParams, seed: int, max_length: int) -> None:
-        """Fill a row, but for its tokens and pages, for a prompt of that length whose last token is still to be stored: the target's
+        """Fill a row, but for its tokens and pages, for a prompt of that length whose last token is not yet stored: the target's
         prefill goes on from here."""
-        self.length[slot] = length - 1
-        self.last_token[slot] = last_token
-        self.max_length[slot] = max_length
-        self.seed[slot] = seed
-        self.temperature[slot] = params.temperature
-        self.top_k[slot] = params.top_k
-        self.top_p[slot] = params.top_p
-        self.min_p[slot] = params.min_p
-        self.ignore_eos[slot] = params.ignore_eos
-        self.done[slot] = 0
+        row = self.only(slot)
+        row.length.fill_(length - 1)  # fill_ does not wait for the device, as an assignment by index would
+        row.last_token.fill_(last_token)
+        row.max_length.fill_(max_length)
+        row.seed.fill_(seed)
+        row.temperature.fill_(params.temperature)
+        row.top_k.fill_(params.top_k)
+        row.top_p.fill_(params.top_p)
+        row.min_p.fill_(params.min_p)
+        row.ignore_eos.fill_(params.ignore_eos)
+        row.done.fill_(0)
 
     def retire(self, slot: int) -> None:
-        self.done[slot] = 1
-        self.page_table[slot] = 0
-        self.length[slot] = 0  # its rows see one key from now on
-        self.last_token[slot] = 0
+        row = self.only(slot)
+        row.done.fill_(1)
+        row.page_table.fill_(0)
+        row.length.fill_(0)  # its rows see one key from now on
+        row.last_token.fill_(0)
 
-    def row_stats(self, logits: Tensor, saguaro_f: int = 0, saguaro_c: float = 1.0) -> Tensor:
-        """The processed distribution of [n, rows, V] logits, every row of a slot by its own request: [n, rows, STATS]."""
+    def row_stats(self, logits: Tensor, saguaro_f: int = 0, saguaro_c: float = SpeculationOptions.saguaro_c) -> Tensor:
+        """The processed distribution of [n, rows, V] logits, each row by its slot's request: [n, rows, STATS]."""
         n, rows, vocabulary = logits.shape
-        temperature, top_k, top_p, min_p = (
-            each.repeat_interleave(rows) for each in (self.temperature, self.top_k, self.top_p, self.min_p)
-        )
+        settings = (self.temperature, self.top_k, self.top_p, self.min_p)
+        temperature, top_k, top_p, min_p = (table.repeat_interleave(rows) for table in settings)
         flat = logits.reshape(n * rows, vocabulary)
         stats = ops.row_stats(flat, temperature, top_k, top_p, min_p, saguaro_f, saguaro_c)
         return stats.view(n, rows, ops.STATS)
 
-    def kv_slots(self, positions: Tensor, page_size: int) -> Tensor:
-        """Where the K/V of these positions lives: [n, any] int32."""
-        page = self.page_table.gather(1, (positions // page_size).long())
-        return page * page_size + positions % page_size
+    def kv_slots(self, positions: Tensor) -> Tensor:
+        """The KV slots of these positions: [n, any] int32."""
+        page = self.page_table.gather(1, (positions // PAGE_SIZE).long())
+        return page * PAGE_SIZE + positions % PAGE_SIZE
 
-    def rows(self, ids: Tensor, first_position: Tensor, page_size: int) -> Rows:
-        """Rows of a run of tokens a slot, behind each other from first_position [n] on; ids: [n, T]. Each sees all before it and itself."""
+    def rows(self, ids: Tensor, length: Tensor, start: int = 0) -> Rows:
+        """Rows of a run of tokens a slot, at the positions from length + start on; ids: [n, T], length: [n]. Each row sees all keys before
+        it and its own."""
         n, width = ids.shape
-        positions = first_position[:, None] + torch.arange(width, dtype=torch.int32, device=ids.device)
+        positions = length[:, None] + torch.arange(start, start + width, dtype=torch.int32, device=ids.device)
         sequence = torch.arange(n, dtype=torch.int32, device=ids.device)
         return Rows(
             ids=ids.flatten(),
             positions=positions.flatten(),
-            kv_slots=self.kv_slots(positions, page_size).flatten(),
+            kv_slots=self.kv_slots(positions).flatten(),
             row_seq=sequence.repeat_interleave(width),
             prefix_len=(positions + 1).flatten(),
             page_table=self.page_table,
         )
 
 
+class QRows(NamedTuple):
+    """Where distributions stand in q: at which addresses, and in which rows there. Address b < B is branch b's, and B is the address of
+    whatever was drafted on the spot; row i is the distribution that node i's children were drawn from."""
+
+    address: int | slice
+    row: int | slice
+
+
 @dataclass
 class Speculation(SlotTables):
-    """What the draft hands to the target: up to K tokens a slot, and the distributions they were drawn from. Of a tree K is the
-    number of its nodes behind the root, and row i of the distributions what node i's children were drawn from.
+    """The tables that the draft hands to the target: up to K tokens a slot, and the distributions they were drawn from. For a tree, K
+    counts its nodes except the root.
 
-    Distributions and outcomes have two halves. In a round, the look-up flips `parity`; the fallback draws into half `parity`, which
-    the verification reads, and writes its outcome to; the branches, drawn for the round after, go to half 1 − parity.
+    Distributions and outcomes have two halves. In a round, the look-up flips `parity`. The fallback draws into half `parity`; the
+    verification reads that half and writes its outcome to it. The branches, drawn for the round after, go to half 1 − parity.
     """
 
     tokens: Tensor  # [S, K] int32
     length: Tensor  # [S] int32, the tokens that count
     hit: Tensor  # [S] uint8, whether they came from the speculation cache
-    q_address: Tensor  # [S] int32, where their distributions are: a branch, B the fallback, −1 they were not drawn
-    parity: Tensor  # [1] int32, the half of q and of the outcome mailbox in use
-    q_logits: Tensor | None = None  # [S, 2, B + 1, K, Vd] float32, once a request samples
+    q_address: Tensor  # [S] int32: a branch, B (drafted on the spot), or −1 (not drawn), see `QRows`
+    parity: Tensor  # [1] int32, the half of q and of the outcomes in use
+    q_logits: Tensor | None = None  # [S, 2, B + 1, K, Vd] float32, from the first request that samples on
     q_stats: Tensor | None = None  # [S, 2, B + 1, K, STATS] float32
 
     _shared = ("parity",)
@@ -173,7 +188,8 @@ class Speculation(SlotTables):
 
     @property
     def sampled(self) -> bool:
-        """Whether distributions are held: a program that draws is another one then."""
+        """Whether distributions are held. They are from the first request that samples on, and greedy rounds fill them too from then:
+        a program that draws is another one than a program that does not."""
         return self.q_logits is not None
 
     def hold_distributions(self, budget: int, vocab_size: int) -> None:
@@ -183,53 +199,90 @@ class Speculation(SlotTables):
             self.q_logits = torch.empty(*shape, vocab_size, dtype=torch.float32, device=self.tokens.device)
             self.q_stats = torch.empty(*shape, ops.STATS, dtype=torch.float32, device=self.tokens.device)
 
+    def keep_distributions(self, half: Tensor, at: QRows, logits: Tensor, stats: Tensor) -> None:
+        """Keep what tokens are drawn from, if q is held. half: [1]; logits: [n, addresses or rows, Vd]; stats: the same of STATS."""
+        if self.q_logits is not None and self.q_stats is not None:
+            for q, values in ((self.q_logits, logits), (self.q_stats, stats)):
+                q[:, :, at.address, at.row].index_copy_(1, half.long(), values[:, None])
+
 
 @dataclass
-class DraftState(SlotTables):
-    """The draft's own copy of where each sequence stands, latched at a look-up, and the branches it prepares."""
+class Branches(SlotTables):
+    """The draft's own copy of where each sequence stands, latched at a look-up, and the branches it prepares.
+
+    A guess is an outcome (node, token) of the verification in flight: the last accepted node, and the token that follows it. `ops.verify`
+    writes the accepted count, which in a chain is the node.
+    """
 
     length: Tensor  # [S] int32
     last_token: Tensor  # [S] int32
-    guess: Tensor  # [S, B] int32
-    guess_k: Tensor  # [S, B] int32, −1 where there is no guess
+    guess: Tensor  # [S, B] int32, the token
+    guess_node: Tensor  # [S, B] int32, the node it follows, −1 where there is no guess
     branch_tokens: Tensor  # [S, B, K] int32
     scratch: Tensor  # [S, B, K] int32, KV slots of the branches' own tokens
-    seen: Tensor  # [S, 4] int32, of the last outcome: (after a hit, spec_len, k, the next token's rank), −1 where none was looked up
-    z: Tensor | None = None  # [S, K + 1, Vd] float32, what the guesses under way are chosen from
+    seen: Tensor  # [S, 4] int32, what the last look-up saw: the rows of `Seen` (round.py)
+    z: Tensor | None = None  # [S, K + 1, Vd] float32, the logits that the guesses were chosen from
 
     @classmethod
-    def allocate(cls, slots: int, budget: int, lookahead: int, first_scratch_slot: int, device: torch.device) -> DraftState:
+    def allocate(cls, slots: int, budget: int, lookahead: int, first_scratch_slot: int, device: torch.device) -> Branches:
+        """budget 0: only the latched copy, for a draft that prepares no branches."""
         branches = (slots, budget, lookahead)
-        places = torch.arange(slots * budget * lookahead, dtype=torch.int32, device=device).view(branches)
+        scratch = torch.arange(slots * budget * lookahead, dtype=torch.int32, device=device).view(branches)
         return cls(
             length=torch.zeros(slots, dtype=torch.int32, device=device),
             last_token=torch.zeros(slots, dtype=torch.int32, device=device),
             guess=torch.zeros(slots, budget, dtype=torch.int32, device=device),
-            guess_k=torch.full((slots, budget), -1, dtype=torch.int32, device=device),
+            guess_node=torch.full((slots, budget), -1, dtype=torch.int32, device=device),
             branch_tokens=torch.zeros(branches, dtype=torch.int32, device=device),
-            scratch=first_scratch_slot + places,
+            scratch=first_scratch_slot + scratch,
             seen=torch.full((slots, 4), -1, dtype=torch.int32, device=device),
         )
+
+    @property
+    def budget(self) -> int:
+        return self.guess.shape[1]
 
     def hold_z(self, vocab_size: int) -> None:
         """Allocate z: without branches nothing is ever guessed."""
         slots, _, lookahead = self.branch_tokens.shape
         self.z = torch.zeros(slots, lookahead + 1, vocab_size, dtype=torch.float32, device=self.length.device)
 
-    def look_up(self, state: SequenceState, speculation: Speculation) -> None:
-        """Latch where the target stands, and hand out the branch drafted for its outcome, or what makes it a miss."""
+
+@dataclass
+class Tables:
+    """The tables of one side of a round. On one device both sides have the same state and the same speculation."""
+
+    state: SequenceState
+    staging: SequenceState  # one row: the prompt that is being stored
+    speculation: Speculation
+
+
+@dataclass
+class DraftTables(Tables):
+    """The draft's side."""
+
+    branches: Branches
+
+    def first(self, n: int) -> DraftTables:
+        """The tables of slots 0..n−1, as views."""
+        return DraftTables(self.state.first(n), self.staging, self.speculation.first(n), self.branches.first(n))
+
+    def latch(self) -> None:
+        """Copy where the target stands, and hand out the branch drafted for its outcome. A slot without one is a miss: it gets the room
+        that its sequence has left, and no tokens yet."""
+        state, speculation, branches = self.state, self.speculation, self.branches
         ops.cache_lookup(
             outcome=state.outcome,
-            guess=self.guess,
-            guess_k=self.guess_k,
-            branch_tokens=self.branch_tokens,
+            guess=branches.guess,
+            guess_k=branches.guess_node,
+            branch_tokens=branches.branch_tokens,
             length=state.length,
             last_token=state.last_token,
             max_length=state.max_length,
             done=state.done,
             parity=speculation.parity,
-            draft_length=self.length,
-            draft_last_token=self.last_token,
+            draft_length=branches.length,
+            draft_last_token=branches.last_token,
             spec_tokens=speculation.tokens,
             spec_len=speculation.length,
             hit=speculation.hit,

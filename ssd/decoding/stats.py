@@ -1,4 +1,4 @@
-"""What a decode cost, sequence by sequence."""
+"""The cost of a decode, sequence by sequence."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ssd.decoding.round import Round
 class Stats:
     """One sequence's decode. Times are medians over its rounds; None where the mode has no such thing.
 
-    rounds: target verifications after prefill. accepted_per_round: draft tokens accepted, the token drawn behind them not counted.
+    rounds: target verifications after prefill. accepted_per_round: draft tokens accepted, without the token drawn after them.
     acceptance_rate: accepted over proposed. hit_rate: look-ups that found the outcome, the first excluded (nothing was guessed
     about a prompt). hits_per_k: accepted count → (hits, look-ups). rank_counts: rank → next tokens that stood there in the draft's
-    list for their accepted count, the drafted token left out: what more guesses would have hit. proposed_counts: speculation length
+    list for their accepted count, the drafted token left out: a larger budget would have hit them. proposed_counts: speculation length
     → rounds. accepted_at: rounds that accepted a first token, a second, and so on. t_draft_ms: extend and branches in "ssd", the K
-    draft steps in "sd"; t_fallback_ms: what a miss cost. hidden_draft_ms: how much of t_draft_ms the verification covered.
+    draft steps in "sd"; t_fallback_ms: the cost of a miss. hidden_draft_ms: the part of t_draft_ms that the verification covered.
     branches_unused: drafted and not handed out. decode_tokens_per_s excludes the prefill and the first token.
     """
 
@@ -70,8 +70,8 @@ class SequenceStats:
         self.first_token = self.last_token = time.perf_counter()
 
     def add(self, round: Round, *, accepted: int, proposed: int, hit: bool, missed: bool, rank: int = -1) -> None:
-        """One round this sequence was in. missed: whether it, or a sequence beside it, had its speculation to wait for; rank: of the
-        next token the round began with, −1 where nothing was guessed."""
+        """Add a round that this sequence was in. missed: whether the round waited for the speculation of this sequence or of another one.
+        rank: of the token that the round began with, −1 where nothing was guessed."""
         verify = round.verified.span
         self.last_token = time.perf_counter()
         self.rounds += 1
@@ -82,9 +82,9 @@ class SequenceStats:
         if rank >= 0:
             self.ranks[rank] += 1
         self.verify_ms.append(verify.ms)
-        if round.draft is not None:
-            self.draft_ms.append(round.draft.span.ms)
-            self.hidden_ms.append(round.draft.span.overlap_ms(verify))
+        if round.drafting is not None:
+            self.draft_ms.append(round.drafting.span.ms)
+            self.hidden_ms.append(round.drafting.span.overlap_ms(verify))
         if round.branches:
             self.branches += round.branches
             if round.looked_up is not None and missed:

@@ -1,8 +1,11 @@
-"""Tree speculation: several continuations verified in one pass (SpecInfer, Miao et al. 2024).
+"""The shape of every speculation, verified in one pass (SpecInfer, Miao et al. 2024). A chain is the tree with one child a node.
 
-Node 0 is the last committed token; the others are numbered level by level, the children of one node side by side, in the order
-they were drawn. Node i's K/V is written i places behind node 0's, whatever its depth, and a node sees the committed text, then its
-own ancestors as a suffix. The accepted path is moved together afterwards, so that the sequence is contiguous again.
+Node 0 is the last committed token. The others are numbered level by level, the children of one node side by side, in the order
+they were drawn. Node i's K/V is written i slots after node 0's, whatever its depth. A node sees the committed text, and then its own
+ancestors as a suffix. The accepted path is moved together afterwards, so that the sequence is contiguous again.
+
+A chain's nodes are contiguous from the start. It saves the suffix, the table of parents and the moves, for the same bits; that it
+does is known here alone.
 """
 
 from __future__ import annotations
@@ -19,7 +22,11 @@ from ssd.kv.cache import KVCache, Rows
 
 
 class Tree:
-    """The shape of every speculation. children: of each node of a level, level by level: (3, 2, 1) has 1 + 3 + 6 + 6 nodes."""
+    """children: of each node of a level, level by level. (3, 2, 1) has 1 + 3 + 6 + 6 nodes, (1,) * K is a chain of K tokens, and () is the
+    last committed token alone.
+
+    depth: levels except the root's; nodes: T, the root included; levels: the nodes of each depth, the root's first.
+    """
 
     def __init__(self, children: Sequence[int], device: torch.device) -> None:
         self.children = tuple(children)
@@ -28,7 +35,7 @@ class Tree:
         for count in self.children:
             widths.append(widths[-1] * count)
         starts = [sum(widths[:d]) for d in range(self.depth + 2)]
-        self.levels = [slice(a, b) for a, b in pairwise(starts)]  # nodes of each depth, the root's first
+        self.levels = [slice(a, b) for a, b in pairwise(starts)]
         self.nodes = starts[-1]
         parent, depths = [-1], [0]
         for d, count in enumerate(self.children):
@@ -44,21 +51,41 @@ class Tree:
 
         self.parent = table(parent)  # [T]
         self._depth_of = table(depths)  # [T]
-        self._path = table(path)  # [T, depth] the ancestors behind the root, and the node
-        self.nodes_within = table([b - 1 for b in starts[1:]])  # [depth + 1] nodes but the root, to each depth
+        self._path = table(path)  # [T, depth] the ancestors except the root, and the node
+        self.nodes_within = table([b - 1 for b in starts[1:]])  # [depth + 1] nodes except the root, down to each depth
 
-    def rows(self, state: SequenceState, length: Tensor, ids: Tensor, nodes: slice, page_size: int) -> Rows:
-        """Rows of some of the nodes of every sequence; ids: [n, nodes], length: [n] tokens stored."""
+    @property
+    def is_chain(self) -> bool:
+        return all(count == 1 for count in self.children)
+
+    @property
+    def needs_compaction(self) -> bool:
+        """Whether the nodes of an accepted path may lie apart, so that `compact` has something to move."""
+        return not self.is_chain
+
+    def parent_table(self, n: int) -> Tensor | None:
+        """`ops.verify`'s parent for n slots, [n, T] int32; None for a chain."""
+        return None if self.is_chain else self.parent.repeat(n, 1)
+
+    def cut(self, length: Tensor) -> None:
+        """Turn the tokens that each sequence has room for, [n] int32, into the nodes that may be proposed, in place: whole levels only."""
+        if not self.is_chain:
+            length.copy_(self.nodes_within[length.clamp_max(self.depth).long()])
+
+    def rows(self, state: SequenceState, length: Tensor, ids: Tensor, nodes: slice) -> Rows:
+        """Rows of some of the nodes of every sequence, side by side; ids: [n, nodes], length: [n] tokens stored before the root."""
+        if self.is_chain:
+            return state.rows(ids, length, nodes.start)
         n, count = ids.shape
         depth = self._depth_of[nodes].repeat(n)  # [n·nodes]
         node = torch.arange(nodes.start, nodes.stop, dtype=torch.int32, device=ids.device)
-        places = state.kv_slots(length[:, None] + node, page_size)  # [n, nodes]
+        kv_slots = state.kv_slots(length[:, None] + node)  # [n, nodes]
         path = self._path[nodes].flatten()
-        suffix = state.kv_slots(length[:, None] + path, page_size)  # [n, nodes·depth]
+        suffix = state.kv_slots(length[:, None] + path)  # [n, nodes·depth]
         return Rows(
             ids=ids.flatten().contiguous(),
             positions=length.repeat_interleave(count) + depth,
-            kv_slots=places.flatten(),
+            kv_slots=kv_slots.flatten(),
             row_seq=torch.arange(n, dtype=torch.int32, device=ids.device).repeat_interleave(count),
             prefix_len=(length + 1).repeat_interleave(count),
             page_table=state.page_table,
@@ -66,10 +93,18 @@ class Tree:
             suffix_len=depth,
         )
 
+    def next_position(self, length: Tensor, node: Tensor) -> Tensor:
+        """The position after each of these nodes, which for a chain is also the number of keys that the token there sees before its own.
+        length: [n] tokens stored before the root; node: [n, any] int32. Returns [n, any] int32."""
+        assert self.is_chain  # a branch of a tree would see its node's ancestors as a suffix, before its own tokens
+        return length[:, None] + 1 + node
+
     def compact(self, cache: KVCache, state: SequenceState, length: Tensor, path: Tensor) -> None:
-        """Move the K/V of the accepted nodes behind the root. length: [n] as it was before; path: [n, T] from `ops.verify`."""
+        """Move the K/V of the accepted nodes to right after the root. length: [n] as it was before; path: [n, T] from `ops.verify`."""
+        if self.is_chain:
+            return
         steps = torch.arange(1, self.depth + 1, dtype=torch.int32, device=path.device)
         node = path[:, 1 : self.depth + 1]
-        src = state.kv_slots(length[:, None] + node.clamp_min(0), cache.page_size)
-        dst = state.kv_slots(length[:, None] + steps, cache.page_size)
+        src = state.kv_slots(length[:, None] + node.clamp_min(0))
+        dst = state.kv_slots(length[:, None] + steps)
         ops.move_kv(cache.kv, torch.where(node >= 0, src, -1).flatten(), dst.flatten())

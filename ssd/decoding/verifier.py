@@ -6,92 +6,84 @@ import torch
 from torch import Tensor
 
 from ssd import ops
-from ssd.decoding.link import Exchange
-from ssd.decoding.round import Decided, Verification
-from ssd.decoding.state import SequenceState, Speculation
+from ssd.decoding.prefill import Admitted, chunk_rows, stage
+from ssd.decoding.round import Reports, Verification, VerifyOutput
+from ssd.decoding.state import SequenceState, Speculation, Tables
 from ssd.decoding.tree import Tree
-from ssd.kv.cache import KVCache, Rows
-from ssd.models.transformer import Transformer
-from ssd.runtime.executor import Executor, Run
-
-PREFILL_CHUNK = 256  # prompt rows a forward pass: they share one read of the weights
+from ssd.kv.cache import KVCache
+from ssd.models.model import Model
+from ssd.runtime.executor import Executor
 
 
 class Verifier:
-    """Verifies the speculation with the target model and commits the outcome to the state, the target's tables of `exchange`.
+    """Verifies the speculation of `tables` with the target model, and commits the outcome to their state.
 
-    draft_id_of: [V] int32, target id → draft column, for a draft with a vocabulary of its own. tree: the shape of what is verified;
-    None: a chain.
+    tree: the shape of the speculation. draft_id_of: [V] int32, target id → draft column, for a draft with a vocabulary of its own.
     """
 
     def __init__(
         self,
-        model: Transformer,
-        cache: KVCache,
-        exchange: Exchange,
+        model: Model,
+        kv_cache: KVCache,
+        tables: Tables,
+        tree: Tree,
         executor: Executor,
         draft_id_of: Tensor | None = None,
-        tree: Tree | None = None,
     ) -> None:
         self.model = model
-        self.cache = cache
-        self.exchange = exchange
-        self.state = exchange.target.state
-        self.speculation = exchange.target.speculation
+        self.kv_cache = kv_cache
+        self.tables = tables
+        self.tree = tree
         self._executor = executor
         self._draft_id_of = draft_id_of
-        self._tree = tree
-        self._nothing = Speculation.allocate(1, 0, self.state.done.device)
+        self._nothing = Speculation.allocate(1, 0, tables.state.done.device)
 
-    def prefill(self, slot: int, length: int) -> Verification:
-        """Store a prompt's K/V and commit the token behind it: a verification of nothing, behind the prompt's last token. length: of
-        the prompt.
+    def stage(self, request: Admitted) -> None:
+        """Take up a request whose prompt is to be stored. Called `alone`."""
+        stage(self.tables.staging, self._executor, request)
 
-        A prompt is prefilled by itself, in chunks of a fixed size, so its K/V depends on nothing else in the batch.
-        """
-        state = self.state.only(slot)
+    def store(self, slot: int, start: int, stop: int) -> None:
+        """Store the K/V of a chunk of the staged prompt, which is to get this slot."""
+        self._executor.once("target", "prefill", lambda: self._forward_chunk(start, stop), slot=slot)
 
-        def prefill() -> Decided:
-            for rows in prompt_rows(state, length, self.cache.page_size):
-                hidden = self._executor.forward("target", lambda: self.model.forward(rows, self.cache))  # noqa: B023
-            logits, path = self._decide(state, self._nothing, self.model.logits(hidden[-1:]))
-            state.outcome.fill_(-1)  # nothing was guessed about it: the first look-up is a miss
-            return Decided(logits, path, self._report(state, self._nothing))
+    def enter(self, slot: int, start: int, stop: int) -> Verification:
+        """Store the last chunk, commit the first token, and switch the slot on: a verification of nothing. Called `alone`."""
 
-        return self._reported(self._executor.once("target", "prefill", prefill, slot=slot).value)
+        def prefill() -> VerifyOutput:
+            staging = self.tables.staging
+            logits, path = self._decide(staging, self._nothing, self.model.logits(self._forward_chunk(start, stop)[-1:]))
+            staging.outcome.fill_(-1)  # nothing was guessed about it: the first look-up is a miss
+            self.tables.state.only(slot).copy_from(staging)
+            return VerifyOutput(logits, path, self._report(staging, self._nothing))
 
-    def begin(self, n: int, *after: Run) -> tuple[Verification, Run]:
-        """Have a round of the first n slots verified, behind these runs of the draft's."""
-        run = self._executor.run("target", "verify", lambda: self.verify(n), n, self.speculation.sampled, after)
-        return self._reported(run.value), run
+        return Verification.of(self._executor.once("target", "prefill", prefill, slot=slot), self._executor)
 
-    def verify(self, n: int) -> Decided:
-        """The program of a round of the first n slots."""
-        self.exchange.speculation_arrives(n)
-        state, speculation = self.state.first(n), self.speculation.first(n)
-        ids = torch.cat([state.last_token[:, None], speculation.tokens], dim=1)  # [n, K + 1]
-        tree, page_size = self._tree, self.cache.page_size
-        if tree is None:
-            rows = state.rows(ids, state.length, page_size)
-        else:
-            rows = tree.rows(state, state.length, ids, slice(0, tree.nodes), page_size)
-        logits = self._executor.forward("target", lambda: self.model.logits(self.model.forward(rows, self.cache)))
-        if tree is None:
-            p_logits, path = self._decide(state, speculation, logits)
-        else:
-            length = state.length.clone()
-            p_logits, path = self._decide(state, speculation, logits, tree.parent.repeat(n, 1))
-            tree.compact(self.cache, state, length, path)
-        return Decided(p_logits, path, self._report(state, speculation))
+    def _forward_chunk(self, start: int, stop: int) -> Tensor:
+        return self.model.forward(chunk_rows(self.tables.staging, start, stop), self.kv_cache)
 
-    def _reported(self, decided: Decided) -> Verification:
-        return Verification(decided, self._executor.read("target", decided.report))
+    def retire(self, slot: int) -> None:
+        """Switch a slot off."""
+        with self._executor.alone(), self._executor.on("target"):
+            self.tables.state.retire(slot)
+
+    def verify(self, n: int) -> VerifyOutput:
+        """The program of a round of the first n slots: verify every slot's speculation in one forward pass."""
+        tree, state, speculation = self.tree, self.tables.state.first(n), self.tables.speculation.first(n)
+        ids = torch.cat([state.last_token[:, None], speculation.tokens], dim=1)  # [n, T]
+        rows = tree.rows(state, state.length, ids, slice(0, tree.nodes))
+        logits = self.model.next_logits(rows, self.kv_cache)
+        p_logits, path = self._decide(state, speculation, logits, tree.parent_table(n))
+        tree.compact(
+            self.kv_cache, state, rows.positions[:: tree.nodes], path
+        )  # the roots' positions: lengths before the commit
+        return VerifyOutput(p_logits, path, self._report(state, speculation))
 
     def _decide(
         self, state: SequenceState, speculation: Speculation, logits: Tensor, parent: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Commit what p's logits say of the speculation: the logits [n, T, V], and the path [n, T]."""
-        p_logits = logits.view(len(state.done), -1, self.model.vocab_size)  # [n, T, V]
+        """Commit the outcome of a speculation. logits: [n·T, V] float32, p's; parent: [n, T] int32, None for a chain. Returns the logits
+        [n, T, V] and the path [n, T]."""
+        p_logits = logits.view(len(state.done), -1, self.model.vocab_size)
         path = ops.verify(
             p_logits=p_logits,
             p_stats=state.row_stats(p_logits),
@@ -116,17 +108,13 @@ class Verifier:
         return p_logits, path
 
     def _report(self, state: SequenceState, speculation: Speculation) -> Tensor:
-        """[n, COUNTS + nodes] int32, the rows of `SlotReport`."""
-        behind = torch.arange(-self.speculation.lookahead, 1, dtype=torch.int64, device=state.length.device)
-        newest = state.tokens.gather(1, (state.length[:, None] + behind).clamp_min(0))
-        accepted = state.outcome.index_select(1, speculation.parity.long())[:, 0, 0]
-        each = (state.length, state.done, accepted, speculation.length, speculation.hit)
-        return torch.cat([torch.stack([column.int() for column in each], dim=1), newest], dim=1)
-
-
-def prompt_rows(state: SequenceState, length: int, page_size: int) -> list[Rows]:
-    """The rows of one slot's prompt of that length, in chunks."""
-    starts = range(0, length, PREFILL_CHUNK)
-    position = torch.arange(0, length, PREFILL_CHUNK, dtype=torch.int32, device=state.length.device)
-    chunks = [state.tokens[:, first : min(length, first + PREFILL_CHUNK)] for first in starts]
-    return [state.rows(chunk, position[i : i + 1], page_size) for i, chunk in enumerate(chunks)]
+        """[n, width] int32, see `Reports`."""
+        offset = torch.arange(1 - self.tree.nodes, 1, dtype=torch.int64, device=state.length.device)
+        return Reports(
+            length=state.length,
+            done=state.done,
+            accepted=state.outcome.index_select(1, speculation.parity.long())[:, 0, 0],
+            proposed=speculation.length,
+            hit=speculation.hit,
+            newest=state.tokens.gather(1, (state.length[:, None] + offset).clamp_min(0)),
+        ).pack()

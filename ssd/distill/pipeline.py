@@ -58,12 +58,14 @@ def distill(
     seed. stage: called with the name of each step; it returns the callback for the fraction of that step that is done. status:
     called after each training step. Raises SsdError, CheckpointError.
     """
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise SsdError("device is 'cuda', and torch finds no GPU; use 'cpu'.")
     began = time.monotonic()
     run = out / "run"
     if run.exists() and not resume:
         raise SsdError(f"{out} holds a run already; continue it with --resume, or choose another folder.")
     if resume and not run.exists():
-        raise SsdError(f"{out} holds no run to go on with; leave --resume out.")
+        raise SsdError(f"{out} holds no run to continue; leave --resume out.")
     device = torch.device("cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu")
     path = registry.resolve(target)
     config = read_config(path)
@@ -147,7 +149,7 @@ def _check_same_run(file: Path, target: str, layers: Sequence[int], recipe: Reci
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise SsdError(f"{file.parent} holds no run to go on with; choose another folder, or delete it.") from None
+        raise SsdError(f"{file.parent} holds no run to continue; choose another folder, or delete it.") from None
     for name, now in _identity(target, layers, recipe).items():
         if before.get(name) != now:
             raise SsdError(

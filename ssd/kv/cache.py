@@ -1,13 +1,18 @@
-"""The paged K/V cache, and the rows of tokens that a forward pass runs over it."""
+"""The paged K/V cache of one model, and the rows of tokens that a forward pass runs over it.
+
+Both models share page ids: one page table names the pages of a sequence in the target's cache and in the draft's. The page size is
+fixed here, for the whole house.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ssd.models.config import ModelConfig
+PAGE_SIZE = 16  # tokens a page
 
 
 @dataclass
@@ -25,16 +30,27 @@ class Rows:
     suffix_len: Tensor | None = None  # [R] how many of them the row sees
 
 
+class KVShape(Protocol):
+    """The part of a model's configuration that its K/V depends on."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+
+
 class KVCache:
-    """One model's K/V: [layers, 2, pages, page_size, kv_heads, head_dim] in one allocation. Page 0 is the null page."""
+    """One model's K/V. kv: [layers, 2, pages, PAGE_SIZE, kv_heads, head_dim], one allocation. Page 0 is the null page."""
 
     @staticmethod
-    def bytes_a_page(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
-        return 2 * config.num_layers * page_size * config.num_kv_heads * config.head_dim * dtype.itemsize
+    def bytes_a_page(shape: KVShape, dtype: torch.dtype) -> int:
+        return 2 * shape.num_layers * PAGE_SIZE * shape.num_kv_heads * shape.head_dim * dtype.itemsize
 
-    def __init__(self, config: ModelConfig, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (config.num_layers, 2, num_pages, page_size, config.num_kv_heads, config.head_dim)
-        self.kv = torch.empty(shape, dtype=dtype, device=device)
-        self.page_size = page_size
+    def __init__(self, shape: KVShape, num_pages: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.kv = torch.empty(
+            (shape.num_layers, 2, num_pages, PAGE_SIZE, shape.num_kv_heads, shape.head_dim), dtype=dtype, device=device
+        )
         self.layers = [(layer[0], layer[1]) for layer in self.kv]
         self.kv[:, :, 0] = 0  # rows of finished slots read the null page; their results are ignored but must be finite

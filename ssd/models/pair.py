@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssd.errors import SsdError
 from ssd.models import registry
+from ssd.models.model import Model
 from ssd.models.quantise import SCALE, quantise
 from ssd.models.tokenizer import Tokenizer, check_compatible
 from ssd.models.transformer import Transformer
@@ -39,7 +40,7 @@ class Draft:
     """A draft model. id_of: [Vd] int32, the target id of each of its columns. draft_id_of: [V] int32, the column of each target
     id or −1. Both are on the draft's device. Both are None if the draft's ids are the target's (it may have fewer)."""
 
-    model: Transformer
+    model: Model
     id_of: Tensor | None = None
     draft_id_of: Tensor | None = None
 

@@ -30,8 +30,8 @@ class _Linear:
     def pack(cls, weight: Tensor, epilogue: str = "none", bias: Tensor | None = None, scale: Tensor | None = None) -> _Linear:
         return cls(ops.pack_weight(weight.contiguous(), epilogue, scale), weight.shape[0], epilogue, bias)
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return ops.linear(x, self.weight, self.out_features, self.epilogue, self.bias, residual)
+    def __call__(self, x: Tensor, residual: Tensor | None = None, float32_out: bool = False) -> Tensor:
+        return ops.linear(x, self.weight, self.out_features, self.epilogue, self.bias, residual, float32_out)
 
 
 @dataclass
@@ -123,7 +123,7 @@ class Transformer:
             progress((i + 1) / config.num_layers)
         table = take("model.embed_tokens.weight").contiguous()
         tied = "lm_head.weight" not in tensors
-        head = _Linear.pack(table[:columns], "float32") if tied else linear("lm_head", epilogue="float32", rows=columns)
+        head = _Linear.pack(table[:columns]) if tied else linear("lm_head", rows=columns)
         angles = torch.outer(torch.arange(positions, dtype=torch.float64), config.rope_frequencies().double())
         cos_sin = torch.cat([angles.cos(), angles.sin()], dim=-1).float().to(device)
         return cls(config, table, layers, take("model.norm.weight"), head, cos_sin)
@@ -178,4 +178,9 @@ class Transformer:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [R, d]. Returns [R, vocab_size] float32."""
-        return self._head(hidden)
+        return self._head(hidden, float32_out=True)
+
+    def next_logits(self, rows: Rows, cache: KVCache, every: int = 1) -> Tensor:
+        """A forward pass with its logits: after each row, or after the last row of each run of `every`. Returns [R / every, vocab_size]
+        float32."""
+        return self.logits(self.forward(rows, cache)[every - 1 :: every].contiguous())

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from ssd.errors import CheckpointError, one_line
 from ssd.models.config import ModelConfig
-from ssd.models.gguf import GGUFFile
 from ssd.models.quantise import SCALE
 from ssd.models.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from ssd.models.gguf import GGUFFile
 
 DRAFT_VOCAB = "draft_vocab"
 EMBEDDINGS = "model.embed_tokens.weight"
@@ -91,7 +94,7 @@ def read_config(path: Path) -> ModelConfig:
     """Read a checkpoint's configuration without its weights. Raises CheckpointError."""
     if path.is_dir():
         return ModelConfig.from_directory(path)
-    file = GGUFFile(path)
+    file = _open_gguf(path)
     return ModelConfig.from_gguf_metadata(file.metadata, file.tensor_names, file.frequency_factors)
 
 
@@ -115,8 +118,19 @@ def load_checkpoint(path: Path, dtype: torch.dtype, progress: Callable[[float], 
     return checkpoint
 
 
+def _open_gguf(path: Path) -> GGUFFile:
+    """Imports the reader only here, so that everything else works without the gguf package. Raises CheckpointError."""
+    try:
+        from ssd.models.gguf import GGUFFile
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path} is a GGUF file, but the gguf package cannot be imported ({one_line(error)}); run `pip install gguf`."
+        ) from error
+    return GGUFFile(path)
+
+
 def _load_gguf(path: Path, dtype: torch.dtype, progress: Callable[[float], None]) -> Checkpoint:
-    file = GGUFFile(path)
+    file = _open_gguf(path)
     config = ModelConfig.from_gguf_metadata(file.metadata, file.tensor_names, file.frequency_factors)
     _check(path, file.shapes, expected_tensors(config))
     tokenizer = Tokenizer.from_gguf(file.metadata)

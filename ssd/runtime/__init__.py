@@ -1,1 +1,1 @@
-"""How programs run: executor (eager or paced), worker (the draft's thread), trace (timings, timeline, NVTX)."""
+"""How programs run: executors (eager, captured), models with a pace, the draft's thread, and timings."""

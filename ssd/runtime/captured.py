@@ -1,8 +1,8 @@
-"""Rounds as graphs: each lane is a stream of a device, and a program is recorded when it comes back and launched whole from then on.
+"""Rounds as graphs: each lane is a stream of a device. A program is recorded when it comes back, and replayed from then on.
 
-The host only begins programs, and is a round or two ahead of the device: what joins the lanes are events between streams, and what
-comes back are small tables, copied behind the program that wrote them. `Device` is all that this asks of a device: torch.cuda's is
-runtime/cuda.py; a test's runs what was recorded in any order that streams and events allow.
+The host only begins programs, and is a round or two ahead of the device. Events between the streams join the lanes, and small tables
+come back, copied after the program that wrote them. `Device` is all that this asks of a device: torch.cuda's is runtime/cuda.py, and
+the tests have one that runs recorded programs in any order that streams and events allow.
 """
 
 from __future__ import annotations
@@ -20,58 +20,58 @@ from ssd.runtime.executor import Executor, Reading, Run
 from ssd.runtime.trace import LANES, Span, Trace
 
 Key = tuple[str, str, int, object]  # lane, name, slots, and what else a program depends on
-BUCKETS = (1, 2, 4, 8, 16, 32)  # batch sizes that programs are recorded for; beyond, the largest batch there is
+BUCKETS = (1, 2, 4, 8, 16, 32)  # batch sizes that programs are recorded for; above these, the largest batch there is
 
 
 class Event(Protocol):
     """A point of a stream."""
 
     def wait(self) -> None:
-        """Return when the device has come past it."""
+        """Block until the device has passed it."""
 
     def seconds(self) -> float:
-        """When that was, by time.perf_counter's clock."""
+        """When that was, on time.perf_counter's clock."""
 
 
-class Stream(Protocol):
-    """What is enqueued here runs in this order. Its events and graphs are its device's own."""
+class DeviceStream(Protocol):
+    """A queue of a device: work runs in the order in which it was enqueued. Its events and graphs are its device's own."""
 
     def work(self) -> AbstractContextManager[None]:
         """Within it, ops are enqueued here."""
 
     def record(self) -> Event:
-        """The point that it has come to by now."""
+        """An event at the end of what has been enqueued by now."""
 
     def wait(self, event: Any) -> None:
-        """Let what is enqueued from now on run behind another stream's event."""
+        """Let whatever is enqueued from now on run after another stream's event."""
 
     def launch(self, graph: Any) -> None:
-        """Enqueue a program that was recorded."""
+        """Enqueue a recorded program."""
 
 
 class Device(Protocol):
     """Streams, graphs, and copies to and from the host."""
 
-    def stream(self, lane: str) -> Stream: ...
+    def stream(self, lane: str) -> DeviceStream: ...
 
     def capture(self, stream: Any, program: Callable[[], Any]) -> tuple[Any, Any]:
-        """Record a program without running it. Returns the graph, and what the program returned: tables that every launch writes
+        """Record a program without running it. Returns the graph, and the tables that the program returned: every launch writes them
         anew."""
 
     def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
-        """A part of a program that runs only if a flag is set when the device comes to it."""
+        """Record a part of a program that runs only if a flag is set when the device reaches it."""
 
     def download(self, table: Tensor) -> Tensor:
-        """Enqueue a copy to the host; it is there once the stream has come past it."""
+        """Enqueue a copy to the host; it is there once the stream has passed it."""
 
     def upload(self, table: Tensor, values: Tensor) -> None:
         """Enqueue a copy of the host's values, as they are now."""
 
     def synchronize(self, lanes: Iterable[str]) -> None:
-        """Wait for all that was enqueued where these lanes are, on their streams or beside them."""
+        """Block until the devices of these lanes have done everything enqueued there, on their streams or beside them."""
 
     def free_bytes(self) -> int:
-        """Of its memory, by now."""
+        """Bytes of its memory that are free now."""
 
 
 @dataclass
@@ -140,7 +140,7 @@ class CapturedExecutor(Executor):
         known = (lane, name, n, key)
         if known in self._run_once and known not in self._graphs:
             self._graphs[known] = self._record(stream, program)
-        if known not in self._graphs:  # once as it is: what has to be loaded or allocated first is, before it is recorded
+        if known not in self._graphs:  # the first run is not recorded: it loads and allocates, which a recording must not
             self._run_once.add(known)
             return self._enqueue(lane, name, program, batch=n)
         graph, value = self._graphs[known]
@@ -156,7 +156,7 @@ class CapturedExecutor(Executor):
             value = program()
         return _Launched(lane, name, began, stream.record(), value, self.trace, details)
 
-    def _record(self, stream: Stream, program: Callable[[], Any]) -> tuple[Any, Any]:
+    def _record(self, stream: DeviceStream, program: Callable[[], Any]) -> tuple[Any, Any]:
         free, began = self._device.free_bytes(), time.perf_counter()
         with self.trace.muted():
             recorded = self._device.capture(stream, program)
@@ -172,7 +172,7 @@ class CapturedExecutor(Executor):
         return self._shown(self._enqueue(lane, name, program, **details))
 
     def _shown(self, run: _Launched) -> _Launched:
-        """In the timeline, also if nobody asks when it ran."""
+        """Put it in the timeline, also if nobody asks when it ran."""
         self.trace.keep_later(lambda: run.span)
         return run
 
@@ -183,7 +183,7 @@ class CapturedExecutor(Executor):
         self._join()
 
     def _join(self) -> None:
-        """What is enqueued on either lane from now on runs behind all that was enqueued on both."""
+        """Let whatever is enqueued on either lane from now on run after everything enqueued on both."""
         points = [(lane, stream.record()) for lane, stream in self._lanes.items()]
         for lane, stream in self._lanes.items():
             for other, point in points:
@@ -217,8 +217,9 @@ class CapturedExecutor(Executor):
         self._device.synchronize(self._lanes)
 
     def close(self) -> None:
-        """Graphs name the tables of the loop that they were recorded in. The draft's lane is not used again: its device may be lost."""
-        with suppress(RuntimeError):  # the target's, if it is that, says so at whatever is asked of it next
+        """Drop the graphs, which name the tables of the loop they were recorded in. The draft's lane is not used again: its device may be
+        lost."""
+        with suppress(RuntimeError):  # a lost target says so again at the next call
             self.settle()
         self._graphs.clear()
         self._run_once.clear()

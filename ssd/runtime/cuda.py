@@ -104,7 +104,7 @@ class CudaDevice:
     """The GPU of each lane; both lanes may be on one GPU. A lane's graphs never run at the same time, so they share the lane's
     memory pools. Two lanes share none. draft_sms: number of multiprocessors that the draft may use; the target may use all."""
 
-    def __init__(self, devices: Mapping[str, torch.device], draft_sms: int | None = None) -> None:
+    def __init__(self, devices: Mapping[str, torch.device], draft_sms: int | None) -> None:
         self._devices = devices
         self._multiprocessors = {"target": None, "draft": draft_sms}
         self._capturing: CudaStream | None = None

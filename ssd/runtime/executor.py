@@ -1,29 +1,23 @@
-"""How the programs of a round are run: each on its lane, the target's or the draft's, in the order in which they were begun there.
+"""How the programs of a round run: each on its lane, the target's or the draft's, in the order in which they were begun there.
 
-A program may read what another lane's wrote only if it is begun `after` it. That is all that the loops (ssd/decoding) say of time;
-what a lane is, is said here: for `EagerExecutor` the caller's thread, and one of the draft's own for what is started beside it; for
-`CapturedExecutor` (runtime/captured.py) two streams of a device.
-
-Paced, every forward lasts at least a given time, waiting off the memory bus: one machine then shows what the engine does when
-each role has hardware of its own. Figures from it are always labelled paced.
+A program may read tables that a program of the other lane wrote only if it is begun `after` that one. The loops (ssd/decoding) say no
+more than that about time. An executor says what a lane is: for `EagerExecutor` the caller's thread, and a thread of the draft's own
+for programs that are started beside it; for `CapturedExecutor` (runtime/captured.py) two streams of a device.
 """
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from ssd.runtime.trace import Span, Trace
 from ssd.runtime.worker import Worker
-
-Result = TypeVar("Result")
 
 
 class Run(Protocol):
@@ -35,22 +29,22 @@ class Run(Protocol):
 
     @property
     def value(self) -> Any:
-        """What the program returned: tables, to be read behind it on its lane."""
+        """The tables that the program returned, to be read after it on its lane."""
 
     def wait(self) -> None:
-        """Return when it is over; raise what it raised."""
+        """Block until it is over; raise what it raised."""
 
 
 class Reading(Protocol):
     """A table on its way to the host."""
 
     def tolist(self) -> list[Any]:
-        """Its rows, as they were at that point of the lane."""
+        """Its rows, as they were at that point of the lane; blocks until they are here."""
 
 
 @dataclass
 class _Done:
-    """A run that was over when it was begun."""
+    """A run that was over as soon as it was begun."""
 
     span: Span
     value: Any = None
@@ -79,7 +73,7 @@ class _Started:
 
 @dataclass
 class Recorded:
-    """What recording programs has cost: seconds, and bytes of the device's memory."""
+    """The cost of recording programs: seconds, and bytes of the device's memory."""
 
     programs: int = 0
     seconds: float = 0.0
@@ -87,10 +81,10 @@ class Recorded:
 
 
 class Executor(ABC):
-    """What the loops ask for. `trace` is where the phases of a round are measured."""
+    """Runs the programs of the loops. trace: where the phases of a round are measured."""
 
-    kind: str  # "eager", "paced" or "graphs"
-    in_flight = 0  # rounds that may be under way while the host reads what an earlier one left
+    kind: str  # "eager" or "graphs"
+    in_flight = 0  # rounds that may be in flight while the host reads the reports of an earlier one
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
@@ -98,20 +92,20 @@ class Executor(ABC):
 
     @property
     def prepared(self) -> Sequence[int]:
-        """The batch sizes whose programs are to be run before there are requests."""
+        """The batch sizes whose programs are warmed up before there are requests."""
         return ()
 
     def batch(self, n: int) -> int:
-        """How many slots a round of n covers."""
+        """How many slots a round of n covers, at least n."""
         return n
 
     @abstractmethod
     def run(
         self, lane: str, name: str, program: Callable[[], Any], n: int, key: object = None, after: Sequence[Run] = ()
     ) -> Run:
-        """Run a program of n slots on a lane: behind all that was begun on it, and behind the runs in `after`, of the other lane.
+        """Run a program of n slots on a lane, after everything begun on that lane and after the runs in `after`, of the other lane.
 
-        key: what the program depends on beside its name and n; for the same three it is the same sequence of ops on the same tables.
+        key: the rest of what the program depends on. For the same name, n and key it is the same sequence of ops on the same tables.
         """
 
     @abstractmethod
@@ -120,32 +114,28 @@ class Executor(ABC):
 
     @abstractmethod
     def once(self, lane: str, name: str, program: Callable[[], Any], **details: Any) -> Run:
-        """Run a program that will not come back, as a prompt's prefill. details: of its span."""
+        """Run a program that will not come back, such as a prompt's prefill. details: of its span."""
 
     @abstractmethod
     def alone(self) -> AbstractContextManager[None]:
-        """What is begun within runs behind all that was begun on either one, and before all that will be: what changes
-        the tables that both read."""
+        """For changes to tables that both lanes read: programs begun within run after everything begun on either lane, and before
+        everything begun later."""
 
     @abstractmethod
     def on(self, lane: str) -> AbstractContextManager[None]:
-        """Ops called within run on this lane, too little to be a program. To be used `alone`."""
+        """Ops called within run on this lane, for work too small to be a program. To be used `alone`."""
 
     @abstractmethod
     def send(self, lane: str, tables: Iterable[tuple[Tensor, Tensor]], n: int) -> Run:
-        """Copy tables of this lane to the other one's device, behind all that was begun on this one: pairs (there, here), of n slots."""
+        """Copy tables of n slots to the other lane's device, after everything begun on this lane. tables: pairs (there, here)."""
 
     @abstractmethod
     def read(self, lane: str, table: Tensor) -> Reading:
-        """Have a small table copied to the host at this point of the lane. Read it before `in_flight` + 1 more rounds are begun."""
+        """Copy a small table to the host at this point of the lane. Read it before `in_flight` + 1 more rounds are begun."""
 
     @abstractmethod
     def write(self, lane: str, table: Tensor, values: Tensor) -> None:
-        """Have a table overwritten with the host's values at this point of the lane."""
-
-    def forward(self, role: str, program: Callable[[], Result]) -> Result:
-        """Within a program: one forward pass of `role`, "target" or "draft"."""
-        return program()
+        """Overwrite a table with the host's values at this point of the lane."""
 
     @abstractmethod
     def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
@@ -153,16 +143,16 @@ class Executor(ABC):
 
     @abstractmethod
     def settle(self) -> None:
-        """Wait for all that was begun and is still running, however it ends."""
+        """Block until everything begun has ended, in whatever way."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what the loop in use needed; another loop may be run from now on, but nothing may be started."""
+        """Release the threads and graphs of the loop in use. Another loop may then use `run`, but not `start`."""
 
 
 class EagerExecutor(Executor):
-    """Runs programs as they are called: on the caller's thread, and what is started on one of the draft's own with `draft_threads`
-    intra-op threads."""
+    """Runs programs as they are called, on the caller's thread; programs that are started run on a thread of the draft's own, with
+    `draft_threads` intra-op threads."""
 
     kind = "eager"
 
@@ -189,6 +179,8 @@ class EagerExecutor(Executor):
         return _Done(span, value)
 
     def once(self, lane: str, name: str, program: Callable[[], Any], **details: Any) -> Run:
+        if lane == "draft":
+            self.settle()
         return self._run(lane, name, program, **details)
 
     @contextmanager
@@ -224,20 +216,3 @@ class EagerExecutor(Executor):
 
     def close(self) -> None:
         self._worker.close()
-
-
-class PacedExecutor(EagerExecutor):
-    """Runs forward passes eagerly, each lasting at least `pace[role]` milliseconds."""
-
-    kind = "paced"
-
-    def __init__(self, trace: Trace, draft_threads: int, pace: tuple[float, float]) -> None:
-        super().__init__(trace, draft_threads)
-        self._least_s = {"target": pace[0] / 1e3, "draft": pace[1] / 1e3}
-
-    def forward(self, role: str, program: Callable[[], Result]) -> Result:
-        deadline = time.perf_counter() + self._least_s[role]
-        result = program()
-        if (left := deadline - time.perf_counter()) > 0:
-            time.sleep(left)
-        return result

@@ -11,9 +11,9 @@ import torch
 from ssd import _build_info
 from ssd.errors import SsdError
 from ssd.native import cpu_isa, has_conditional_nodes
-from ssd.options import EngineConfig
+from ssd.options import EngineOptions
 from ssd.runtime.captured import CapturedExecutor
-from ssd.runtime.executor import EagerExecutor, Executor, PacedExecutor
+from ssd.runtime.executor import EagerExecutor, Executor
 from ssd.runtime.memory import available_memory
 from ssd.runtime.trace import Trace
 
@@ -30,26 +30,26 @@ class Placement:
     dtype: torch.dtype
 
 
-def place(config: EngineConfig) -> Placement:
+def place(options: EngineOptions) -> Placement:
     """Choose devices and dtype. Device "auto" is the CPU; dtype "auto" is bfloat16 if the device computes in it, else float32.
 
     Raises SsdError for a GPU that does not exist, an installation without CUDA kernels, and a dtype that they lack.
     """
-    device = _device("device", config.device)
-    draft = _device("draft_device", config.draft_device) if config.draft_device is not None else device
-    apart = config.draft_device is not None
+    device = _device("device", options.device)
+    draft = _device("draft_device", options.draft_device) if options.draft_device is not None else device
+    apart = options.draft_device is not None
     if device.type != draft.type:
         raise SsdError(
-            f"device is {config.device!r} and draft_device {config.draft_device!r}; both must be GPUs, or both the CPU."
+            f"device is {options.device!r} and draft_device {options.draft_device!r}; both must be GPUs, or both the CPU."
         )
-    if config.draft_sms is not None and (device.type == "cpu" or draft != device):
+    if options.draft_sms is not None and (device.type == "cpu" or draft != device):
         raise SsdError("draft_sms is the draft's share of the one GPU that both models run on; leave it out.")
     if device.type == "cpu":
-        name = ("bfloat16" if cpu_isa() == "avx512bf16" else "float32") if config.dtype == "auto" else config.dtype
+        name = ("bfloat16" if cpu_isa() == "avx512bf16" else "float32") if options.dtype == "auto" else options.dtype
         return Placement(device, draft, apart, getattr(torch, name))
-    if config.dtype == "float32":
+    if options.dtype == "float32":
         raise SsdError("dtype is 'float32', and the CUDA kernels compute in bfloat16; leave dtype out, or use device='cpu'.")
-    if config.pace is not None:
+    if options.pace is not None:
         raise SsdError("pace is for one machine without a GPU; leave it out, or use device='cpu'.")
     return Placement(device, draft, apart, torch.bfloat16)
 
@@ -69,36 +69,34 @@ def _device(setting: str, name: str) -> torch.device:
     return torch.device("cuda", device.index or 0)
 
 
-def memory_for_kv(config: EngineConfig, device: torch.device) -> int:
+def memory_for_kv(options: EngineOptions, device: torch.device) -> int:
     """The bytes for both models' K/V and the draft's distributions. On a CPU: half of the available memory. On a GPU:
     gpu_memory_utilization of its memory, minus everything that is in use now. Raises SsdError if nothing is left."""
     if device.type == "cpu":
         return int(available_memory() * CPU_MEMORY_FRACTION)
     torch.cuda.empty_cache()  # give back the memory that loading used
     free, total = torch.cuda.mem_get_info(device)
-    allowed = int(config.gpu_memory_utilization * total) - (total - free)
+    allowed = int(options.gpu_memory_utilization * total) - (total - free)
     if allowed <= 0:
         raise SsdError(
             f"{(total - free) / 1e9:.1f} of {total / 1e9:.1f} GB of {device}'s memory are taken, and gpu_memory_utilization is "
-            f"{config.gpu_memory_utilization:g}; raise it, or free some."
+            f"{options.gpu_memory_utilization:g}; raise it, or free some."
         )
     return allowed
 
 
-def make_executor(trace: Trace, config: EngineConfig, placement: Placement, draft_threads: int) -> Executor:
-    """The executor of this placement: graphs on a GPU, or eager if $SSD_EAGER is 1 or its driver lacks conditional nodes; on a
-    CPU eager, or paced if `pace` is set."""
+def make_executor(trace: Trace, options: EngineOptions, placement: Placement, draft_threads: int) -> Executor:
+    """The executor of this placement: graphs on a GPU, or eager if $SSD_EAGER is 1 or its driver lacks conditional nodes; eager on a
+    CPU."""
     if placement.target.type == "cuda" and os.environ.get("SSD_EAGER") != "1":
         if has_conditional_nodes():
             from ssd.runtime.cuda import CudaDevice
 
             lanes = {"target": placement.target, "draft": placement.draft}
-            return CapturedExecutor(trace, CudaDevice(lanes, config.draft_sms), config.max_batch)
+            return CapturedExecutor(trace, CudaDevice(lanes, options.draft_sms), options.max_batch)
         warnings.warn(
             "this GPU's driver is older than CUDA 12.4 and cannot record whole rounds; they run eagerly, slower", stacklevel=3
         )
-    if config.draft_sms is not None:
+    if options.draft_sms is not None:
         raise SsdError("draft_sms needs rounds as graphs, and here they run eagerly; leave it out.")
-    if config.pace is not None:
-        return PacedExecutor(trace, draft_threads, config.pace)
     return EagerExecutor(trace, draft_threads)

@@ -1,92 +1,31 @@
-"""Requests to sequence slots: who waits, who runs, and which K/V pages each one owns.
+"""Which request has which sequence slot and K/V pages. Decides on the host and touches no tensor.
 
-A request is admitted when a slot is free and the pages it can ever need are free too, so a running request never waits for memory.
-Slots are filled lowest first: the batch is the slots up to the highest one in use.
+First come, first served: the oldest request is admitted when a slot is free and so are all pages that it can ever need, so a
+running request never waits for memory. Slots are filled lowest first, and a round covers the slots up to the highest running one.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
-from dataclasses import dataclass, field
+from collections import Counter, deque
 
-import numpy as np
-import torch
-
-from ssd.decoding.state import SequenceState
-from ssd.decoding.stats import SequenceStats
-from ssd.models.tokenizer import TextStream
+from ssd.errors import SsdError
+from ssd.kv.cache import PAGE_SIZE
 from ssd.native import PageAllocator
-from ssd.options import SamplingParams
-from ssd.runtime.executor import Executor
-
-
-@dataclass(eq=False)
-class Request:
-    """One prompt on its way, on the host."""
-
-    prompt: list[int]
-    params: SamplingParams
-    seed: int
-    text_stream: TextStream | None  # None without a tokenizer
-    stats: SequenceStats = field(default_factory=SequenceStats)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[dict[int, float]] = field(default_factory=list)
-    text: str = ""
-    finish_reason: str | None = None
-    degraded: bool = False
-    slot: int = -1
-    pages: np.ndarray | None = None
-
-    @property
-    def max_length(self) -> int:
-        return len(self.prompt) + self.params.max_new_tokens
-
-    def take(self, ids: list[int]) -> None:
-        """Append tokens committed by the device; a stop string ends the request at the token that completes it."""
-        for token in ids:
-            self.token_ids.append(token)
-            if self.text_stream is not None:
-                self.text += self.text_stream.push([token])
-                if self.params.stop and self._stopped():
-                    return
-
-    def finish(self, reason: str) -> None:
-        if self.text_stream is not None:
-            self.text += self.text_stream.flush()
-            if self.params.stop and self._stopped():
-                return
-        self.finish_reason = reason
-
-    def _stopped(self) -> bool:
-        found = [at for at in (self.text.find(stop) for stop in self.params.stop) if at >= 0]
-        if found:
-            self.text = self.text[: min(found)]
-            self.finish_reason = "stop"
-        return bool(found)
-
-    def certain_text(self) -> str:
-        """The text that no stop string can take back."""
-        if self.finish_reason is not None:
-            return self.text
-        held = 0
-        for stop in self.params.stop:
-            held = max([held, *(k for k in range(1, len(stop)) if self.text.endswith(stop[:k]))])
-        return self.text[: len(self.text) - held]
+from ssd.requests import Request
 
 
 class Scheduler:
-    """Admits requests first come, first served. slack: tokens a round may store beyond a sequence's last."""
+    """slots: sequences that run at once. slack: tokens a round may store beyond a sequence's last. remedy: how a user gets more pages."""
 
-    def __init__(self, state: SequenceState, pages: PageAllocator, page_size: int, slack: int, executor: Executor) -> None:
-        self._state = state
-        self._executor = executor
-        self._pages = pages
-        self._page_size = page_size
+    def __init__(self, slots: int, pages: PageAllocator, slack: int, remedy: str = "free some memory") -> None:
+        self.pages = pages
         self._slack = slack
-        self._waiting: deque[Request] = deque()
-        self._free_slots = list(range(len(state.done)))
-        self.running: dict[int, Request] = {}
+        self._remedy = remedy
+        self._free_slots = list(range(slots))
+        self.waiting: deque[Request] = deque()
+        self.admitted: dict[int, Request] = {}  # by slot: has its pages, its prompt is being stored, or it runs
+        self.running: dict[int, Request] = {}  # by slot: its prompt is stored
 
     @property
     def batch(self) -> int:
@@ -95,39 +34,56 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        return bool(self.running or self._waiting)
+        return bool(self.admitted or self.waiting)
 
     def pages_for(self, request: Request) -> int:
-        return -(-(request.max_length + self._slack) // self._page_size)
+        return -(-(request.max_length + self._slack) // PAGE_SIZE)
+
+    def check(self, request: Request) -> None:
+        """Raise SsdError for a request that all pages together could not hold."""
+        if (needed := self.pages_for(request)) > self.pages.capacity:
+            raise SsdError(
+                f"the prompt and its output need {needed} pages of K/V and memory holds {self.pages.capacity}; lower max_new_tokens, "
+                f"or {self._remedy}."
+            )
 
     def add(self, request: Request) -> None:
-        self._waiting.append(request)
+        self.waiting.append(request)
 
     def admit(self) -> Request | None:
-        """Give the next request a slot and its pages, if there are any."""
-        if not self._waiting or not self._free_slots or self.pages_for(self._waiting[0]) > self._pages.available:
+        """Give the oldest waiting request a slot and its pages, if both are free."""
+        if not self.waiting or not self._free_slots or self.pages_for(self.waiting[0]) > self.pages.available:
             return None
-        request = self._waiting.popleft()
+        request = self.waiting.popleft()
         request.slot = heapq.heappop(self._free_slots)
-        request.pages = self._pages.allocate(self.pages_for(request))
-        self.running[request.slot] = request
-        slot, length, pages = request.slot, len(request.prompt), torch.from_numpy(request.pages)
-        with self._executor.alone(), self._executor.on("target"):
-            state = self._state
-            self._executor.write("target", state.tokens[slot, :length], torch.tensor(request.prompt, dtype=torch.int32))
-            self._executor.write("target", state.page_table[slot, : len(pages)], pages)
-            state.admit(slot, length, request.prompt[-1], request.params, request.seed, request.max_length)
+        request.pages = self.pages.allocate(self.pages_for(request))
+        self.admitted[request.slot] = request
         return request
 
+    def start(self, request: Request) -> None:
+        """An admitted request's prompt is stored: rounds cover it from now on."""
+        self.running[request.slot] = request
+
     def release(self, request: Request) -> None:
-        """Take a request's slot and pages back, or forget that it waits."""
-        if request in self._waiting:
-            self._waiting.remove(request)
+        """Take a request's slot and pages back, or stop it waiting. Does nothing for one that has neither."""
+        if request in self.waiting:
+            self.waiting.remove(request)
         if request.pages is None:
             return
-        del self.running[request.slot]
-        with self._executor.alone(), self._executor.on("target"):  # rounds under way end before its pages are another's
-            self._state.retire(request.slot)
-        self._pages.free(request.pages)
+        del self.admitted[request.slot]
+        self.running.pop(request.slot, None)
+        self.pages.free(request.pages)
         heapq.heappush(self._free_slots, request.slot)
         request.pages = None
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError unless every page is free, or has as many holders as there are admitted requests with it."""
+        holders = Counter(
+            page for request in self.admitted.values() for page in (request.pages if request.pages is not None else ())
+        )
+        miscounted = [int(page) for page, count in holders.items() if self.pages.holders(int(page)) != count]
+        if miscounted or len(holders) + self.pages.available != self.pages.capacity:
+            raise RuntimeError(
+                f"K/V pages were lost or given twice: {len(holders)} held, {self.pages.available} free, {self.pages.capacity} in all, "
+                f"{miscounted} with a wrong count."
+            )

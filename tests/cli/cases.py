@@ -1,4 +1,4 @@
-"""What the command line's tests share. Imported as `cli.cases`."""
+"""Types that the command line's tests share, imported as `cli.cases`."""
 
 from __future__ import annotations
 

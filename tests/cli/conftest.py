@@ -31,7 +31,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def refusal(run: Run) -> Refusal:
-    """Runs what must be refused, and returns the one sentence that says why."""
+    """Runs a command that must be refused, and returns the one sentence that it prints."""
 
     def call(*arguments: object, status: int = 1, stdin: str | bytes = "") -> str:
         result = run(*arguments, stdin=stdin)
@@ -55,7 +55,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def draft(target: Path) -> Path:
-    """Agrees with the target on some tokens and not on others."""
+    """A draft that agrees with the target on some tokens only."""
     path = target.parent / "draft"
     tiny.write_draft_of(target, path, noise=0.07)
     return path

@@ -15,12 +15,12 @@ from ssd.cli import decode as module
 from ssd.cli.decode import decode as command
 from ssd.errors import SsdError
 from ssd.models import registry
-from ssd.options import SpeculationConfig
+from ssd.options import SpeculationOptions
 
 
 @pytest.fixture
 def decode(run: Run, target: Path, draft: Path) -> Run:
-    """Runs `ssd decode` on the tiny models; it must succeed and say nothing on stderr."""
+    """Runs `ssd decode` on the tiny models; it must succeed and print nothing on stderr."""
 
     def call(*arguments: object, stdin: str = "") -> Result:
         models = ["--target", target, "--draft", draft, "--threads", 1, "--dtype", "float32"]
@@ -80,7 +80,7 @@ def test_raw_leaves_the_chat_template_out(objects: Any) -> None:
     assert raw[0]["token_ids"] != chat[0]["token_ids"] == template[0]["token_ids"]
 
 
-def test_a_seed_decides_what_is_drawn(decode: Run) -> None:
+def test_a_seed_decides_the_sampled_text(decode: Run) -> None:
     first, again, other = (decode("hi", "--temperature", 1, "--seed", seed).out for seed in (1, 1, 2))
     assert first == again != other
 
@@ -112,14 +112,14 @@ def test_speculation_options_reach_the_engine(objects: Any, fan_out: str, fallba
 
 
 def test_every_speculation_option_has_the_engine_s_default() -> None:
-    """A default said twice is a default that can differ."""
+    """Two declarations of a default could differ."""
     options = signature(command).parameters
-    shared = SpeculationConfig.__dataclass_fields__.keys() & options.keys()
-    assert shared == SpeculationConfig.__dataclass_fields__.keys()
-    assert {name: options[name].default for name in shared} == {name: getattr(SpeculationConfig, name) for name in shared}
+    shared = SpeculationOptions.__dataclass_fields__.keys() & options.keys()
+    assert shared == SpeculationOptions.__dataclass_fields__.keys()
+    assert {name: options[name].default for name in shared} == {name: getattr(SpeculationOptions, name) for name in shared}
 
 
-def test_saguaro_sampling_changes_what_is_drawn(objects: Any) -> None:
+def test_saguaro_sampling_changes_the_sampled_text(objects: Any) -> None:
     drawn = {
         options: objects("the rain", "--mode", "sd", "-t", 1, "--seed", 3, "--ignore-eos", *options.split())[0]["token_ids"]
         for options in ("", "--saguaro-c 0.05", "--saguaro-c 0.05 --saguaro-f 1", "--saguaro-c 0.05 --saguaro-f 9999")
@@ -144,7 +144,7 @@ def test_n_grams_can_be_the_draft(run: Run, decode: Run, target: Path) -> None:
 
 @pytest.fixture
 def stats_of(run: Run, target: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What --stats says on stderr, a line a row; nothing of it is on stdout."""
+    """The rows of --stats on stderr; stdout has none of them."""
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*options: object) -> str:
@@ -158,7 +158,7 @@ def stats_of(run: Run, target: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_stats_are_on_stderr(stats_of: Any, draft: Path) -> None:
     said = stats_of("--draft", draft, "--mode", "ssd")
-    for name in ("rounds", "acceptance", "hit rate", "hidden", "tokens/s", "by tokens proposed", "what a miss cost"):
+    for name in ("rounds", "acceptance", "hit rate", "hidden", "tokens/s", "by tokens proposed", "cost of a miss"):
         assert name in said
     assert re.search(r"hits, by accepted count .*\d: \d+ of \d+", said)
     assert re.search(r"by rank among the guesses .*\d+: \d+", said)
@@ -190,7 +190,7 @@ def test_the_rarest_counts_are_summed(counts: dict[int, int], most: int | None, 
     assert module._counts(counts, most) == shown
 
 
-def test_a_draft_that_cannot_be_loaded_is_said_and_done_without(
+def test_a_draft_that_cannot_be_loaded_gives_a_warning_and_the_same_text(
     run: Run, decode: Run, target: Path, broken_draft: Path
 ) -> None:
     options = ["-n", 12, "--target", target, "--threads", 1, "--dtype", "float32"]

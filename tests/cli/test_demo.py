@@ -69,13 +69,13 @@ def test_the_timeline_has_every_run(demo: Run, tmp_path: Path) -> None:
 
 
 def test_other_tokens_are_shown_and_fail(demo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_mode = module._Show._run
+    run_mode = module._Runner._run
 
     def one_token_off(self: Any, mode: str, *rest: Any) -> Any:
         completion = run_mode(self, mode, *rest)
         return replace(completion, token_ids=[*completion.token_ids[:-1], -1]) if mode == "sd" else completion
 
-    monkeypatch.setattr(module._Show, "_run", one_token_off)
+    monkeypatch.setattr(module._Runner, "_run", one_token_off)
     result = demo("--no-paced")
     assert result.status == 1
     assert "different tokens" in result.err

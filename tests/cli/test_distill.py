@@ -58,11 +58,11 @@ def test_a_draft_is_made_and_decodes(run: Run, target: Path, tmp_path: Path) -> 
         (["--exclude", "empty.jsonl"], "empty.jsonl is empty; give a file with one JSON object a line."),
         (["--from-layers", "a,b"], "--from-layers is 'a,b'; give layers of the target with commas between them: 0,1,28,29."),
         (["--weights", "int4"], "weights is 'int4'; it can be 'int8' or 'bfloat16'."),
-        (["--resume"], "out holds no run to go on with; leave --resume out."),
+        (["--resume"], "out holds no run to continue; leave --resume out."),
     ],
     ids=str,
 )
-def test_what_it_cannot_do_is_said_in_a_sentence(
+def test_a_wrong_option_is_refused_in_one_sentence(
     refusal: Refusal, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], reason: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -79,7 +79,7 @@ def test_an_extension_that_was_never_built_is_explained(run: Run, monkeypatch: p
     assert found["built_with"] is None
 
 
-def test_the_same_in_words(run: Run) -> None:
+def test_the_report_in_words(run: Run) -> None:
     result = run("doctor")
     assert result.status == 0
     for name in ("python", "torch", "instruction set", "CUDA", "ops on CPU", "model smollm2-135m", "nvtx"):
@@ -87,7 +87,7 @@ def test_the_same_in_words(run: Run) -> None:
     assert result.out.endswith("ssd can run here.\n")
 
 
-def test_what_an_engine_takes(run: Run, target: Path, draft: Path) -> None:
+def test_the_footprint_of_an_engine(run: Run, target: Path, draft: Path) -> None:
     options = ("--engine", "--target", target, "--draft", draft, "--mode", "ssd", "--max-batch", 3, "--dtype", "float32")
     result = run("doctor", *options, "--json")
     assert (result.status, result.err) == (0, "")
@@ -109,3 +109,4 @@ def test_an_engine_that_cannot_be_is_refused(refusal: Refusal, target: Path) -> 
 
 def test_options_of_an_engine_without_one_are_refused(refusal: Refusal) -> None:
     assert "--draft-device is an engine's; give it with --engine" in refusal("doctor", "--draft-device", "cuda:1", status=2)
+    assert "--lookahead is an engine's; give it with --engine" in refusal("doctor", "-k", 5, "--json", status=2)

@@ -1,4 +1,4 @@
-"""Whatever a user gets wrong is answered with one sentence on stderr and an exit status, never with a traceback."""
+"""A user's mistake gets one sentence on stderr and an exit status, never a traceback."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_help_does_not_wait_for_the_engine() -> None:
     ],
     ids=" ".join,
 )
-def test_what_is_not_understood_is_refused_with_status_2(refusal: Refusal, arguments: list[str]) -> None:
+def test_arguments_that_are_not_understood_are_refused_with_status_2(refusal: Refusal, arguments: list[str]) -> None:
     assert refusal(*arguments, status=2)
 
 
@@ -137,7 +137,7 @@ def test_a_target_that_is_no_model_is_refused(refusal: Refusal, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("options", ["--draft none", "--lookahead 0", "--pace 1,x", "--pace 1,-1", "-n 0", "--trace no/such/t"])
-def test_demo_refuses_what_is_wrong_before_it_runs(refusal: Refusal, target: Path, options: str) -> None:
+def test_demo_refuses_wrong_options_before_it_runs(refusal: Refusal, target: Path, options: str) -> None:
     assert refusal("demo", "hi", "--json", "--target", target, "--draft", "self:1", *options.split())
 
 
@@ -156,7 +156,7 @@ def test_an_empty_prompt_is_refused(refusal: Refusal, target: Path, stdin: str) 
     assert "the prompt is empty" in refusal("decode", "-", "--target", target, stdin=stdin)
 
 
-def test_an_interrupt_is_said_and_has_the_shell_s_status(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_reported_with_the_shell_s_status(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
@@ -172,7 +172,7 @@ def test_an_interrupt_is_said_and_has_the_shell_s_status(refusal: Refusal, monke
         (ImportError("no"), "no"),
     ],
 )
-def test_what_the_machine_refuses_is_one_sentence(
+def test_an_error_of_the_machine_is_one_sentence(
     refusal: Refusal, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     def fail() -> None:
@@ -191,6 +191,6 @@ def test_a_reader_that_goes_away_gives_one_sentence() -> None:
     assert done.stderr == "ssd: the output was closed before it was complete.\n"
 
 
-def test_json_has_null_for_what_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_null_for_infinity_and_nan(capsys: pytest.CaptureFixture[str]) -> None:
     console.print_json({"a": [float("-inf"), 1.5], "b": (float("nan"),)})
     assert capsys.readouterr().out == '{"a": [null, 1.5], "b": [null]}\n'

@@ -31,7 +31,7 @@ def test_a_path_is_already_here(run: Run, target: Path) -> None:
     assert run("pull", target).out == f"{target}\n"
 
 
-def test_what_cannot_be_fetched_is_refused(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_fetched_is_refused(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "there is no model 'no-such-model'" in refusal("pull", "no-such-model")
 
     def pull(name: str, progress: Callable[[float], None]) -> Path:

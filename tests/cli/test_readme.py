@@ -1,4 +1,4 @@
-"""What README.md shows works as it is written, and what it names is there."""
+"""The example of README.md runs as it is written, and the files that it names exist."""
 
 from __future__ import annotations
 

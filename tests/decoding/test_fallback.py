@@ -11,28 +11,27 @@ from hypothesis import strategies as st
 
 from ops.cases import i32
 from ssd import ops
-from ssd.decoding.fallback import Fallback, propose_ngram
+from ssd.decoding.drafters.ngram import propose_ngram
+from ssd.decoding.fallback import FallbackPolicy
 from ssd.decoding.speed_model import SsdModel
 from ssd.decoding.state import SequenceState, Speculation
 from ssd.runtime.trace import Span
 
 LIMIT = 64
-MANY = 10**9  # observations: enough for the prior not to matter
+MANY = 10**15  # observations: enough for the prior not to matter
 
 
 def measured(
     p_hit: float = 0.8, t_neural: float = 0.3, hit: float = 4.0, neural: float = 3.5, ngram: float = 1.3, name: str = "auto"
-) -> Fallback:
-    """A fallback after many rounds of one second, with these tokens per round after a hit, a drafted miss and an n-gram
-    miss."""
+) -> FallbackPolicy:
+    """A policy after many rounds of one second, with these tokens per round after a hit, a drafted miss and an n-gram miss."""
     tokens = {"hit": hit, "neural": neural, "ngram": ngram}
-    return Fallback(
+    rounds = {"hit": p_hit * MANY, "neural": (1 - p_hit) * MANY / 2, "ngram": (1 - p_hit) * MANY / 2}
+    return FallbackPolicy(
         name,
-        t_round=[1.0] * Fallback.KEPT,
-        t_neural=[t_neural] * Fallback.KEPT,
-        look_ups=MANY,
-        hits=round(p_hit * MANY),
-        committed={kind: [round(MANY * each), MANY] for kind, each in tokens.items()},
+        t_round=[1.0] * FallbackPolicy.KEPT,
+        t_neural=[t_neural] * FallbackPolicy.KEPT,
+        committed={kind: [round(rounds[kind] * each), round(rounds[kind])] for kind, each in tokens.items()},
     )
 
 
@@ -55,22 +54,22 @@ figures = st.fixed_dictionaries(
 @pytest.mark.parametrize("t_neural", [0.001, 100.0])
 def test_a_name_forces_its_fallback(name: str, n: int, t_neural: float) -> None:
     """Whatever the batch and the measurements are."""
-    assert Fallback(name).choose(n) == name
+    assert FallbackPolicy(name).choose(n) == name
     assert measured(name=name, t_neural=t_neural).choose(n) == name
 
 
 @pytest.mark.parametrize("n", [1, 8, 4096])
 def test_auto_drafts_its_misses_until_it_has_measured(n: int) -> None:
-    assert Fallback().choose(n) == "neural"
+    assert FallbackPolicy().choose(n) == "neural"
 
 
 @pytest.mark.parametrize("known", ["the time of a fallback", "the rates"])
 def test_a_half_measured_auto_still_drafts(known: str) -> None:
     hopeless = measured(t_neural=1000.0)
     if known == "the rates":
-        hopeless.t_neural = hopeless.t_neural[: Fallback.ENOUGH - 1]
+        hopeless.t_neural = hopeless.t_neural[: FallbackPolicy.ENOUGH - 1]
     else:
-        hopeless.look_ups = hopeless.hits = Fallback.ENOUGH - 1
+        hopeless.committed = {"hit": [7 * 4, FallbackPolicy.ENOUGH - 1], "neural": [0, 0], "ngram": [0, 0]}
     assert hopeless.choose(256) == "neural"
 
 
@@ -140,24 +139,24 @@ def span(name: str, seconds: float) -> Span:
 
 
 def test_a_round_takes_as_long_as_the_slower_of_target_and_draft() -> None:
-    fallback = Fallback()
+    fallback = FallbackPolicy()
     fallback.times(span("verify", 0.020), span("speculate", 0.030), None)
     fallback.times(span("verify", 0.040), span("speculate", 0.030), None)
     assert fallback.t_round == pytest.approx([0.030, 0.040])
 
 
 def test_only_a_drafted_miss_measures_the_time_of_drafting() -> None:
-    fallback = Fallback()
+    fallback = FallbackPolicy()
     for miss in (None, span("look up", 0.012)):
         fallback.times(span("verify", 0.020), span("speculate", 0.030), miss)
     assert fallback.t_neural == pytest.approx([0.012])
 
 
 def test_old_times_are_forgotten() -> None:
-    fallback = Fallback()
+    fallback = FallbackPolicy()
     for i in range(200):
         fallback.times(span("verify", float(i)), span("speculate", 0.0), span("look up", float(i)))
-    newest = [float(i) for i in range(200 - Fallback.KEPT, 200)]
+    newest = [float(i) for i in range(200 - FallbackPolicy.KEPT, 200)]
     assert fallback.t_round == fallback.t_neural == pytest.approx(newest)
 
 
@@ -165,7 +164,7 @@ def test_old_times_are_forgotten() -> None:
     "kind,hit,neural", [("hit", True, True), ("hit", True, False), ("neural", False, True), ("ngram", False, False)]
 )
 def test_a_rounds_tokens_are_counted_by_the_origin_of_its_speculation(kind: str, hit: bool, neural: bool) -> None:
-    fallback = Fallback()
+    fallback = FallbackPolicy()
     for tokens in (3, 4):
         fallback.outcome(hit=hit, neural=neural, tokens=tokens)
     assert (fallback.hits, fallback.look_ups) == (2 * hit, 2)
@@ -174,14 +173,14 @@ def test_a_rounds_tokens_are_counted_by_the_origin_of_its_speculation(kind: str,
 
 def test_auto_changes_to_n_grams_after_rounds_with_a_slow_draft() -> None:
     """In these rounds drafting a miss takes a hundred times as long as the rest and gains little."""
-    fallback, chosen = Fallback(), []
+    fallback, chosen = FallbackPolicy(), []
     for _ in range(20):
         chosen.append(fallback.choose(4))
         neural = chosen[-1] == "neural"
         fallback.times(span("verify", 0.01), span("speculate", 0.01), span("look up", 1.0) if neural else None)
         for hit in (True, True, True, False):
             fallback.outcome(hit=hit, neural=neural, tokens=2)
-    assert chosen == ["neural"] * Fallback.ENOUGH + ["ngram"] * (20 - Fallback.ENOUGH)
+    assert chosen == ["neural"] * FallbackPolicy.ENOUGH + ["ngram"] * (20 - FallbackPolicy.ENOUGH)
 
 
 # Proposing n-grams --------------------------------------------------------------------------------------------------------------
@@ -198,7 +197,9 @@ def speculation(monkeypatch: pytest.MonkeyPatch) -> Speculation:
     before.hit.copy_(torch.tensor([1, 0, 0, 0]))
     before.q_address.copy_(i32([5, 8, 8, 8]))
     found = i32([[10 * i, 10 * i + 1, 10 * i + 2] for i in range(4)]), i32([3, 2, 0, 3])
-    monkeypatch.setattr("ssd.decoding.fallback.ops", SimpleNamespace(ngram_propose=lambda tokens, length, lookahead: found))
+    monkeypatch.setattr(
+        "ssd.decoding.drafters.ngram.ops", SimpleNamespace(ngram_propose=lambda tokens, length, lookahead: found)
+    )
     propose_ngram(state, before)
     return before
 
@@ -228,7 +229,7 @@ def test_the_whole_sequence_is_searched_including_its_last_token(monkeypatch: py
         asked.append((tokens, length, lookahead))
         return torch.zeros(1, lookahead, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
 
-    monkeypatch.setattr("ssd.decoding.fallback.ops", SimpleNamespace(ngram_propose=note))
+    monkeypatch.setattr("ssd.decoding.drafters.ngram.ops", SimpleNamespace(ngram_propose=note))
     state = SequenceState.allocate(1, 8, 1, (), torch.device("cpu"))
     propose_ngram(state, Speculation.allocate(1, 3, torch.device("cpu")))
     ((tokens, length, lookahead),) = asked

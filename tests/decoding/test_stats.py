@@ -27,14 +27,14 @@ class Ran:
 
 def speculative_round(verify: tuple[float, float], draft: tuple[float, float]) -> Round:
     """A round of plain speculative decoding."""
-    return Round(NOTHING, Ran(Span("target", "verify", *verify)), Ran(Span("draft", "look up", *draft)))
+    return Round(NOTHING, Ran(Span("target", "verify", *verify)), drafting=Ran(Span("draft", "draft", *draft)))
 
 
 def ssd_round(verify: tuple[float, float], draft: tuple[float, float], looked_up: tuple[float, float] = (0.0, 0.0)) -> Round:
     return Round(
         NOTHING,
         Ran(Span("target", "verify", *verify)),
-        Ran(Span("draft", "speculate", *draft)),
+        drafting=Ran(Span("draft", "speculate", *draft)),
         looked_up=Ran(Span("draft", "look up", *looked_up)),
         branches=8,
     )

@@ -13,10 +13,10 @@ from torch import Tensor
 from ops.cases import children_of, generator, i32, ints, tree_parents
 from ssd.decoding.state import SequenceState
 from ssd.decoding.tree import Tree
-from ssd.kv.cache import Rows
+from ssd.kv.cache import PAGE_SIZE, Rows
 
 CPU = torch.device("cpu")
-PAGE_SIZE, PAGES = 4, 24  # tokens per page; pages per sequence
+PAGES = 6  # pages per sequence
 
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=5).map(tuple).filter(lambda shape: len(tree_parents(shape)) <= 64)
 
@@ -83,7 +83,7 @@ def test_a_chain_is_a_tree_with_one_child_per_node() -> None:
 
 def rows_of(tree: Tree, state: SequenceState, nodes: slice) -> Rows:
     ids = ints(0, 100, (len(state.done), nodes.stop - nodes.start), generator(1))
-    return tree.rows(state, state.length, ids, nodes, PAGE_SIZE)
+    return tree.rows(state, state.length, ids, nodes)
 
 
 def each_row(tree: Tree, state: SequenceState, nodes: slice) -> list[tuple[int, int, int]]:
@@ -133,8 +133,35 @@ def test_every_node_has_its_own_kv_slot_after_the_root(part: tuple[Tree, slice])
 def test_rows_keep_the_order_of_their_tokens() -> None:
     tree, state = Tree((2, 2), CPU), sequences([3, 5])
     ids = torch.arange(14, dtype=torch.int32).view(2, 7)
-    rows = tree.rows(state, state.length, ids, slice(0, 7), PAGE_SIZE)
+    rows = tree.rows(state, state.length, ids, slice(0, 7))
     assert rows.ids.tolist() == list(range(14))
+
+
+class AnyTree(Tree):
+    """Takes none of a chain's short cuts."""
+
+    is_chain = False  # type: ignore[assignment]
+
+
+def keys_of(rows: Rows, row: int) -> list[int]:
+    """The KV slots that a row sees, in order."""
+    table = rows.page_table[int(rows.row_seq[row])]
+    prefix = [int(table[j // PAGE_SIZE]) * PAGE_SIZE + j % PAGE_SIZE for j in range(int(rows.prefix_len[row]))]
+    if rows.suffix_slots is None or rows.suffix_len is None:
+        return prefix
+    return prefix + rows.suffix_slots[row, : int(rows.suffix_len[row])].tolist()
+
+
+@pytest.mark.parametrize("nodes", [slice(0, 4), slice(0, 1), slice(2, 3)])
+def test_a_chain_s_rows_see_the_keys_that_a_tree_s_do(nodes: slice) -> None:
+    """As prefix, where a tree's are prefix and suffix; positions and places are the same."""
+    state = sequences(LENGTHS)
+    chain, tree = rows_of(Tree((1, 1, 1), CPU), state, nodes), rows_of(AnyTree((1, 1, 1), CPU), state, nodes)
+    assert chain.suffix_slots is None and tree.suffix_slots is not None
+    for name in ("ids", "positions", "kv_slots", "row_seq"):
+        assert getattr(chain, name).equal(getattr(tree, name))
+    for row in range(len(chain.ids)):
+        assert keys_of(chain, row) == keys_of(tree, row)
 
 
 # Moves --------------------------------------------------------------------------------------------------------------------------
@@ -168,7 +195,7 @@ def test_only_the_accepted_path_is_moved_to_the_slots_after_the_root(
     paths = [walk(shape, data.draw(st.integers(0, tree.depth)), dice) for _ in lengths[:-1]]
     committed = i32([[0, *nodes] + [-1] * (tree.nodes - 1 - len(nodes)) for nodes in paths] + [[-1] * tree.nodes])
     before = kv_of(state)
-    cache = SimpleNamespace(kv=before.clone(), page_size=PAGE_SIZE)
+    cache = SimpleNamespace(kv=before.clone())
     tree.compact(cache, state, i32(lengths), committed)  # type: ignore[arg-type]
     expected = before.clone()
     for slot, nodes in enumerate(paths):

@@ -141,7 +141,7 @@ def test_a_folder_with_a_run_is_not_overwritten(run: Run) -> None:
 
 
 def test_resuming_without_a_run_is_refused(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(SsdError, match="holds no run to go on with"):
+    with pytest.raises(SsdError, match="holds no run to continue"):
         distill(str(run.target), tmp_path / "new", RECIPE, resume=True)
 
 

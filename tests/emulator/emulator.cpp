@@ -2,7 +2,6 @@
 #include "emulator.h"
 
 #include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -361,7 +360,11 @@ void load_matrices(const char* function, uint32_t (&matrix)[4], const void* row,
   meet(function, ~0u, &row, sizeof(row), matrix, sizeof(matrix), exchange);
 }
 
-void multiply(Lane (&lanes)[32], WordPair element) {
+void multiply(Lane (&lanes)[32]) {
+  // One of the two bfloat16 elements in a word.
+  const auto element = [](uint32_t word, int half) {
+    return std::bit_cast<float>(half == 0 ? word << 16 : word & 0xffff0000u);
+  };
   float a[16][16], b[16][8], d[16][8];
   for (int lane = 0; lane < 32; ++lane) {
     const auto in = input<MmaOperands>(lanes[lane]);

@@ -10,7 +10,6 @@
 #pragma once
 
 #include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <bit>
@@ -114,21 +113,11 @@ struct MmaOperands {
   uint32_t a[4], b[2];
   float d[4];
 };
-using WordPair = float (*)(uint32_t word, int half);  // one of the two elements in a word
-void multiply(Lane (&lanes)[32], WordPair element);
+void multiply(Lane (&lanes)[32]);
 
-inline float bfloat16_element(uint32_t word, int half) {
-  return std::bit_cast<float>(half == 0 ? word << 16 : word & 0xffff0000u);
-}
-inline float half_element(uint32_t word, int half) {
-  return __half2float(std::bit_cast<__half>(static_cast<uint16_t>(word >> (16 * half))));
-}
-
-template <typename T>
-void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   const MmaOperands in{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}, {d[0], d[1], d[2], d[3]}};
-  meet("mma", ~0u, &in, sizeof(in), d, sizeof(d),
-       [](Lane(&lanes)[32]) { multiply(lanes, std::is_same_v<T, __half> ? half_element : bfloat16_element); });
+  meet("mma", ~0u, &in, sizeof(in), d, sizeof(d), multiply);
 }
 
 inline float exp2_approx(float x) { return std::exp2(x); }

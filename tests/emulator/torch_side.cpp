@@ -35,7 +35,7 @@ extern "C" cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureS
 namespace ssd::emulator {
 namespace {
 
-constexpr uint32_t kPoison = 0xffc1ffc1;  // NaN as a float32, as two bfloat16, as two float16; -4063295 as an int32
+constexpr uint32_t kPoison = 0xffc1ffc1;  // NaN as a float32 and as two bfloat16; -4063295 as an int32
 
 std::atomic<bool> guard_start = false;
 std::atomic<int64_t> damaged = 0;

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 import tiny
+from fake_device import FakeDevice
 from ssd import Completion, Engine, SamplingParams
 
 VOCABULARY = tiny.vocabulary_of_bytes()
@@ -29,6 +30,9 @@ class Models:
 
 
 MakeEngine = Callable[..., Engine]
+MakeCaptured = Callable[..., tuple[Engine, FakeDevice]]
+
+FIXED = {"fan_out": "uniform", "fallback": "neural"}  # options whose rounds do not depend on when the host learns
 
 
 def random_prompt(length: int, seed: int = 0) -> list[int]:

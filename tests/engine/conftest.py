@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 import tiny
-from engine.cases import PADDED, VOCABULARY, MakeEngine, Models
+from engine.cases import PADDED, VOCABULARY, MakeCaptured, MakeEngine, Models
+from fake_device import FakeDevice
 from ssd import Engine
+from ssd.runtime.captured import CapturedExecutor
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +49,18 @@ def ending(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("ending")
     tiny.write_model(path, seed=1, vocab_size=PADDED, eos_token_id=list(range(0, PADDED, 8)))
     return str(path)
+
+
+@pytest.fixture
+def captured(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> MakeCaptured:
+    """Builds engines whose device is a fake: seed is of the order in which it runs."""
+
+    def build(mode: str, seed: int, draft: str | None = "auto", **options: Any) -> tuple[Engine, FakeDevice]:
+        device = FakeDevice(seed)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "ssd.engine.make_executor", lambda trace, config, *_: CapturedExecutor(trace, device, config.max_batch)
+            )
+            return engine(mode, draft, **options), device
+
+    return build

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from engine.cases import MakeEngine, random_prompts
+from engine.cases import FIXED, MakeCaptured, MakeEngine, random_prompts
 from fake_device import FakeDevice, HostRead
 from ssd import Completion, Engine, SamplingParams
-from ssd.decoding.speculator import Speculator
+from ssd.decoding.drafters.model import ModelDrafter
 from ssd.decoding.state import SequenceState
 from ssd.runtime.captured import CapturedExecutor
 from ssd.runtime.trace import Trace
@@ -24,25 +24,6 @@ LENGTHS = (30, 12, 25, 18, 9, 1, 22, 3, 14)  # more requests than slots; some en
 PROMPTS = random_prompts((3, 20, 1, 9, 40, 17, 5, 16, 2))
 GREEDY = [SamplingParams(max_new_tokens=n, ignore_eos=True) for n in LENGTHS]
 SAMPLED = [SamplingParams(temperature=1.0, max_new_tokens=n, ignore_eos=True, seed=n) for n in LENGTHS]
-FIXED = {"fan_out": "uniform", "fallback": "neural"}  # what does not depend on when the host learns
-
-Made = tuple[Engine, FakeDevice]
-MakeCaptured = Callable[..., Made]
-
-
-@pytest.fixture
-def captured(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> MakeCaptured:
-    """Builds engines on a fake device. seed: seed of the order in which it runs."""
-
-    def build(mode: str, seed: int, draft: str | None = "auto", **options: Any) -> Made:
-        device = FakeDevice(seed)
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                "ssd.engine.make_executor", lambda trace, config, *_: CapturedExecutor(trace, device, config.max_batch)
-            )
-            return engine(mode, draft, **options), device
-
-    return build
 
 
 def figures(completions: list[Completion]) -> list[Any]:
@@ -85,7 +66,7 @@ def test_every_order_gives_the_tokens_and_counts_of_eager_rounds(
     for seed in range(4):
         one, _ = captured(mode, seed, draft, max_batch=3, **options)
         assert figures(one.decode(PROMPTS, params)) == expected
-        assert one._pages.available == one._pages.capacity
+        assert one.core.scheduler.pages.available == one.core.scheduler.pages.capacity
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -100,9 +81,9 @@ def test_two_devices_give_the_tokens_and_counts_of_one(
     assert figures(engine(mode, draft, **apart).decode(PROMPTS, params)) == expected
     for seed in range(4):
         one, _ = captured(mode, seed, draft, **apart)
-        assert one._loop.exchange.draft.state is not one._assembly.state  # type: ignore[union-attr]
+        assert one.core.loop.link.draft.state is not one._assembly.state  # type: ignore[union-attr]
         assert figures(one.decode(PROMPTS, params)) == expected
-        assert one._pages.available == one._pages.capacity
+        assert one.core.scheduler.pages.available == one.core.scheduler.pages.capacity
 
 
 def test_a_measured_fan_out_and_fallback_change_no_token(engine: MakeEngine, captured: MakeCaptured) -> None:
@@ -136,7 +117,7 @@ def test_stop_strings_and_logprobs_equal_eager_rounds(engine: MakeEngine, captur
 def test_a_program_is_recorded_once_for_each_batch_size(captured: MakeCaptured) -> None:
     """Before the first request: for 1, 2, 4 and the largest batch. Again once a request samples."""
     one, device = captured("ssd", 0, max_batch=6, **FIXED)
-    graphs = one._executor._graphs  # type: ignore[attr-defined]
+    graphs = one.core.executor._graphs  # type: ignore[attr-defined]
     programs = {("draft", "look up"), ("draft", "speculate"), ("target", "verify")}
     assert {(lane, name, n) for lane, name, n, _ in graphs} == {(*each, n) for each in programs for n in (1, 2, 4, 6)}
     assert device.captures == len(graphs) == 3 * 4
@@ -176,18 +157,18 @@ def test_the_host_is_two_rounds_ahead(captured: MakeCaptured) -> None:
     """It is never further ahead: after the third round is launched, the first is read."""
     one, _ = captured("ssd", 0, max_batch=1, **FIXED)
     depths = []
-    begin = one._begin
+    take = one.core._take
 
-    def watched(*arguments: Any) -> None:
-        begin(*arguments)
-        depths.append(len(one._under_way))
+    def watched(oldest: Any) -> Any:
+        depths.append(1 + len(one.core.in_flight))
+        return take(oldest)
 
-    one._begin = watched  # type: ignore[method-assign]
+    one.core._take = watched  # type: ignore[method-assign]
     one.decode(PROMPTS[0], GREEDY[0])
     assert max(depths) == 3  # with the one just begun
 
 
-@pytest.mark.parametrize("where", ["prefill", "look_up", "branch"])
+@pytest.mark.parametrize("where", ["store", "look_up", "branch"])
 def test_graphs_of_a_failed_draft_are_not_used_again(
     engine: MakeEngine, captured: MakeCaptured, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -195,13 +176,14 @@ def test_graphs_of_a_failed_draft_are_not_used_again(
     expected = [c.token_ids for c in engine("ar", max_batch=3).decode(PROMPTS, SAMPLED)]
     for seed in range(3):
         one, _ = captured("ssd", seed, max_batch=3, **FIXED)
-        before = set(one._executor._graphs)  # type: ignore[attr-defined]
-        monkeypatch.setattr(one._loop.speculator, where, lambda *arguments: 1 // 0)  # type: ignore[union-attr]
+        before = set(one.core.executor._graphs)  # type: ignore[attr-defined]
+        part = one.core.loop.drafter if where == "store" else one.core.loop.cache  # type: ignore[union-attr]
+        monkeypatch.setattr(part, where, lambda *arguments: 1 // 0)
         with pytest.warns(RuntimeWarning, match="ZeroDivisionError"):
             found = one.decode(PROMPTS, SAMPLED)  # sampling programs are recorded again
         assert [c.token_ids for c in found] == expected
         assert all(c.degraded for c in found)
-        assert before and not {name for _, name, *_ in one._executor._graphs} - {"verify"}  # type: ignore[attr-defined]
+        assert before and not {name for _, name, *_ in one.core.executor._graphs} - {"verify"}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("mode", ["sd", "ssd"])
@@ -213,20 +195,20 @@ def test_losing_the_drafts_device_in_flight_loses_no_token(
     expected = [c.token_ids for c in engine("ar", max_batch=3).decode(PROMPTS, GREEDY)]
     for seed in range(3):
         one, device = captured(mode, seed, max_batch=3, draft_device="cpu", **FIXED)
-        take, taken = one._take, []
+        take, taken = one.core._take, []
 
-        def lose(under_way: Any, take: Any = take, taken: list[Any] = taken, device: FakeDevice = device) -> None:
+        def lose(under_way: Any, take: Any = take, taken: list[Any] = taken, device: FakeDevice = device) -> Any:
             taken.append(under_way)
             if len(taken) == after:
                 device.lost.add("draft")
-            take(under_way)
+            return take(under_way)
 
-        monkeypatch.setattr(one, "_take", lose)
+        monkeypatch.setattr(one.core, "_take", lose)
         with pytest.warns(RuntimeWarning, match="the device of the draft is lost"):
             found = one.decode(PROMPTS, GREEDY)
         assert [c.token_ids for c in found] == expected
         assert any(c.degraded for c in found)
-        assert one._pages.available == one._pages.capacity
+        assert one.core.scheduler.pages.available == one.core.scheduler.pages.capacity
         one.close()
 
 
@@ -253,24 +235,24 @@ def test_a_condition_is_evaluated_when_the_program_runs() -> None:
 
 def read_live_state(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The draft has no copy of the sequences' state: it branches from the target's live state."""
-    speculator = one._loop.speculator  # type: ignore[union-attr]
-    live = replace(speculator.draft, length=one._assembly.state.length, last_token=one._assembly.state.last_token)
-    monkeypatch.setattr(speculator, "draft", live)
+    tables = one.core.loop.drafter.tables  # type: ignore[union-attr]
+    live = replace(tables.branches, length=one._assembly.state.length, last_token=one._assembly.state.last_token)
+    monkeypatch.setattr(tables, "branches", live)
 
 
 def change_tables_under_the_draft(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request is admitted, and a finished one gives its pages back, while branches for the old ones are in flight."""
-    monkeypatch.setattr(one._executor, "_join", lambda: None)
+    monkeypatch.setattr(one.core.executor, "_join", lambda: None)
 
 
 def draw_into_the_half_in_use(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The branches' distributions overwrite the half that the verification reads."""
-    draw = Speculator._draw
+    draw = ModelDrafter.draw
 
-    def drawn(self: Speculator, state: Any, speculation: Any, logits: Any, position: Any, half: Any, *more: Any) -> Any:
-        return draw(self, state, speculation, logits, position, speculation.parity, *more)
+    def drawn(self: ModelDrafter, tables: Any, logits: Any, position: Any, half: Any, *more: Any) -> Any:
+        return draw(self, tables, logits, position, tables.speculation.parity, *more)
 
-    monkeypatch.setattr(Speculator, "_draw", drawn)
+    monkeypatch.setattr(ModelDrafter, "draw", drawn)
 
 
 def on_another_lane(name: str, lane: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,14 +298,14 @@ def read_reports_before_they_are_there(one: Engine, monkeypatch: pytest.MonkeyPa
 
 
 def without_waiting_for_what_is_sent(one: Engine, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    exchange = one._loop.exchange  # type: ignore[union-attr]
-    send = getattr(exchange, method)
+    link = one.core.loop.link  # type: ignore[union-attr]
+    send = getattr(link, method)
 
     def hurry(n: int, behind: Any) -> Any:
         send(n, behind)
         return behind
 
-    monkeypatch.setattr(exchange, method, hurry)
+    monkeypatch.setattr(link, method, hurry)
 
 
 def verify_before_the_speculation_has_arrived(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,16 +319,16 @@ def look_up_before_the_outcome_has_arrived(one: Engine, monkeypatch: pytest.Monk
 
 def never_tell_the_draft_who_ended(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rows go on writing to pages that now belong to another sequence."""
-    monkeypatch.setattr(one._loop.exchange, "retire", lambda slot: None)  # type: ignore[union-attr]
+    monkeypatch.setattr(one.core.loop.link, "retire", lambda slot: None)  # type: ignore[union-attr]
 
 
 def never_tell_the_draft_of_prompts(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one._loop.exchange, "prefilled", lambda slot, decided: None)  # type: ignore[union-attr]
+    monkeypatch.setattr(one.core.loop.link, "enter", lambda slot, output: None)  # type: ignore[union-attr]
 
 
 def send_the_distributions_of_another_branch(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """It sends the half that the branches are being drawn into."""
-    leaves, speculation = one._loop.exchange.speculation_leaves, one._loop.exchange.draft.speculation  # type: ignore[union-attr]
+    leaves, speculation = one.core.loop.link.speculation_leaves, one.core.loop.link.draft.speculation  # type: ignore[union-attr]
 
     def wrong(n: int) -> Any:
         speculation.parity.copy_(1 - speculation.parity)
@@ -354,7 +336,7 @@ def send_the_distributions_of_another_branch(one: Engine, monkeypatch: pytest.Mo
         speculation.parity.copy_(1 - speculation.parity)
         return leaving
 
-    monkeypatch.setattr(one._loop.exchange, "speculation_leaves", wrong)  # type: ignore[union-attr]
+    monkeypatch.setattr(one.core.loop.link, "speculation_leaves", wrong)  # type: ignore[union-attr]
 
 
 # Memory for six pages: the fourth request waits until the first two release theirs, while the third runs on.
@@ -394,7 +376,7 @@ def test_a_planted_mistake_is_revealed(
 
     def found_in(seed: int) -> bool:
         one, _ = captured("ssd", seed, **options)
-        one._pages.allocate(one._pages.available - 6)
+        one.core.scheduler.pages.allocate(one.core.scheduler.pages.available - 6)
         with monkeypatch.context() as patch:
             mistake(one, patch)
             return figures(one.decode(TIGHT, TIGHT_PARAMS)) != expected
@@ -414,5 +396,5 @@ def test_tight_memory_changes_no_token(engine: MakeEngine, captured: MakeCapture
     expected = figures(engine("ssd", **options).decode(TIGHT, TIGHT_PARAMS))
     for seed in range(4):
         one, _ = captured("ssd", seed, **options)
-        one._pages.allocate(one._pages.available - 6)
+        one.core.scheduler.pages.allocate(one.core.scheduler.pages.available - 6)
         assert figures(one.decode(TIGHT, TIGHT_PARAMS)) == expected

@@ -22,12 +22,12 @@ PARAMS = [SamplingParams(max_new_tokens=n) for n in (30, 12, 25, 18, 9)]
 def break_draft(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, phase: str, call: int, error: type[BaseException] = RuntimeError
 ) -> list[int]:
-    """Make the draft model raise in its call-th forward pass within a phase: "prefill", "look_up" or "branch".
+    """Make the draft model raise in its call-th forward pass within a phase: "store" (a prompt), "draft", "look_up" or "branch".
 
     Returns a list to which the raising thread's id is added.
     """
-    assert isinstance(engine._loop, (Speculative, SpeculativeSpeculative))
-    speculator, where, calls, raised = engine._loop.speculator, threading.local(), [0], []
+    assert isinstance(engine.core.loop, (Speculative, SpeculativeSpeculative))
+    loop, where, calls, raised = engine.core.loop, threading.local(), [0], []
 
     def within(method: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
@@ -39,9 +39,14 @@ def break_draft(
 
         return run
 
-    for name in ("prefill", "look_up", "branch"):
-        monkeypatch.setattr(speculator, name, within(getattr(speculator, name)))
-    forward = speculator.model.forward
+    owners = {"store": loop.drafter, "draft": loop.drafter}
+    if isinstance(loop, SpeculativeSpeculative):
+        owners |= {"look_up": loop.cache, "branch": loop.cache}
+    assert phase in owners
+    for name, owner in owners.items():
+        monkeypatch.setattr(owner, name, within(getattr(owner, name)))
+    model = loop.drafter.model
+    forward = model.forward
 
     def fail(*arguments: Any) -> Any:
         if where.phase == phase:
@@ -51,7 +56,7 @@ def break_draft(
                 raise error("out of luck")
         return forward(*arguments)
 
-    monkeypatch.setattr(speculator.model, "forward", fail)
+    monkeypatch.setattr(model, "forward", fail)
     return raised
 
 
@@ -66,12 +71,12 @@ def decode_and_warn(engine: Engine, prompts: list[list[int]], params: Any) -> li
 
 
 FAILURES = [
-    ("sd", "prefill", 1),
-    ("sd", "prefill", 4),
-    ("sd", "look_up", 1),
-    ("sd", "look_up", 15),
-    ("ssd", "prefill", 1),
-    ("ssd", "prefill", 4),
+    ("sd", "store", 1),
+    ("sd", "store", 4),
+    ("sd", "draft", 1),
+    ("sd", "draft", 15),
+    ("ssd", "store", 1),
+    ("ssd", "store", 4),
     ("ssd", "look_up", 1),
     ("ssd", "look_up", 6),
     ("ssd", "branch", 1),
@@ -108,10 +113,10 @@ def test_an_engine_without_its_draft_still_serves(
         found = broken.decode(PROMPTS, PARAMS)
     assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
     assert all(c.degraded and c.stats.mode == "ar" for c in found)
-    assert broken._pages.available == broken._pages.capacity
+    assert broken.core.scheduler.pages.available == broken.core.scheduler.pages.capacity
 
 
-@pytest.mark.parametrize("mode,phase", [("sd", "look_up"), ("ssd", "branch"), ("ssd", "prefill")])
+@pytest.mark.parametrize("mode,phase", [("sd", "draft"), ("ssd", "branch"), ("ssd", "store")])
 def test_a_request_that_had_ended_before_is_not_degraded(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, phase: str
 ) -> None:
@@ -125,7 +130,7 @@ def test_a_request_that_had_ended_before_is_not_degraded(
     assert before.token_ids == after.token_ids
 
 
-@pytest.mark.parametrize("mode,phase,call", [("sd", "look_up", 8), ("ssd", "look_up", 6), ("ssd", "branch", 12)])
+@pytest.mark.parametrize("mode,phase,call", [("sd", "draft", 8), ("ssd", "look_up", 6), ("ssd", "branch", 12)])
 def test_sampled_requests_are_completed_after_a_failure_too(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, phase: str, call: int
 ) -> None:
@@ -142,7 +147,7 @@ def test_sampled_requests_are_completed_after_a_failure_too(
 # Trees and n-grams --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("phase,call", [("prefill", 1), ("prefill", 4), ("look_up", 1), ("look_up", 2), ("look_up", 14)])
+@pytest.mark.parametrize("phase,call", [("store", 1), ("store", 4), ("draft", 1), ("draft", 2), ("draft", 14)])
 def test_a_draft_that_raises_within_a_tree_loses_no_token(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, phase: str, call: int
 ) -> None:
@@ -174,7 +179,7 @@ def test_a_draft_that_fails_after_a_verification_keeps_the_committed_tokens(
 ) -> None:
     """The draft moves its own K/V of an accepted path after the target has decided."""
     broken = engine("sd", tree=(2, 2, 1), max_batch=3)
-    fail_at(monkeypatch, broken._loop.speculator, "keep", call)  # type: ignore[union-attr]
+    fail_at(monkeypatch, broken.core.loop.drafter, "keep", call)  # type: ignore[union-attr]
     found = decode_and_warn(broken, PROMPTS, PARAMS)
     assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
     assert found[0].stats.rounds > call
@@ -199,7 +204,7 @@ def test_a_failure_while_learning_loses_no_token(
 ) -> None:
     """The round that it was learning from is committed."""
     broken = engine("ssd", max_batch=3, **options)
-    fail_at(monkeypatch, broken._loop.speculator, "learn", 3)  # type: ignore[union-attr]
+    fail_at(monkeypatch, broken.core.loop.cache, "learn", 3)  # type: ignore[union-attr]
     found = decode_and_warn(broken, PROMPTS, PARAMS)
     assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
 
@@ -207,7 +212,7 @@ def test_a_failure_while_learning_loses_no_token(
 @pytest.mark.parametrize("mode", ["sd", "ssd"])
 @pytest.mark.parametrize(
     "call,at",
-    [(call, at) for call in ("admit", "prefilled", "retire") for at in (1, 4)]
+    [(call, at) for call in ("stage", "enter", "retire") for at in (1, 4)]
     + [(call, at) for call in ("send_speculation", "send_outcome") for at in (1, 7)],
 )
 def test_losing_the_drafts_device_loses_no_token(
@@ -216,17 +221,17 @@ def test_losing_the_drafts_device_loses_no_token(
     """Whichever table the target was sending to it: the target continues with its own state."""
     expected = tokens_of(engine("ar").decode(PROMPTS, PARAMS))
     broken = engine(mode, max_batch=3, draft_device="cpu")
-    fail_at(monkeypatch, broken._loop.exchange, call, at)  # type: ignore[union-attr]
+    fail_at(monkeypatch, broken.core.loop.link, call, at)  # type: ignore[union-attr]
     found = decode_and_warn(broken, PROMPTS, PARAMS)
     assert tokens_of(found) == expected
     assert any(c.degraded for c in found)
-    assert broken._pages.available == broken._pages.capacity
+    assert broken.core.scheduler.pages.available == broken.core.scheduler.pages.capacity
 
 
 def test_a_draft_that_fails_twice_in_a_round_loses_no_token(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """It fails in its thread, and again when it is told of the outcome."""
     broken = engine("ssd", max_batch=3, draft_device="cpu")
-    fail_at(monkeypatch, broken._loop.exchange, "send_outcome", 4)  # type: ignore[union-attr]
+    fail_at(monkeypatch, broken.core.loop.link, "send_outcome", 4)  # type: ignore[union-attr]
     break_draft(broken, monkeypatch, "branch", 16)
     assert tokens_of(decode_and_warn(broken, PROMPTS, PARAMS)) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
 
@@ -245,19 +250,19 @@ def test_an_error_of_the_target_is_raised_to_the_caller(engine: MakeEngine, monk
         raise RuntimeError("no target")
 
     with monkeypatch.context() as patch:
-        patch.setattr(broken._loop.verifier, "verify", fail)
+        patch.setattr(broken.core.loop.verifier, "verify", fail)
         with pytest.raises(RuntimeError, match="no target"):
             broken.decode(PROMPTS, PARAMS)
-    assert broken._pages.available == broken._pages.capacity
+    assert broken.core.scheduler.pages.available == broken.core.scheduler.pages.capacity
     found = broken.decode(PROMPTS, PARAMS)
     assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
     assert not any(c.degraded for c in found)
 
 
 def test_a_failed_drafts_thread_ends(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    for phase in ("prefill", "branch"):
+    for phase in ("store", "branch"):
         broken = engine("ssd", max_batch=3)
-        worker = broken._executor._worker
+        worker = broken.core.executor._worker
         broken.decode([1], SamplingParams(max_new_tokens=4))
         break_draft(broken, monkeypatch, phase, 2)
         decode_and_warn(broken, PROMPTS, PARAMS)
@@ -310,7 +315,7 @@ def test_an_engine_decodes_without_a_draft_that_cannot_be_allocated(
     def refuse(*arguments: Any) -> Any:
         raise RuntimeError("DefaultCPUAllocator: not enough memory")
 
-    monkeypatch.setattr("ssd.decoding.state.DraftState.allocate", refuse)
+    monkeypatch.setattr("ssd.decoding.state.Branches.allocate", refuse)
     with pytest.warns(RuntimeWarning, match="not enough memory"):
         without = engine("ssd")
     found = without.decode(PROMPTS, PARAMS)
@@ -327,7 +332,7 @@ def test_an_engine_decodes_without_a_draft_whose_distributions_cannot_be_allocat
     def refuse(*arguments: Any) -> Any:
         raise RuntimeError("out of luck: not enough memory")
 
-    monkeypatch.setattr(without._loop.speculator.speculation, "hold_distributions", refuse)  # type: ignore[union-attr]
+    monkeypatch.setattr(without.core.loop.drafter.tables.speculation, "hold_distributions", refuse)  # type: ignore[union-attr]
     assert not without.decode(PROMPTS[0], PARAMS[0]).degraded
     params = SamplingParams(temperature=1.0, max_new_tokens=20, ignore_eos=True, seed=1)
     found = decode_and_warn(without, PROMPTS, params)

@@ -20,8 +20,8 @@ import ssd
 import tiny
 from engine.cases import PADDED, VOCABULARY, MakeEngine, Models, accepted_in_all, random_prompt, random_prompts, tokens_of
 from ssd import Completion, Engine, SamplingParams
-from ssd.engine import Stream
 from ssd.errors import SsdError
+from ssd.requests import Stream
 
 MODES = ("ar", "sd", "ssd")
 PROMPTS = random_prompts((4, 9, 1, 20, 7, 2))
@@ -424,12 +424,12 @@ def test_an_abandoned_stream_frees_its_slot_and_pages(engine: MakeEngine, mode: 
     expected = one.decode(PROMPTS[1], params).token_ids
     stream = one.stream(PROMPTS[0], params)
     next(iter(stream))
-    with pytest.raises(SsdError):
-        one.decode(PROMPTS[1], params)
+    assert one.core.scheduler.batch == 1
     abandon(stream)
     del stream
+    assert one.core.scheduler.batch == 0
     assert one.decode(PROMPTS[1], params).token_ids == expected
-    assert one._pages.available == one._pages.capacity
+    assert one.core.scheduler.pages.available == one.core.scheduler.pages.capacity
 
 
 def test_a_stream_that_is_never_read_takes_nothing(engine: MakeEngine) -> None:
@@ -448,15 +448,18 @@ def test_a_stream_whose_engine_is_closed_says_so(engine: MakeEngine) -> None:
         list(stream)
 
 
-@pytest.mark.parametrize("part,method", [("verifier", "prefill"), ("verifier", "verify"), ("speculator", "look_up")])
-@pytest.mark.parametrize("mode", ["sd", "ssd"])
+@pytest.mark.parametrize(
+    "mode,part,method",
+    [(mode, "verifier", method) for mode in ("sd", "ssd") for method in ("enter", "verify")]
+    + [("sd", "drafter", "draft"), ("ssd", "cache", "look_up")],
+)
 def test_an_interrupt_leaves_the_engine_as_it_was(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, part: str, method: str
 ) -> None:
     """Wherever it strikes, the draft's thread perhaps under way: pages and slots come back, and nothing stale is met later."""
     one, params, calls = engine(mode, max_batch=3), SamplingParams(max_new_tokens=20), [0]
     expected = tokens_of(one.decode(PROMPTS, params))
-    work = getattr(getattr(one._loop, part), method)
+    work = getattr(getattr(one.core.loop, part), method)
 
     def interrupted(*arguments: Any) -> Any:
         calls[0] += 1
@@ -465,10 +468,10 @@ def test_an_interrupt_leaves_the_engine_as_it_was(
         return work(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(getattr(one._loop, part), method, interrupted)
+        patch.setattr(getattr(one.core.loop, part), method, interrupted)
         with pytest.raises(KeyboardInterrupt):
             one.decode(PROMPTS, params)
-    assert one._pages.available == one._pages.capacity
+    assert one.core.scheduler.pages.available == one.core.scheduler.pages.capacity
     found = one.decode(PROMPTS, params)
     assert tokens_of(found) == expected
     assert not any(completion.degraded for completion in found)
@@ -507,3 +510,14 @@ def test_a_long_prompt_fills_its_context(engine: MakeEngine) -> None:
     prompts = [random_prompt(length), *PROMPTS[:3]]
     params = SamplingParams(max_new_tokens=20, ignore_eos=True)
     assert tokens_of(engine("ssd", lookahead=6).decode(prompts, params)) == tokens_of(engine("ar").decode(prompts, params))
+
+
+@pytest.mark.parametrize("mode", ["ar", "sd", "ssd"])
+def test_a_paced_engine_says_so_and_waits_for_each_pass(engine: MakeEngine, mode: str) -> None:
+    """The tokens are those of an engine without a pace."""
+    params = SamplingParams(max_new_tokens=6, ignore_eos=True)
+    paced = engine(mode, pace=(3.0, 1.0))
+    found = paced.decode(PROMPTS[0], params)
+    assert (paced.footprint.rounds, engine(mode).footprint.rounds) == ("paced", "eager")
+    assert found.stats.t_verify_ms is not None and found.stats.t_verify_ms >= 3.0
+    assert found.token_ids == engine("ar").decode(PROMPTS[0], params).token_ids

@@ -31,7 +31,7 @@ from ops.cases import sampling
 from ops.mutants import compiler, load_mutants
 from ops.statistics import chi_square_p
 from ssd import Completion, SamplingParams, ops
-from ssd.decoding.fallback import Fallback
+from ssd.decoding.fallback import FallbackPolicy
 
 V = 6
 FIRST = 3  # the number of tokens whose joint law is checked
@@ -126,7 +126,7 @@ def decode(
 ) -> list[Completion]:
     """The fallback "auto" depends on the machine's speed, so here it chooses at random in every round."""
     coin = random.Random(0)
-    monkeypatch.setattr(Fallback, "switch", lambda fallback, limit: coin.choice((0, limit)))
+    monkeypatch.setattr(FallbackPolicy, "switch", lambda fallback, limit: coin.choice((0, limit)))
     draft = how.draft and (how.draft if how.draft == "ngram" else str(language / how.draft))
     built = engine(
         how.mode, draft, target=language / "target", lookahead=LOOKAHEAD, budget=BUDGET, max_batch=250,

@@ -21,9 +21,10 @@ import torch
 
 from engine.cases import Models, hits_and_look_ups, random_prompt, tokens_of
 from ssd import Completion, Engine, SamplingParams
+from ssd.decoding.drafters.model import ModelDrafter
 from ssd.decoding.speculative import Speculative
-from ssd.decoding.speculator import Speculator
 from ssd.decoding.ssd import SpeculativeSpeculative
+from ssd.native import PageAllocator
 
 REQUESTS, WARM_UP = 300, 100
 PATTERN = 0x7FC0BEEF  # a NaN that can be recognised
@@ -66,23 +67,24 @@ class Canary:
     waits: int = 0  # rounds during which a request waited although a slot was free
 
     def __post_init__(self) -> None:
-        loop = self.engine._loop
-        assert isinstance(loop, Speculative | SpeculativeSpeculative) and isinstance(loop.speculator, Speculator)
-        self.caches = {"target": loop.verifier.cache, "draft": loop.speculator.cache}
-        loop.admit = self.around(loop.admit)  # type: ignore[method-assign]
+        loop = self.engine.core.loop
+        assert isinstance(loop, Speculative | SpeculativeSpeculative) and isinstance(loop.drafter, ModelDrafter)
+        self.caches = {"target": loop.verifier.kv_cache, "draft": loop.drafter.kv_cache}
+        loop.store = self.around(loop.store)  # type: ignore[method-assign]
+        loop.enter = self.around(loop.enter)  # type: ignore[method-assign]
         loop.round = self.around(loop.round)  # type: ignore[method-assign]
 
     def around(self, work: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*arguments: Any) -> Any:
-            scheduler = self.engine._scheduler
-            owned = {int(page) for request in scheduler.running.values() for page in request.pages}  # type: ignore[union-attr]
-            free = torch.tensor(sorted(set(range(1, self.engine._pages.capacity + 1)) - owned))
-            self.waits += bool(scheduler._waiting and scheduler._free_slots)
+            scheduler = self.engine.core.scheduler
+            owned = {int(page) for request in scheduler.admitted.values() for page in request.pages}  # type: ignore[union-attr]
+            free = torch.tensor(sorted(set(range(1, self.caches["target"].kv.shape[2])) - owned))
+            self.waits += bool(scheduler.waiting and scheduler._free_slots)
             views = {name: cache.kv.view(torch.int32) for name, cache in self.caches.items()}
             for view in views.values():
                 view[:, :, free] = PATTERN
             result = work(*arguments)
-            self.engine._executor.settle()
+            self.engine.core.executor.settle()
             self.checks += 1
             for name, view in views.items():
                 spoilt = (view[:, :, free] != PATTERN).flatten(3).any(3).flatten(0, 1).any(0)
@@ -97,7 +99,6 @@ class Canary:
 class Run:
     completions: list[Completion]
     canary: Canary
-    held_pages: int
     resident: tuple[int, int]  # after WARM_UP requests and at the end
 
 
@@ -105,18 +106,19 @@ class Run:
 def run(models: Models) -> Run:
     prompts, params = random_requests()
     with Engine(models.target, models.draft, "ssd", max_batch=8, **OPTIONS) as engine:
-        held = engine._pages.allocate(engine._pages.capacity // 2)
+        scheduler = engine.core.scheduler
+        scheduler.pages = PageAllocator(1 + scheduler.pages.capacity // 2)  # so few that requests wait for them
         canary = Canary(engine)
         completions = engine.decode(prompts[:WARM_UP], params[:WARM_UP])
         warm = resident_bytes() if STATM.exists() else 0
         completions += engine.decode(prompts[WARM_UP:], params[WARM_UP:])
         cold = resident_bytes() if STATM.exists() else 0
-        return Run(completions, canary, len(held), (warm, cold))
+        return Run(completions, canary, (warm, cold))
 
 
 def test_no_page_is_leaked(run: Run) -> None:
-    pages = run.canary.engine._pages
-    assert pages.available == pages.capacity - run.held_pages
+    pages = run.canary.engine.core.scheduler.pages
+    assert pages.available == pages.capacity
 
 
 def test_no_free_page_is_written(run: Run) -> None:
@@ -162,7 +164,7 @@ def test_a_tree_writes_and_reads_no_page_of_another_sequence(models: Models) -> 
     with Engine(models.target, models.draft, "sd", max_batch=8, **tree, **OPTIONS) as engine:
         canary = Canary(engine)
         found = engine.decode(prompts, params)
-        assert engine._pages.available == engine._pages.capacity
+        assert engine.core.scheduler.pages.available == engine.core.scheduler.pages.capacity
     assert canary.overwritten == []
     with Engine(models.target, models.draft, "sd", max_batch=1, **tree, **OPTIONS) as alone:
         assert tokens_of(found) == tokens_of(alone.decode(prompts, params))
@@ -171,14 +173,14 @@ def test_a_tree_writes_and_reads_no_page_of_another_sequence(models: Models) -> 
 @pytest.mark.parametrize("owner", ["target", "draft"])
 def test_the_canary_detects_a_write_to_a_free_page(models: Models, owner: str) -> None:
     with Engine(models.target, models.draft, "ssd", max_batch=2, **OPTIONS) as engine:
-        cache = engine._assembly.cache if owner == "target" else engine._loop.speculator.cache  # type: ignore[union-attr]
-        round = engine._loop.round
+        cache = engine._assembly.cache if owner == "target" else engine.core.loop.drafter.kv_cache  # type: ignore[union-attr]
+        round = engine.core.loop.round
 
         def stray(n: int) -> Any:
-            cache.kv[1, 0, engine._pages.capacity, 3] = 0.0
+            cache.kv[1, 0, engine.core.scheduler.pages.capacity, 3] = 0.0
             return round(n)
 
-        engine._loop.round = stray  # type: ignore[method-assign]
+        engine.core.loop.round = stray  # type: ignore[method-assign]
         canary = Canary(engine)
         engine.decode([5, 6], SamplingParams(max_new_tokens=10))
     assert {seen.split(",")[0] for seen in canary.overwritten} == {owner}

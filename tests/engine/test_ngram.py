@@ -22,7 +22,7 @@ from engine.cases import (
     was_cut_in_a_round,
 )
 from ssd import Engine, SamplingParams
-from ssd.decoding.fallback import Fallback
+from ssd.decoding.fallback import FallbackPolicy
 
 # Some prompts repeat themselves, and greedy decoding soon does; some have no match. There are more prompts than slots.
 PROMPTS = [
@@ -156,8 +156,9 @@ def test_every_miss_gets_the_requested_fallback(engine: MakeEngine, tmp_path: Pa
 
 def test_an_n_gram_costs_no_forward_pass_of_the_draft(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     one, phases = engine("ssd", fallback="ngram"), []
-    speculator = one._loop.speculator  # type: ignore[union-attr]
-    look_up, forward = speculator.look_up, speculator.model.forward
+    cache = one.core.loop.cache  # type: ignore[union-attr]
+    model = cache.drafter.model
+    look_up, forward = cache.look_up, model.forward
 
     def looking_up(*arguments: Any) -> None:
         phases.append("look up")
@@ -168,8 +169,8 @@ def test_an_n_gram_costs_no_forward_pass_of_the_draft(engine: MakeEngine, monkey
         phases.append("pass")
         return forward(*arguments)
 
-    monkeypatch.setattr(speculator, "look_up", looking_up)
-    monkeypatch.setattr(speculator.model, "forward", passing)
+    monkeypatch.setattr(cache, "look_up", looking_up)
+    monkeypatch.setattr(model, "forward", passing)
     one.decode(PROMPTS, GREEDY)
     within = [phases[i + 1] for i, phase in enumerate(phases) if phase == "look up"]
     assert within == ["looked up"] * len(within)
@@ -186,7 +187,7 @@ def test_the_cache_is_hit_after_n_grams_too(engine: MakeEngine) -> None:
 
 def auto_drafts_its_first_misses(engine: Engine, path: Path) -> None:
     names = fallbacks(engine, PROMPTS, GREEDY, path)
-    assert names[: Fallback.ENOUGH] == ["fallback"] * Fallback.ENOUGH
+    assert names[: FallbackPolicy.ENOUGH] == ["fallback"] * FallbackPolicy.ENOUGH
 
 
 def test_auto_drafts_its_misses_until_it_has_measured(engine: MakeEngine, tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_auto_drafts_its_misses_until_it_has_measured(engine: MakeEngine, tmp_pa
 def test_the_check_detects_an_auto_that_takes_n_grams_at_once(
     engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Fallback, "choose", lambda fallback, n: "ngram")
+    monkeypatch.setattr(FallbackPolicy, "choose", lambda fallback, n: "ngram")
     with pytest.raises(AssertionError):
         auto_drafts_its_first_misses(engine("ssd", fallback="auto", max_batch=2), tmp_path / "trace.json")
 
@@ -207,7 +208,7 @@ def test_auto_takes_the_fallback_that_was_measured_as_cheaper(
 ) -> None:
     """A round takes a second; drafting for a miss takes almost no time, or a thousand seconds."""
     one = engine("ssd", fallback="auto")
-    chosen = one._loop.speculator.drafting.fallback  # type: ignore[union-attr]
+    chosen = one.core.loop.cache.fallback  # type: ignore[union-attr]
     chosen.t_round, chosen.t_neural = [1.0] * 8, [t_neural] * 8
     monkeypatch.setattr(chosen, "times", lambda *spans: None)
     for hit, neural in ((True, True), (False, True), (False, False)):
@@ -219,7 +220,7 @@ def test_auto_takes_the_fallback_that_was_measured_as_cheaper(
 def test_every_outcome_is_counted_by_the_origin_of_its_speculation(engine: MakeEngine) -> None:
     """ "auto" compares the decode's own figures: rounds and tokens, by hit, drafted miss and n-gram."""
     one = engine("ssd", fallback="auto", max_batch=3)
-    chosen, turn = one._loop.speculator.drafting.fallback, [0]  # type: ignore[union-attr]
+    chosen, turn = one.core.loop.cache.fallback, [0]  # type: ignore[union-attr]
 
     def alternate(n: int) -> str:
         turn[0] += 1

@@ -19,9 +19,10 @@ import tiny
 from engine.cases import MakeEngine, accepted_in_all, hits_and_look_ups, random_prompts, tokens_of
 from ops.cases import generator
 from ssd import Completion, Engine, SamplingParams
+from ssd.decoding.cache import SpeculationCache
 from ssd.decoding.fanout import Measured, tables
-from ssd.decoding.speculator import Speculator
-from ssd.options import SpeculationConfig
+from ssd.decoding.ssd import SpeculativeSpeculative
+from ssd.options import SpeculationOptions
 
 LOOKAHEAD, BUDGET = 3, 7
 PROMPTS = random_prompts((5, 17, 1, 30, 9, 2, 12))  # more prompts than slots
@@ -42,10 +43,9 @@ class LookUp:
     hit: bool
 
 
-def speculator_of(engine: Engine) -> Speculator:
-    speculator = engine._loop.speculator  # type: ignore[union-attr]
-    assert isinstance(speculator, Speculator)
-    return speculator
+def cache_of(engine: Engine) -> SpeculationCache:
+    assert isinstance(engine.core.loop, SpeculativeSpeculative)
+    return engine.core.loop.cache
 
 
 def decode(
@@ -53,21 +53,21 @@ def decode(
 ) -> tuple[list[Completion], list[list[LookUp]], list[LookUp]]:
     """Returns (completions, each sequence's look-ups, all look-ups in order). The prompts must differ in length."""
     found: dict[int, list[LookUp]] = {len(prompt): [] for prompt in prompts}
-    in_order, run_round = [], engine._loop.round
+    in_order, run_round = [], engine.core.loop.round
 
     def watched(n: int) -> Any:
-        running = dict(engine._scheduler.running)
+        running = dict(engine.core.scheduler.running)
         result = run_round(n)
         for slot, request in sorted(running.items()):
-            after_hit, spec_len, k, rank = result.seen.tolist()[slot]
-            if k >= 0:
+            seen = result.outcomes[slot]
+            if seen is not None:
                 found[len(request.prompt)].append(
-                    LookUp(bool(after_hit), spec_len, k, rank, result.verification.slots[slot].hit)
+                    LookUp(seen.after_hit, seen.spec_len, seen.k, seen.rank, result.verification.slots[slot].hit)
                 )
                 in_order.append(found[len(request.prompt)][-1])
         return result
 
-    engine._loop.round = watched  # type: ignore[method-assign]
+    engine.core.loop.round = watched  # type: ignore[method-assign]
     completions = engine.decode(prompts, params)
     assert not any(completion.degraded for completion in completions)
     return completions, list(found.values()), in_order
@@ -118,8 +118,7 @@ def test_guesses_follow_the_tables_row(engine: MakeEngine, seed: int) -> None:
     """The row of the speculation in flight, chosen by hit or miss and by length. N-grams have any length."""
     one = engine("ssd", lookahead=LOOKAHEAD, budget=BUDGET, fan_out="uniform", fallback="ngram")
     table = random_table(seed)
-    assert speculator_of(one).drafting.fan_out is not None
-    speculator_of(one).drafting.fan_out = table
+    cache_of(one).fan_out_table = table
     _, found, _ = decode(one, PARAMS["sampled"])
     assert found == [replay(sequence, table) for sequence in found]
     rows = {(seen.after_hit, seen.spec_len) for sequence in found for seen in sequence}
@@ -155,7 +154,7 @@ def test_a_token_that_the_draft_cannot_propose_ranks_after_every_guess(engine: M
     """Every fourth token is missing from this draft's vocabulary."""
     one = engine("ssd", "trimmed", fallback="neural")
     completions, found, _ = decode(one, PARAMS["greedy"])
-    size = speculator_of(one).model.vocab_size
+    size = cache_of(one).drafter.model.vocab_size
     for completion, sequence in zip(completions, found, strict=True):
         at = 0  # the position of the last committed token
         for seen in sequence:
@@ -189,10 +188,10 @@ def test_a_measured_fan_out_follows_the_outcomes_seen(engine: MakeEngine) -> Non
     expected = measured.tables()
     for outcome in seen:
         measured.observe(outcome.after_hit, outcome.spec_len, outcome.k, outcome.rank)
-        if measured.observations % Speculator.REFRESH == 0:
+        if measured.observations % SpeculationCache.REFRESH == 0:
             expected = measured.tables()
-    table = speculator_of(one).drafting.fan_out
-    assert table is not None and table.equal(expected)
+    table = cache_of(one).fan_out_table
+    assert table.equal(expected)
     assert not table.equal(tables("measured", 4, 8))
 
 
@@ -200,8 +199,8 @@ def test_a_measured_fan_out_follows_the_outcomes_seen(engine: MakeEngine) -> Non
 def test_a_fixed_fan_out_does_not_change(engine: MakeEngine, fan_out: Any) -> None:
     one = engine("ssd", fan_out=fan_out)
     decode(one, PARAMS["sampled"])
-    table = speculator_of(one).drafting.fan_out
-    assert table is not None and table.equal(tables(fan_out, 4, 8))
+    table = cache_of(one).fan_out_table
+    assert table.equal(tables(fan_out, 4, 8))
 
 
 # Saguaro sampling ---------------------------------------------------------------------------------------------------------------
@@ -233,5 +232,5 @@ def test_f_is_the_number_of_tokens_that_are_drawn_less_often(engine: MakeEngine,
 
 @pytest.mark.parametrize("lookahead,budget,f", [(4, 8, 2), (4, 16, 4), (1, 1, 1), (3, 64, 17)])
 def test_the_default_f_is_one_more_than_a_counts_share_of_the_budget(lookahead: int, budget: int, f: int) -> None:
-    assert SpeculationConfig(lookahead=lookahead, budget=budget).top_f == f
-    assert SpeculationConfig(lookahead=lookahead, budget=budget, saguaro_f=5).top_f == 5
+    assert SpeculationOptions(lookahead=lookahead, budget=budget).top_f == f
+    assert SpeculationOptions(lookahead=lookahead, budget=budget, saguaro_f=5).top_f == 5

@@ -28,7 +28,7 @@ def before(monkeypatch: pytest.MonkeyPatch, owner: object, method: str, act: Cal
 
 
 def parts(engine: Engine) -> SpeculativeSpeculative:
-    loop = engine._loop
+    loop = engine.core.loop
     assert isinstance(loop, SpeculativeSpeculative)
     return loop
 
@@ -40,7 +40,7 @@ def test_verification_and_branching_run_at_the_same_time(
     """Each waits until the other has started. If they ran one after the other, the first would time out."""
     ssd = engine("ssd", threads=threads, draft_threads=draft_threads)
     meeting = threading.Barrier(2)
-    for owner, method in ((parts(ssd).verifier, "verify"), (parts(ssd).speculator, "branch")):
+    for owner, method in ((parts(ssd).verifier, "verify"), (parts(ssd).cache, "branch")):
         before(monkeypatch, owner, method, lambda: meeting.wait(timeout=30))
     completion = ssd.decode(PROMPT, PARAMS)
     assert not completion.degraded
@@ -49,7 +49,7 @@ def test_verification_and_branching_run_at_the_same_time(
 
 def test_branches_are_drafted_on_one_thread_other_than_the_callers(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     ssd, threads = engine("ssd"), set()
-    before(monkeypatch, parts(ssd).speculator, "branch", lambda: threads.add(threading.get_ident()))
+    before(monkeypatch, parts(ssd).cache, "branch", lambda: threads.add(threading.get_ident()))
     ssd.decode(PROMPT, PARAMS)
     assert len(threads) == 1
     assert threading.get_ident() not in threads
@@ -58,8 +58,8 @@ def test_branches_are_drafted_on_one_thread_other_than_the_callers(engine: MakeE
 def test_the_draft_is_idle_between_rounds(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look-up reads the branches' results, whichever of verification and draft ends first."""
     ssd, running = engine("ssd"), threading.Event()
-    speculator, found = parts(ssd).speculator, []
-    branch, verified = speculator.branch, threading.Event()
+    cache, found = parts(ssd).cache, []
+    branch, verified = cache.branch, threading.Event()
 
     def outlast_the_verification(n: int) -> Any:
         running.set()
@@ -76,9 +76,9 @@ def test_the_draft_is_idle_between_rounds(engine: MakeEngine, monkeypatch: pytes
         verified.set()
         return result
 
-    monkeypatch.setattr(speculator, "branch", outlast_the_verification)
+    monkeypatch.setattr(cache, "branch", outlast_the_verification)
     monkeypatch.setattr(parts(ssd).verifier, "verify", verify_first)
-    before(monkeypatch, speculator, "look_up", lambda: found.append(running.is_set()))
+    before(monkeypatch, cache, "look_up", lambda: found.append(running.is_set()))
     completion = ssd.decode(PROMPT, PARAMS)
     assert len(found) > 3 and not any(found)
     assert tokens_of([completion]) == tokens_of([engine("ar").decode(PROMPT, PARAMS)])
@@ -87,7 +87,7 @@ def test_the_draft_is_idle_between_rounds(engine: MakeEngine, monkeypatch: pytes
 def test_a_draft_that_ends_first_does_not_change_the_verification(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tables that it writes are not read by the verification in flight."""
     ssd, drafted = engine("ssd", fallback="neural"), threading.Event()
-    speculator, branch = parts(ssd).speculator, parts(ssd).speculator.branch
+    cache, branch = parts(ssd).cache, parts(ssd).cache.branch
 
     def tell(n: int) -> Any:
         span = branch(n)
@@ -98,7 +98,7 @@ def test_a_draft_that_ends_first_does_not_change_the_verification(engine: MakeEn
         assert drafted.wait(timeout=30)
         drafted.clear()
 
-    monkeypatch.setattr(speculator, "branch", tell)
+    monkeypatch.setattr(cache, "branch", tell)
     before(monkeypatch, parts(ssd).verifier, "verify", wait)
     sampled = SamplingParams(temperature=1.0, max_new_tokens=24, seed=5)
     found = [ssd.decode(PROMPT, PARAMS), ssd.decode(PROMPT, sampled)]
@@ -110,7 +110,7 @@ def test_a_draft_that_ends_first_does_not_change_the_verification(engine: MakeEn
 def test_each_role_has_its_own_number_of_threads(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     ssd, seen = engine("ssd", threads=2, draft_threads=3), {"target": set(), "draft": set()}
     before(monkeypatch, parts(ssd).verifier, "verify", lambda: seen["target"].add(torch.get_num_threads()))
-    before(monkeypatch, parts(ssd).speculator, "branch", lambda: seen["draft"].add(torch.get_num_threads()))
+    before(monkeypatch, parts(ssd).cache, "branch", lambda: seen["draft"].add(torch.get_num_threads()))
     ssd.decode(PROMPT, SamplingParams(max_new_tokens=4))
     assert seen == {"target": {2}, "draft": {3}}
 

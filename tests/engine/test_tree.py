@@ -22,7 +22,7 @@ from engine.cases import (
     tokens_of,
     was_cut_in_a_round,
 )
-from ssd import Completion, SamplingParams
+from ssd import Completion, SamplingParams, ops
 from ssd.decoding.tree import Tree
 
 # Lengths: one token; around one page (16) and two; around a prefill chunk (256). There are more prompts than slots.
@@ -112,6 +112,28 @@ def test_a_tree_with_one_child_per_node_equals_a_chain(
     assert [c.stats.accepted_at for c in tree] == [c.stats.accepted_at for c in chain]
 
 
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("draft,dtype", [("draft", "float32"), ("trimmed", "bfloat16")])
+def test_a_chain_s_short_cuts_change_no_token_and_no_round(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, params: list[SamplingParams], draft: str, dtype: str
+) -> None:
+    """lookahead=4 and tree=(1, 1, 1, 1) are one shape; without its short cuts it has a suffix, parents and moves like any tree."""
+    options = {"dtype": dtype, "max_batch": 3}
+
+    def figures(**shape: Any) -> list[Any]:
+        found = engine("sd", draft, **shape, **options).decode(PROMPTS, params)
+        return [(c.token_ids, c.stats.rounds, c.stats.accepted_at, c.stats.proposed_counts) for c in found]
+
+    chain = figures(lookahead=4)
+    assert figures(tree=(1, 1, 1, 1)) == chain
+    moves: list[Any] = []
+    move_kv = ops.move_kv
+    monkeypatch.setattr(ops, "move_kv", lambda *arguments: (moves.append(arguments), move_kv(*arguments)))
+    monkeypatch.setattr(Tree, "is_chain", False)
+    assert figures(tree=(1, 1, 1, 1)) == chain
+    assert moves
+
+
 def test_more_children_need_fewer_rounds(engine: MakeEngine) -> None:
     """In greedy decoding no sequence needs more rounds, and all together need fewer, because a second child may be right."""
     params = SamplingParams(max_new_tokens=60, ignore_eos=True)
@@ -143,7 +165,7 @@ def test_the_tests_detect_an_accepted_path_that_is_not_moved(
 
 def test_the_tests_detect_a_drafts_path_that_is_not_moved(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     one = engine("sd", "self:3", tree=(2, 2, 2))
-    monkeypatch.setattr(one._loop.speculator, "keep", lambda n, path: None)  # type: ignore[union-attr]
+    monkeypatch.setattr(one.core.loop.drafter, "keep", lambda n, path: None)  # type: ignore[union-attr]
     assert one.decode(PROMPTS[0], SamplingParams(max_new_tokens=41, ignore_eos=True)).stats.rounds > 10
 
 
@@ -178,7 +200,7 @@ def test_a_sequence_may_end_at_the_end_of_the_context(engine: MakeEngine, tree: 
 def test_the_lookahead_is_the_trees_depth(engine: MakeEngine) -> None:
     """Whatever the option lookahead is, in a context with room for only one more position."""
     one = engine("sd", tree=(2, 2, 1), lookahead=50, max_context=64)
-    assert one.speculation_config.lookahead == 3
+    assert one.options.speculation.lookahead == 3
     assert max(one.decode(PROMPTS[1], SamplingParams(max_new_tokens=47)).stats.proposed_counts) == 2 + 4 + 4
 
 

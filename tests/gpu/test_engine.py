@@ -52,9 +52,9 @@ def decode(
         patch.setenv("SSD_EAGER", str(int(eager)))
         draft = None if mode == "ar" else str(pair[1])
         with Engine(str(pair[0]), draft, mode, device="cuda", **{"max_batch": 3, "fan_out": "uniform"} | options) as engine:
-            assert isinstance(engine._executor, CapturedExecutor) is not eager
+            assert isinstance(engine.core.executor, CapturedExecutor) is not eager
             found = engine.decode(PROMPTS, params)
-            assert engine._pages.available == engine._pages.capacity
+            assert engine.core.scheduler.pages.available == engine.core.scheduler.pages.capacity
     assert not any(completion.degraded for completion in found)
     return found
 
@@ -100,4 +100,4 @@ def test_repeated_decodes_give_the_same_tokens_and_leak_no_memory(pair: tuple[Pa
             assert tokens_of(found) == first
             rounds += max(completion.stats.rounds for completion in found) * (len(PROMPTS) // 8 + 1)
         assert torch.cuda.memory_reserved() == before
-        assert engine._pages.available == engine._pages.capacity
+        assert engine.core.scheduler.pages.available == engine.core.scheduler.pages.capacity

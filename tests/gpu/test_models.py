@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from ops.cases import assert_same_bits
-from ssd.kv.cache import KVCache, Rows
+from ssd.kv.cache import PAGE_SIZE, KVCache, Rows
 from ssd.models.config import ModelConfig
 from ssd.models.transformer import Transformer
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-PAGE_SIZE = 16
 SHAPES: dict[str, dict[str, Any]] = {
     "SmolLM2-135M": {
         "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
@@ -69,7 +68,7 @@ def our_model(reference_model: Any) -> Transformer:
 def logits_of(model: Transformer, ids: Tensor, chunk: int) -> Tensor:
     """The logits after every token, with `chunk` rows per pass and pages in random order."""
     pages = torch.randperm(-(-len(ids) // PAGE_SIZE), generator=torch.Generator().manual_seed(1)).int().cuda()
-    cache = KVCache(model.config, len(pages), PAGE_SIZE, torch.bfloat16, torch.device("cuda"))
+    cache = KVCache(model.config, len(pages), torch.bfloat16, torch.device("cuda"))
     cache.kv.fill_(float("nan"))
     position = torch.arange(len(ids), dtype=torch.int32, device="cuda")
     slots = pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE

@@ -1,5 +1,8 @@
 """GGUF files: every supported type is read within its rounding, in Hugging Face's order; a damaged file is refused."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from ssd.models.config import ModelConfig
 from ssd.models.gguf import GGUFFile
 from ssd.models.weights import expected_tensors, load_checkpoint
 
+ROOT = Path(__file__).parents[2]
 HEADS, KV_HEADS, HIDDEN, INNER, VOCABULARY = 4, 2, 64, 96, 1500  # the embedding spans several chunks of rows
 
 Array = npt.NDArray[np.float32]
@@ -261,3 +265,26 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no file"):
         load_checkpoint(tmp_path / "absent.gguf", torch.float32)
+
+
+WITHOUT_GGUF = """
+import sys
+sys.modules["gguf"] = None  # importing it now fails
+import ssd.engine, tiny, shapes
+from pathlib import Path
+from ssd.errors import CheckpointError
+from ssd.models.weights import read_config
+try:
+    read_config(Path(sys.argv[1]))
+except CheckpointError as error:
+    print(error)
+"""
+
+
+def test_the_gguf_package_is_needed_for_gguf_files_alone(tmp_path: Path) -> None:
+    paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "profiling")]
+    command = [sys.executable, "-P", "-c", WITHOUT_GGUF, tmp_path / "model.gguf"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "model.gguf is a GGUF file, but the gguf package cannot be imported" in said
+    assert said.endswith("run `pip install gguf`.\n") and said.count("\n") == 1

@@ -18,14 +18,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import tiny
 from ssd.errors import SsdError
-from ssd.kv.cache import KVCache, Rows
+from ssd.kv.cache import PAGE_SIZE, KVCache, Rows
 from ssd.models import registry
 from ssd.models.config import ModelConfig
 from ssd.models.transformer import Transformer
 from ssd.models.weights import load_checkpoint
 
 BOUND = 1e-4
-PAGE_SIZE = 16
 CPU = torch.device("cpu")
 LENGTHS = (1, 63, 65, 200, 300)  # lengths of sequences; the original context is 64
 
@@ -43,7 +42,7 @@ def teacher_forced(model: Transformer, ids: list[int], chunk: int = 128) -> Tens
     """The logits after every token, [tokens, V], of one sequence whose pages are scattered in the cache."""
     count = -(-len(ids) // PAGE_SIZE)
     pages = 1 + torch.randperm(count, generator=torch.Generator().manual_seed(0)).int()
-    cache = KVCache(model.config, 1 + count, PAGE_SIZE, model.dtype, CPU)
+    cache = KVCache(model.config, 1 + count, model.dtype, CPU)
     positions = torch.arange(len(ids), dtype=torch.int32)
     kv_slots = pages[positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
     hidden = []

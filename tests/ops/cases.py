@@ -15,7 +15,7 @@ import reference
 from ops.backend import chosen
 
 DTYPES = chosen.dtypes
-DTYPE_NAMES = [{torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype] for dtype in DTYPES]
+DTYPE_NAMES = [{torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype] for dtype in DTYPES]
 NAN = float("nan")
 
 
@@ -37,8 +37,8 @@ def f32(values: object) -> Tensor:
 
 # Comparing --------------------------------------------------------------------------------------------------------------------
 
-_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float64: torch.int64}
-_LAST_PLACE = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}  # the relative size of one unit in the last place
+_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}
+_LAST_PLACE = {torch.bfloat16: 2.0**-7}  # the relative size of one unit in the last place
 
 
 def bits(x: Tensor) -> Tensor:

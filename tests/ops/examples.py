@@ -25,7 +25,6 @@ def forward_examples(dtype: torch.dtype) -> list[tuple[str, Arguments]]:
     examples: list[tuple[str, Arguments]] = [
         ("embed", {"ids": i32([3, 0, 2]), "table": activations(4, 6)}),
         ("rms_norm", {"x": activations(3, 6), "weight": activations(6), "eps": 1e-5}),
-        ("add_rms_norm", {"x": activations(3, 6), "residual": activations(3, 6), "weight": activations(6), "eps": 1e-5}),
         ("move_kv", {"kv": activations(2, 2, 3, 4, 1, 16), "src": i32([5, 6]), "dst": i32([1, -1])}),
     ]
     for epilogue in ops.EPILOGUES:
@@ -38,7 +37,7 @@ def forward_examples(dtype: torch.dtype) -> list[tuple[str, Arguments]]:
         }
         linear["bias"] = activations(6)
         linear["residual"] = activations(3, 6) if epilogue == "add" else None
-        examples.append(("linear", linear))
+        examples += [("linear", linear), ("linear", linear | {"float32_out": True})]
     if chosen.name == "cpu" and dtype == torch.bfloat16:
         weight, scale = torch.tensor([[3, -127, 5], [7, 0, 127]], dtype=torch.int8), torch.tensor([0.5, 0.25])
         examples.append(("pack_weight", {"weight": weight, "epilogue": "none", "scale": scale}))

@@ -59,28 +59,19 @@ def rms_norm(g: torch.Generator, dtype: torch.dtype) -> Rows:
     return Rows(lambda index: [ops.rms_norm(x[index], weight, 1e-5)])
 
 
-def add_rms_norm(g: torch.Generator, dtype: torch.dtype) -> Rows:
-    width = int(ints(1, 200, (), g))
-    x, residual = (torch.randn(MANY, width, generator=g).to(dtype) for _ in range(2))
-    weight = torch.randn(width, generator=g).to(dtype)
-
-    def run(index: Tensor) -> list[Tensor]:
-        total = residual[index]
-        return [ops.add_rms_norm(x[index], total, weight, 1e-5), total]
-
-    return Rows(run)
-
-
 def linear(g: torch.Generator, dtype: torch.dtype) -> Rows:
     n_in, n_out = inputs(int(ints(1, 260, (), g))), 2 * int(ints(1, 60, (), g))
-    epilogue = ops.EPILOGUES[int(ints(0, len(ops.EPILOGUES), (), g))]
+    epilogue, float32_out = ops.EPILOGUES[int(ints(0, len(ops.EPILOGUES), (), g))], bool(ints(0, 2, (), g))
     x = torch.randn(MANY, n_in, generator=g).to(dtype)
     weight = ops.pack_weight(torch.randn(n_out, n_in, generator=g).to(dtype), epilogue)
     bias = torch.randn(n_out, generator=g).to(dtype)
     residual = torch.randn(MANY, n_out, generator=g).to(dtype)
-    return Rows(
-        lambda index: [ops.linear(x[index], weight, n_out, epilogue, bias, residual[index] if epilogue == "add" else None)]
-    )
+
+    def run(index: Tensor) -> list[Tensor]:
+        added = residual[index] if epilogue == "add" else None
+        return [ops.linear(x[index], weight, n_out, epilogue, bias, added, float32_out)]
+
+    return Rows(run)
 
 
 def linear_int8(g: torch.Generator, dtype: torch.dtype) -> Rows:
@@ -195,7 +186,7 @@ def ngram_propose(g: torch.Generator, dtype: torch.dtype) -> Rows:
 
 
 POOLS = [
-    embed, rms_norm, add_rms_norm, linear, rope_store_kv, paged_attention, row_stats, sample, fork, verify, cache_lookup,
+    embed, rms_norm, linear, rope_store_kv, paged_attention, row_stats, sample, fork, verify, cache_lookup,
     ngram_propose, *([linear_int8] if chosen.name == "cpu" else []),
 ]  # fmt: skip
 every_op = pytest.mark.parametrize("pool", POOLS, ids=[pool.__name__ for pool in POOLS])

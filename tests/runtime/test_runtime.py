@@ -7,12 +7,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from ssd.runtime.executor import EagerExecutor, PacedExecutor
+from ssd.runtime.executor import EagerExecutor
 from ssd.runtime.memory import available_memory
+from ssd.runtime.paced import PacedModel, paced
 from ssd.runtime.trace import Span, Trace
 from ssd.runtime.worker import Worker
 
@@ -38,24 +40,33 @@ class Clock:
 # Executors --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("role,least", [("target", 0.200), ("draft", 0.024)])
-def test_a_paced_forward_waits_for_the_rest_of_its_minimum_time(
-    monkeypatch: pytest.MonkeyPatch, role: str, least: float
+def model_that_works(clock: Clock, seconds: float) -> Any:
+    """A model whose passes take this long, with or without logits."""
+    passing = SimpleNamespace(config=None, dtype=None, device=None, vocab_size=0)
+    passing.forward = passing.next_logits = lambda *arguments: clock.work(seconds)
+    passing.logits = lambda hidden: hidden
+    return passing
+
+
+@pytest.mark.parametrize("least", [0.200, 0.024])
+@pytest.mark.parametrize("method", ["forward", "next_logits"])
+def test_a_paced_pass_waits_for_the_rest_of_its_minimum_time(
+    monkeypatch: pytest.MonkeyPatch, method: str, least: float
 ) -> None:
-    clock = Clock(monkeypatch, "ssd.runtime.executor")
-    assert PacedExecutor(Trace(), 1, (200, 24)).forward(role, lambda: clock.work(0.010)) == "done"
+    clock = Clock(monkeypatch, "ssd.runtime.paced")
+    assert getattr(PacedModel(model_that_works(clock, 0.010), 1e3 * least), method)(None, None) == "done"
     assert clock.slept == [pytest.approx(least - 0.010)]
 
 
-def test_a_forward_slower_than_its_pace_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch, "ssd.runtime.executor")
-    PacedExecutor(Trace(), 1, (200, 24)).forward("draft", lambda: clock.work(0.030))
+def test_a_pass_slower_than_its_pace_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, "ssd.runtime.paced")
+    PacedModel(model_that_works(clock, 0.030), 24).next_logits(None, None)
     assert clock.slept == []
 
 
-def test_an_eager_forward_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch, "ssd.runtime.executor")
-    assert EagerExecutor(Trace()).forward("target", lambda: clock.work(0.010)) == "done"
+def test_a_model_without_a_pace_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, "ssd.runtime.paced")
+    assert paced(model_that_works(clock, 0.010), None).forward(None, None) == "done"
     assert (clock.slept, clock.now) == ([], pytest.approx(100.010))
 
 

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
-from ssd.decoding.state import SequenceState
+from ssd.errors import SsdError
 from ssd.native import PageAllocator
 from ssd.options import SamplingParams
-from ssd.runtime.executor import EagerExecutor
-from ssd.runtime.trace import Trace
-from ssd.serving.scheduler import Request, Scheduler
+from ssd.requests import Request
+from ssd.serving.scheduler import Scheduler
 
-PAGE_SIZE, SLACK = 4, 3
+SLACK = 12
 
 
 class Desk:
-    """A scheduler with its tables and pages."""
+    """A scheduler and its pages."""
 
     def __init__(self, slots: int = 3, pages: int = 20) -> None:
-        self.state = SequenceState.allocate(slots, 64, 16, (0,), torch.device("cpu"))
         self.pages = PageAllocator(1 + pages)
-        self.scheduler = Scheduler(self.state, self.pages, PAGE_SIZE, SLACK, EagerExecutor(Trace()))
+        self.scheduler = Scheduler(slots, self.pages, SLACK)
 
     def add(self, *lengths: int) -> list[Request]:
         """Add requests of these total lengths; three tokens of each are its prompt."""
@@ -32,7 +29,10 @@ class Desk:
         return requests
 
     def admit_all(self) -> list[Request]:
-        return list(iter(self.scheduler.admit, None))
+        admitted = list(iter(self.scheduler.admit, None))
+        for request in admitted:
+            self.scheduler.start(request)
+        return admitted
 
 
 def test_requests_are_admitted_in_order_to_the_lowest_slots() -> None:
@@ -66,7 +66,7 @@ def test_the_batch_extends_to_the_highest_slot_in_use() -> None:
     assert not desk.scheduler.busy
 
 
-@pytest.mark.parametrize("length,pages", [(5, 2), (6, 3), (9, 3), (10, 4)])
+@pytest.mark.parametrize("length,pages", [(20, 2), (21, 3), (36, 3), (37, 4)])
 def test_a_request_owns_pages_for_its_length_and_one_round_more(length: int, pages: int) -> None:
     desk = Desk()
     (request,) = desk.add(length)
@@ -77,7 +77,7 @@ def test_a_request_owns_pages_for_its_length_and_one_round_more(length: int, pag
 
 def test_no_page_is_owned_twice() -> None:
     desk = Desk()
-    requests = desk.add(8, 16, 24)
+    requests = desk.add(32, 64, 96)
     desk.admit_all()
     owned = np.concatenate([request.pages for request in requests])  # type: ignore[misc]
     assert len(set(owned.tolist())) == len(owned)
@@ -86,7 +86,7 @@ def test_no_page_is_owned_twice() -> None:
 
 def test_a_request_waits_until_all_its_pages_are_free() -> None:
     desk = Desk(pages=8)
-    small, large, other = desk.add(9, 21, 9)
+    small, large, other = desk.add(36, 84, 36)
     assert desk.admit_all() == [small]  # no later request overtakes the one that waits
     assert desk.pages.available == 5
     desk.scheduler.release(small)
@@ -97,7 +97,7 @@ def test_a_request_waits_until_all_its_pages_are_free() -> None:
 
 def test_releasing_gives_every_page_back_once() -> None:
     desk = Desk()
-    requests = desk.add(8, 16, 24, 8)
+    requests = desk.add(32, 64, 96, 32)
     desk.admit_all()
     for request in requests:
         desk.scheduler.release(request)
@@ -116,22 +116,28 @@ def test_a_waiting_request_is_dropped_when_it_is_released() -> None:
     assert not desk.scheduler.busy
 
 
-def test_admission_fills_the_slots_row() -> None:
+def test_rounds_do_not_cover_a_request_whose_prompt_is_still_being_stored() -> None:
     desk = Desk()
-    desk.add(8)
-    (request,) = desk.admit_all()
-    row = desk.state.only(0)
-    assert row.tokens[0, :3].tolist() == [7, 8, 9]
-    assert (int(row.length), int(row.last_token), int(row.max_length), int(row.done)) == (2, 9, 8, 0)
-    assert (float(row.temperature), int(row.seed)) == (0.5, 11)
-    assert request.pages is not None
-    assert row.page_table[0, : len(request.pages)].tolist() == request.pages.tolist()
+    first, second = desk.add(8, 8)
+    desk.scheduler.start(desk.scheduler.admit() or first)
+    assert desk.scheduler.admit() is second
+    assert desk.scheduler.batch == 1
+    assert set(desk.scheduler.admitted) == {0, 1}
 
 
-def test_a_released_slot_is_done_and_has_an_empty_page_table() -> None:
+def test_a_page_that_is_held_twice_or_lost_is_detected() -> None:
     desk = Desk()
-    (request,) = desk.add(8)
+    first, second = desk.add(8, 8)
     desk.admit_all()
-    desk.scheduler.release(request)
-    assert int(desk.state.done[0]) == 1
-    assert not desk.state.page_table[0].any()
+    desk.scheduler.check_integrity()
+    second.pages = first.pages
+    with pytest.raises(RuntimeError, match="twice"):
+        desk.scheduler.check_integrity()
+
+
+def test_a_request_that_all_pages_cannot_hold_is_refused() -> None:
+    desk = Desk(pages=4)
+    fits, too_long = desk.add(52, 53)
+    desk.scheduler.check(fits)
+    with pytest.raises(SsdError, match="5 pages.*holds 4"):
+        desk.scheduler.check(too_long)

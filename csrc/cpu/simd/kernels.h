@@ -32,10 +32,10 @@ struct LinearTile {
   const T* bias;    // [16], or null
   const T* gate_bias;          // [16], or null
   const T* residual;           // [rows, 16], rows y_stride apart, or null
-  void* y;                     // [rows, 16], rows y_stride apart: T, or float for logits
+  void* y;                     // [rows, 16], rows y_stride apart: T, or float with float32_out
   int64_t rows, in, y_stride;  // in is even
   int outputs;                 // of the block's sixteen, those that exist
-  bool float_y;
+  bool float32_out;
 };
 
 constexpr int kMaxGroup = 32;          // query heads that share a K/V head
@@ -77,9 +77,9 @@ struct Kernels {
   void (*linear_int8)(const LinearTile<bf16, int8_t>&);
   void (*attention_bf16)(const AttentionTile<bf16>&);
   void (*attention_float)(const AttentionTile<float>&);
-  // y[d] = x[d] / rms(x) * weight[d]; with a residual, the rounded sum replaces it and is what gets normalised.
-  void (*rms_norm_bf16)(const bf16* x, bf16* residual, const bf16* weight, float eps, int64_t d, bf16* y);
-  void (*rms_norm_float)(const float* x, float* residual, const float* weight, float eps, int64_t d, float* y);
+  // y[d] = x[d] / rms(x) * weight[d]
+  void (*rms_norm_bf16)(const bf16* x, const bf16* weight, float eps, int64_t d, bf16* y);
+  void (*rms_norm_float)(const float* x, const float* weight, float eps, int64_t d, float* y);
   // The n largest entries in the order (value descending, id ascending), `excluded` (-1: none) and
   // NaN left out. Returns how many there are.
   int (*largest)(const float* logits, int64_t size, int n, int32_t excluded, Entry* out);

@@ -77,7 +77,7 @@ void finish(const LinearTile<T, W>& tile, int64_t row, Vec sum, const Vec* gate)
   }
   const int64_t at = row * tile.y_stride;
   if (tile.residual != nullptr) sum = sum + load_some(tile.residual + at, tile.outputs);
-  if (tile.float_y) {
+  if (tile.float32_out) {
     store_some(static_cast<float*>(tile.y) + at, sum, tile.outputs);
   } else {
     store_some(static_cast<T*>(tile.y) + at, sum, tile.outputs);

@@ -11,11 +11,7 @@ namespace ssd::SSD_ISA {
 namespace {
 
 template <typename T>
-void rms_norm(const T* x, T* residual, const T* weight, float eps, int64_t d, T* y) {
-  if (residual != nullptr) {
-    for (int64_t i = 0; i < d; ++i) from_float(to_float(x[i]) + to_float(residual[i]), residual + i);
-    x = residual;
-  }
+void rms_norm(const T* x, const T* weight, float eps, int64_t d, T* y) {
   Vec squares = splat(0.0f);
   int64_t i = 0;
   for (; i + kBlock <= d; i += kBlock) squares = fma(load(x + i), load(x + i), squares);
@@ -27,12 +23,8 @@ void rms_norm(const T* x, T* residual, const T* weight, float eps, int64_t d, T*
 
 }  // namespace
 
-void rms_norm_bf16(const bf16* x, bf16* residual, const bf16* weight, float eps, int64_t d, bf16* y) {
-  rms_norm(x, residual, weight, eps, d, y);
-}
-void rms_norm_float(const float* x, float* residual, const float* weight, float eps, int64_t d, float* y) {
-  rms_norm(x, residual, weight, eps, d, y);
-}
+void rms_norm_bf16(const bf16* x, const bf16* weight, float eps, int64_t d, bf16* y) { rms_norm(x, weight, eps, d, y); }
+void rms_norm_float(const float* x, const float* weight, float eps, int64_t d, float* y) { rms_norm(x, weight, eps, d, y); }
 
 int largest(const float* logits, int64_t size, int n, int32_t excluded, Entry* out) {
   if (n <= 0) return 0;

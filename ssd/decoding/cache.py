@@ -1,0 +1,152 @@
+"""The speculation cache (arXiv 2603.03251, section 3): branches for the likely outcomes of the verification in flight.
+
+look_up     find the outcome of the last verification among the branches prepared for it; a miss gets the fallback
+branch      while the target verifies: extend the trunk by the speculation, fork into the likely outcomes, draft after each
+learn       on the host, after the round: what the look-up saw of outcomes, for the fan-out and the fallback to come
+
+An outcome is (node, token): the last node that was accepted, and the token that followed it. In a chain the node is the accepted
+count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ssd import ops
+from ssd.decoding.drafters.model import ModelDrafter
+from ssd.decoding.drafters.ngram import propose_ngram
+from ssd.decoding.fallback import FallbackPolicy
+from ssd.decoding.fanout import Measured
+from ssd.decoding.round import Round, Seen, SlotReport
+from ssd.decoding.state import DraftTables, QRows
+from ssd.kv.cache import Rows
+from ssd.runtime.executor import Executor
+
+
+class SpeculationCache:
+    """The branches that `drafter` prepares, for the sequences of its tables.
+
+    fan_out_table: [2, K+1, K+1] int32, guesses for each node, see `ops.fork`. measured: changes the table by the outcomes seen; None: the
+    table stays. fallback: which fallback a miss gets.
+    """
+
+    REFRESH = 16  # outcomes seen between two tables of a measured fan-out
+
+    def __init__(
+        self,
+        drafter: ModelDrafter,
+        executor: Executor,
+        fan_out_table: Tensor,
+        measured: Measured | None,
+        fallback: FallbackPolicy,
+    ) -> None:
+        self.drafter = drafter
+        self.fan_out_table = fan_out_table
+        self.measured = measured
+        self.fallback = fallback
+        self._executor = executor
+        drafter.tables.branches.hold_z(drafter.model.vocab_size)
+
+    @property
+    def tables(self) -> DraftTables:
+        return self.drafter.tables
+
+    def look_up(self, n: int, neural: bool) -> None:
+        """The program that hands out the next speculation of the first n slots. neural: misses are drafted; else they get n-grams."""
+        tables = self.tables.first(n)
+        state, speculation = tables.state, tables.speculation
+        self._see(tables)
+        tables.latch()
+
+        def fall_back() -> None:
+            with self._executor.trace.span("draft", "fallback" if neural else "n-gram", batch=n):
+                if neural:
+                    drafted = self.drafter.propose(tables, extended=True)
+                    hit = speculation.hit[:, None] != 0
+                    speculation.tokens.copy_(torch.where(hit, speculation.tokens, drafted))
+                else:
+                    propose_ngram(state, speculation)
+
+        self._executor.when((speculation.hit == 0) & (state.done == 0), fall_back)
+
+    def branch(self, n: int) -> None:
+        """The program that prepares the branches of the round in flight: K + 1 forward passes, hidden by the target's one."""
+        tables = self.tables.first(n)
+        branches, tree = tables.branches, self.drafter.tree
+        with self._executor.trace.span("draft", "extend"):
+            z = self.drafter.extend(tables)  # [n, K + 1, Vd]
+        with self._executor.trace.span("draft", "fork"):
+            self._fork(tables, z)
+        next_half = 1 - tables.speculation.parity
+        sequence = torch.arange(n, dtype=torch.int32, device=z.device).repeat_interleave(branches.budget)
+        trunk = tree.next_position(branches.length, branches.guess_node.clamp_min(0)).flatten()  # [n·B] keys of the trunk seen
+        ids = branches.guess.flatten()
+        for d in range(tree.depth):
+            with self._executor.trace.span("draft", f"branch {d}"):
+                scratch = (
+                    branches.scratch[:, :, : d + 1].reshape(-1, d + 1).contiguous()
+                )  # [n·B, d + 1] the branch's own tokens
+                rows = Rows(
+                    ids=ids,
+                    positions=trunk + d,
+                    kv_slots=scratch[:, d].contiguous(),
+                    row_seq=sequence,
+                    prefix_len=trunk,
+                    page_table=tables.state.page_table,
+                    suffix_slots=scratch,
+                    suffix_len=torch.full_like(trunk, d + 1),
+                )
+                ids = self.drafter.step(tables, rows, next_half, QRows(slice(branches.budget), d))[:, 0]
+                branches.branch_tokens[:, :, d] = ids.view(n, branches.budget)
+
+    def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
+        """Take in what a round's look-up saw, and give `fork` a better table for the rounds to come. reports: of the sequences in it.
+        Waits for the round's branches."""
+        assert round.drafting is not None and round.looked_up is not None and round.seen is not None
+        round.drafting.wait()
+        hits = sum(report.hit for report in reports)
+        misses = len(reports) - hits
+        round.looked_up.span.details.update(hits=hits, misses=misses, seen=round.seen.tolist())
+        round.verified.span.details.update(hits=hits, misses=misses)
+        drafted = round.looked_up.span if misses and round.neural else None
+        self.fallback.times(round.verified.span, round.drafting.span, drafted)
+        for outcome in round.outcomes:
+            if outcome is None:
+                continue
+            self.fallback.outcome(hit=outcome.after_hit, neural=round.neural_before, tokens=outcome.k + 1)
+            if self.measured is not None:
+                self.measured.observe(outcome.after_hit, outcome.spec_len, outcome.k, outcome.rank)
+                if self.measured.observations % self.REFRESH == 0:
+                    self._executor.write("draft", self.fan_out_table, self.measured.tables())
+
+    def _fork(self, tables: DraftTables, z: Tensor) -> None:
+        """Choose the guesses: for each node the likeliest next tokens. z: [n, K + 1, Vd], the draft's logits after each node."""
+        speculation, branches = tables.speculation, tables.branches
+        guess, guess_node = ops.fork(
+            z, speculation.tokens, speculation.length, self.fan_out_table, speculation.hit, branches.budget, self.drafter.id_of
+        )
+        assert branches.z is not None
+        branches.z.copy_(z)
+        branches.guess.copy_(guess)
+        branches.guess_node.copy_(guess_node)
+
+    def _see(self, tables: DraftTables) -> None:
+        """Note at which rank of its node's list the next token of each outcome stood, guessed or not: `Branches.seen`."""
+        state, speculation, branches = tables.state, tables.speculation, tables.branches
+        assert branches.z is not None
+        outcome = state.outcome.index_select(1, speculation.parity.long())[:, 0]  # [n, 2] (node, next token)
+        node, token = outcome[:, 0].long().clamp_min(0), outcome[:, 1:].long().clamp_min(0)
+        z = branches.z[torch.arange(len(node), device=node.device), node]  # [n, Vd]
+        column, known = self.drafter.columns_of(token)  # [n, 1]
+        drafted = speculation.tokens.long().gather(1, node[:, None].clamp_max(speculation.lookahead - 1))
+        excluded, drawn = self.drafter.columns_of(drafted)
+        value, ids = z.gather(1, column), torch.arange(z.shape[1], device=z.device)
+        before = (z > value) | ((z == value) & (ids < column))
+        before &= ~(drawn & (node < speculation.length)[:, None] & (ids == excluded))
+        after_all = max(z.shape[1], branches.budget)  # where a token stands that the draft cannot propose
+        rank = torch.where(known[:, 0], before.sum(1), after_all)
+        looked_up = (outcome[:, 0] >= 0) & (state.done == 0)
+        branches.seen.copy_(Seen.pack(speculation.hit, speculation.length, node, rank, looked_up))

@@ -1,0 +1,41 @@
+"""Speculation without a draft model: what follows is what followed the same words before (Saxena 2023, prompt lookup decoding)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssd import ops
+from ssd.decoding.state import DraftTables, SequenceState, Speculation
+
+
+def propose_ngram(state: SequenceState, speculation: Speculation) -> None:
+    """Give every miss the tokens that followed the longest earlier match of its own ending. They are proposed, not drawn (δ)."""
+    tokens, length = ops.ngram_propose(state.tokens, state.length, speculation.lookahead)
+    missed = speculation.hit == 0
+    speculation.tokens.copy_(torch.where(missed[:, None], tokens, speculation.tokens))
+    speculation.length.copy_(torch.where(missed, torch.minimum(length, speculation.length), speculation.length))
+    speculation.q_address.masked_fill_(missed, -1)
+
+
+class NgramDrafter:
+    """A `Drafter` that proposes n-grams, for the sequences of `tables`."""
+
+    keeps = False
+
+    def __init__(self, tables: DraftTables) -> None:
+        self.tables = tables
+
+    def stage(self, samples: bool) -> None:
+        """Nothing is drawn: no distribution is kept."""
+
+    def store(self, slot: int, start: int, stop: int) -> None:
+        """There is nothing to store."""
+
+    def draft(self, n: int) -> None:
+        tables = self.tables.first(n)
+        tables.latch()
+        propose_ngram(tables.state, tables.speculation)
+
+    def keep(self, n: int, path: Tensor) -> None:
+        """There is nothing to move."""

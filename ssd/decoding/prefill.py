@@ -1,0 +1,55 @@
+"""Storing a prompt: in chunks between rounds, from tables of its own, until its slot is switched on.
+
+The staging tables are a `SequenceState` of one row. While a prompt is stored its sequence slot stays done and on the null page, so the
+rounds in flight do not see it. The last chunk commits the first token and copies the staged row into the slot.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ssd.decoding.state import SequenceState
+from ssd.kv.cache import Rows
+from ssd.options import SamplingParams
+from ssd.runtime.executor import Executor
+
+PREFILL_CHUNK = 256  # prompt tokens a forward pass: its rows share one read of the weights
+
+
+class Admitted(Protocol):
+    """A request that has its pages; see `ssd.requests.Request`."""
+
+    @property
+    def prompt(self) -> list[int]: ...
+    @property
+    def params(self) -> SamplingParams: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def pages(self) -> np.ndarray | None:
+        """[pages] int32, in both models' caches."""
+
+
+def stage(staging: SequenceState, executor: Executor, request: Admitted) -> None:
+    """Write a request into the staging tables, on the target's lane. Called `alone`."""
+    prompt, pages = request.prompt, request.pages
+    assert pages is not None
+    with executor.on("target"):
+        executor.write("target", staging.tokens[0, : len(prompt)], torch.tensor(prompt, dtype=torch.int32))
+        staging.page_table.zero_()
+        executor.write("target", staging.page_table[0, : len(pages)], torch.from_numpy(pages))
+        staging.admit(0, len(prompt), prompt[-1], request.params, request.seed, request.max_length)
+
+
+def chunk_rows(staging: SequenceState, start: int, stop: int) -> Rows:
+    """The rows of prompt tokens start..stop−1; all but the last chunk have PREFILL_CHUNK of them.
+
+    A prompt is stored by itself and cut at fixed places, so its K/V depends neither on its neighbours nor on when it was admitted.
+    """
+    first = torch.full((1,), start, dtype=torch.int32, device=staging.length.device)
+    return staging.rows(staging.tokens[:, start:stop], first)

@@ -1,0 +1,47 @@
+"""What a round leaves for the host: tables packed on the device, and the same numbers read row by row."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from ops.cases import i32
+from ssd.decoding.round import Reports, Round, Seen, SlotReport
+
+NOTHING: Any = None
+
+
+def test_a_report_says_on_the_host_what_was_packed_on_the_device() -> None:
+    done, hit = torch.tensor([0, 1], dtype=torch.uint8), torch.tensor([1, 0], dtype=torch.uint8)
+    reports = Reports(i32([7, 9]), done, i32([2, -1]), i32([3, 0]), hit, i32([[5, 6, 7], [8, 9, 10]]))
+    packed = reports.pack()
+    assert packed.shape == (2, Reports.width(nodes=3))
+    assert packed.dtype == torch.int32
+    assert [SlotReport.of(row) for row in packed.tolist()] == [
+        SlotReport(length=7, done=False, accepted=2, proposed=3, hit=True, newest=[5, 6, 7]),
+        SlotReport(length=9, done=True, accepted=-1, proposed=0, hit=False, newest=[8, 9, 10]),
+    ]
+
+
+def test_an_unpacked_report_is_a_view_of_its_table() -> None:
+    packed = torch.zeros(2, Reports.width(nodes=4), dtype=torch.int32)
+    Reports.unpack(packed[1:]).done.fill_(1)
+    Reports.unpack(packed).newest.fill_(6)
+    assert [SlotReport.of(row) for row in packed.tolist()] == [
+        SlotReport(0, done, 0, 0, False, [6] * 4) for done in (False, True)
+    ]
+
+
+def test_what_a_look_up_saw_is_nothing_where_nothing_was_looked_up() -> None:
+    looked_up = torch.tensor([True, False])
+    packed = Seen.pack(torch.tensor([1, 1]), i32([4, 4]), torch.tensor([2, 0]), torch.tensor([17, 3]), looked_up)
+    round = Round(NOTHING, NOTHING, seen=packed)
+    assert round.outcomes == [Seen(after_hit=True, spec_len=4, k=2, rank=17), None]
+    assert [round.rank(slot) for slot in (0, 1)] == [17, -1]
+
+
+def test_a_round_without_a_cache_has_no_ranks() -> None:
+    round = Round(NOTHING, NOTHING, drafting=SimpleNamespace())  # type: ignore[arg-type]
+    assert round.outcomes == [] and round.rank(3) == -1
