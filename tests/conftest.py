@@ -1,7 +1,6 @@
-"""Settings every test shares: properties are tried on the same examples on every machine, and never against a clock.
+"""Settings of all tests: Hypothesis tries the same examples on every machine, without deadlines.
 
-Acceptance tests run only when they are asked for, with --acceptance; --backend chooses what the op tests run on
-(ops/backend.py).
+Acceptance tests run only with --acceptance. --backend chooses the back end of the op tests (ops/backend.py).
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""A device without a device: streams, events and graphs over CPU tensors, run in any order that they allow.
+"""A simulated device: streams, events and graphs over CPU tensors, run in any order that streams and events allow.
 
-What is enqueued runs only when the host waits for something, one op at a time, each from a stream chosen at random: a missing
-event, or a table that is read while the other lane writes it, comes out as different tokens or counts for some seed.
+Enqueued work runs only when the host waits for something, one op at a time, each from a stream chosen at random. A missing
+event, or a table that one lane reads while the other writes it, gives different tokens or counts for some seed.
 
-A program is recorded by running it once, with every op noted and every table that it wrote put back. A launch then runs the noted
-ops on the same tensors: whatever the host decided while recording is decided for good, as in a CUDA graph. Reading a value on the
-host while recording is refused, as there. A program's first run, eager on a GPU, is recorded here too.
+A program is recorded by running it once: every op is noted, and every table that it wrote is restored. A launch then replays
+the noted ops on the same tensors. As in a CUDA graph, every decision that the host made while recording is final, and reading a
+value on the host while recording is refused. A program's warm-up run, eager on a GPU, is recorded here too.
 
-What it cannot find: memory that is freed while a graph still names it (what is recorded keeps its tensors), tables that are filled
-outside of any stream, a tensor on the wrong device or an op on the wrong current one, and anything within an op.
+It cannot find: memory that is freed while a graph still refers to it (a recording keeps its tensors alive), tables that are
+filled outside of any stream, a tensor on the wrong device, an op on the wrong current device, and any fault within an op.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-Step = Callable[[], "list[Step] | None"]  # one op; or what is to run in its place
+Step = Callable[[], "list[Step] | None"]  # one op; or the steps that replace it
 
 
 class HostRead(RuntimeError):
-    """A program asked for a value while it was recorded."""
+    """A program read a value on the host while it was recorded."""
 
 
 class _NoHostReads(TorchFunctionMode):
@@ -48,12 +48,12 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes every op; `restore` puts back what they wrote."""
+    """Notes every op; `restore` undoes their writes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[Step] = []
-        self._own: set[int] = set()  # storages that this program made
+        self._own: set[int] = set()  # storages that this program allocated
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
         self._alive: list[Any] = []
 
@@ -123,11 +123,11 @@ class FakeStream:
     device: FakeDevice
     lane: str
     queue: deque[Any] = field(default_factory=deque)  # steps, and events to wait for
-    _open: list[Any] | None = None  # what is being enqueued
+    _open: list[Any] | None = None  # the work that is being enqueued
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        if self._open is not None:  # within itself: one run of ops
+        if self._open is not None:  # nested: part of the same run of ops
             yield
             return
         try:
@@ -157,15 +157,15 @@ class FakeStream:
 
 
 class FakeDevice:
-    """seed: of the order. patience: the chance that, where the host has what it waited for, the device goes on all the same."""
+    """seed: seed of the order. patience: the chance that the device runs on after the host has got what it waited for."""
 
-    CHANGES = 0.02  # the chance that another stream is favoured
+    CHANGES = 0.02  # the chance that the favoured stream changes
 
     def __init__(self, seed: int, patience: float = 0.9) -> None:
         self._dice = random.Random(seed)
         self._patience = patience
         self.streams: dict[str, FakeStream] = {}
-        self._favoured: FakeStream | None = None  # goes on for a while before the others do
+        self._favoured: FakeStream | None = None  # this stream runs alone for a while
         self._recorders: list[_Recorder] = []
         self.captures = 0
         self.lost: set[str] = set()  # lanes whose device raises when the host waits for it
@@ -175,7 +175,7 @@ class FakeDevice:
 
     @contextmanager
     def recording(self) -> Iterator[list[Step]]:
-        """The steps that are enqueued within; they have not run."""
+        """Collects the steps that the block enqueues, without running them."""
         recorder = _Recorder()
         self._recorders.append(recorder)
         try:

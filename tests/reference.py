@@ -1,8 +1,8 @@
 """The slow, obvious oracle of every op: plain torch and Python loops, no ssd import, no cleverness.
 
-Kernels of every back end are held against these functions; where this file and a kernel disagree, read the method first.
-Floating point is done in float64 and rounded at the end, so comparisons against a kernel carry a tolerance; decisions (which id
-wins, what is accepted) are compared exactly, on inputs without near-ties.
+The kernels of every back end are compared with these functions. If this file and a kernel disagree, read the method first.
+Floating-point work is done in float64 and rounded at the end, so those comparisons have a tolerance. Decisions (which id wins,
+which token is accepted) are compared exactly, on inputs without near-ties.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def linear(
 
 
 def rotate(x: Tensor, cos_sin: Tensor, positions: Tensor) -> Tensor:
-    """x: [R, H, D], halves rotated against each other."""
+    """x: [R, H, D]; rotates the first half of D against the second."""
     half = x.shape[-1] // 2
     cos = cos_sin[positions.long(), None, :half].double()
     sin = cos_sin[positions.long(), None, half:].double()
@@ -140,7 +140,7 @@ def uniform(seed: int, position: int, purpose: int, sibling: int) -> float:
 
 
 def race_times(seed: int, position: int, purpose: int, weights: Tensor) -> Tensor:
-    """The ringing time of every entry; +inf where the weight is 0."""
+    """Each entry's time in the exponential race; +inf for weight 0."""
     times = torch.full_like(weights, math.inf, dtype=torch.float64)
     for entry in weights.nonzero().flatten().tolist():
         x = philox(seed, (position, purpose, 0, entry // 4))[entry % 4]
@@ -161,7 +161,7 @@ def ordered(logits: Tensor) -> list[int]:
 def distribution(
     logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float, f: int = 0, c: float = 1.0
 ) -> Tensor:
-    """The processed distribution of one row of logits, [V] float64: what a token is really drawn from."""
+    """The processed distribution of one row of logits, [V] float64: the distribution that tokens are drawn from."""
     order = ordered(logits)
     if temperature == 0:
         return torch.nn.functional.one_hot(torch.tensor(order[0]), len(order)).double()
@@ -185,7 +185,7 @@ def distribution(
 
 
 def sample(weights: Tensor, seed: int, position: int, m: int, purpose: int = DRAFT) -> list[int]:
-    """m ids without replacement in drawn order, −1 where the distribution is exhausted."""
+    """m ids without replacement, in drawn order; then −1 when the distribution is exhausted."""
     times = race_times(seed, position, purpose, weights)
     ranked = sorted(weights.nonzero().flatten().tolist(), key=lambda i: (float(times[i]), i))[:m]
     return ranked + [-1] * (m - len(ranked))
@@ -196,7 +196,7 @@ def sample_greedy(logits: Tensor, m: int) -> list[int]:
     return ranked + [-1] * (m - len(ranked))
 
 
-# The speculation cache and its verification ------------------------------------------------------------------------------------
+# The speculation cache and its verification -----------------------------------------------------------------------------------
 
 
 def fork(
@@ -228,11 +228,11 @@ def verify(
     seed: int,
     root_position: int,
 ) -> Verdict:
-    """One sequence's walk down its tree, in the target's vocabulary.
+    """Verify one sequence's tree by walking down it, in the target's vocabulary.
 
-    p: [T, V] processed target distributions; q: [T or T−1, V] what the children of each node were drawn from, None for proposals
-    that were not drawn (δ). tokens[i − 1] is node i's. A greedy row is a point mass, and needs no case of its own for a chain:
-    a tree's later siblings are compared with the argmax like the first. A place that `sample` left empty (token −1) is skipped.
+    p: [T, V] processed target distributions. q: [T or T−1, V], the distributions that each node's children were drawn from;
+    None for proposals that were not drawn at random (δ). tokens[i − 1] is node i's token; −1 marks a missing node, which is
+    skipped. A greedy row is a point mass and needs no special case: all siblings are compared with the argmax, like the first.
     """
     node, accepted = 0, []
     while True:
@@ -270,7 +270,7 @@ def verify(
 def lookup(
     outcome: tuple[int, int], guesses: list[tuple[int, int]], length: int, max_length: int, done: bool, lookahead: int
 ) -> tuple[int, int]:
-    """(branch index, or −1 for a miss; the next speculation's length)."""
+    """Returns (the branch, or −1 for a miss; the next speculation's length)."""
     room = 0 if done else max(0, min(lookahead, max_length - length - 2))
     if done or outcome[0] < 0 or outcome not in guesses:
         return -1, room
@@ -278,7 +278,8 @@ def lookup(
 
 
 def ngram_propose(tokens: list[int], lookahead: int) -> list[int]:
-    """What followed the longest earlier match of the ending of `tokens`, of equally long ones the most recent."""
+    """The tokens that followed the longest earlier match of the ending of `tokens`; of equally long matches, the most
+    recent."""
     last = len(tokens) - 1
 
     def agreeing(end: int) -> int:

@@ -96,7 +96,8 @@ def profiling_on_the_path() -> Iterator[None]:
 
 
 def largest_blocks() -> dict[str, dict[str, int]]:
-    """Of each kernel that the emulator ran, as profiling/ptxas.py names it: threads and bytes of shared memory."""
+    """The largest block of each kernel that the emulator ran (threads, bytes of shared memory), by profiling/ptxas.py's
+    names."""
     with profiling_on_the_path():
         import ptxas
 

@@ -1,4 +1,4 @@
-"""The build: what it decides, what it refuses, the walls it keeps, and the page allocator that the extension brings."""
+"""The build: its decisions, its errors, the limits on what each source file includes, and the extension's page allocator."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_another_torch_is_refused_in_one_sentence_with_both_versions_and_the_cur
     assert all(part in sentence for part in ("2.13.0+cpu", "2.14.1+cpu", "pip install --no-build-isolation"))
 
 
-def test_only_cuda_code_minds_which_build_of_a_torch_release_runs() -> None:
+def test_only_cuda_code_requires_the_same_build_of_a_torch_release() -> None:
     assert torch_mismatch("2.13.0+cpu", "2.13.0+cu130", cuda=False) is None
     assert torch_mismatch("2.13.0+cu128", "2.13.0+cu130", cuda=True) is not None
 
@@ -74,7 +74,7 @@ def test_building_against_too_old_a_torch_is_refused(monkeypatch: pytest.MonkeyP
         ("1", "13.0", "13.0", True),
     ],
 )
-def test_cuda_kernels_are_built_where_they_can_be(
+def test_cuda_kernels_are_built_if_torch_and_nvcc_allow_it(
     choice: str, torch_cuda: str | None, nvcc_cuda: str | None, built: bool
 ) -> None:
     reason = load_setup().why_no_cuda(choice, "2.13.0", torch_cuda, nvcc_cuda)
@@ -90,7 +90,7 @@ def test_cuda_kernels_are_built_where_they_can_be(
         ("yes", "13.0", "13.0", "^SSD_CUDA is 'yes'"),
     ],
 )
-def test_asking_for_cuda_where_it_cannot_be_is_refused_in_one_sentence(
+def test_asking_for_cuda_without_the_means_to_build_it_is_refused_in_one_sentence(
     choice: str, torch_cuda: str | None, nvcc_cuda: str | None, reason: str
 ) -> None:
     with pytest.raises(SystemExit, match=reason) as refusal:
@@ -98,13 +98,13 @@ def test_asking_for_cuda_where_it_cannot_be_is_refused_in_one_sentence(
     assert "\n" not in str(refusal.value)
 
 
-def test_setup_and_cmake_build_for_the_same_architectures_unless_told() -> None:
+def test_setup_and_cmake_have_the_same_default_architectures() -> None:
     stated = f'set(SSD_CUDA_ARCHS "{load_setup().CUDA_ARCHS}" CACHE STRING'
     assert stated in (ROOT / "cmake" / "kernels.cmake").read_text()
 
 
 @needs_nvcc
-def test_the_release_of_nvcc_is_found() -> None:
+def test_the_release_of_nvcc_is_read_from_its_output() -> None:
     setup = load_setup()
     assert re.fullmatch(r"\d+\.\d+", setup.nvcc_release(setup.find_nvcc()))
 
@@ -165,7 +165,7 @@ def test_make_kernels_fetches_cmake_only_where_the_one_on_the_path_is_too_old(
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("objdump") is None, reason="needs objdump and x86-64")
 def test_wide_registers_are_used_only_by_the_kernels_compiled_for_them() -> None:
-    """Or a wheel built here would not run on an older machine."""
+    """Otherwise a wheel built here would not run on an older machine."""
     command = ["objdump", "--disassemble", "--demangle", "--no-show-raw-insn", ssd._C.__file__]
     functions = re.split(r"^\w+ (?=<)", subprocess.check_output(command, text=True), flags=re.MULTILINE)
     wide = [function.partition("\n")[0] for function in functions if re.search(r"%[yz]mm|%xmm(1[6-9]|[23]\d)", function)]

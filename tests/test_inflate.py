@@ -1,4 +1,4 @@
-"""An inflated model says what the small one says: logits within 1e-4, padding ids never."""
+"""An inflated model has the small model's logits within 1e-4, and never proposes a padding id."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def inflate(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def taken(tensors: Any) -> dict[str, Tensor]:
-    """All of them, made."""
+    """All lazy tensors, computed."""
     return {name: tensors.pop(name) for name in list(tensors.shapes)}
 
 
 @pytest.mark.parametrize("larger", LARGER)
 @pytest.mark.parametrize("kind", SMALL)
-def test_logits_are_the_small_models(inflate: Any, tmp_path: Path, kind: str, larger: str) -> None:
+def test_an_inflated_model_has_the_small_models_logits(inflate: Any, tmp_path: Path, kind: str, larger: str) -> None:
     tensors = tiny.write_model(tmp_path, **SMALL[kind])
     small = ModelConfig.from_directory(tmp_path)
     large, inflated = inflate(small, tensors, replace(small, **LARGER[larger]))
@@ -61,8 +61,8 @@ def test_logits_are_the_small_models(inflate: Any, tmp_path: Path, kind: str, la
         assert bool((logits[:, small.vocab_size :] < -1000).all())
 
 
-def test_ids_that_are_never_said_are_never_said(inflate: Any, tmp_path: Path) -> None:
-    """Those of a draft with a vocabulary of its own."""
+def test_an_inflated_draft_never_proposes_an_id_outside_its_vocabulary(inflate: Any, tmp_path: Path) -> None:
+    """The draft has a trimmed vocabulary."""
     tensors = tiny.write_model(tmp_path)
     small = ModelConfig.from_directory(tmp_path)
     said = torch.arange(small.vocab_size) % 3 != 0
@@ -83,7 +83,7 @@ def test_ids_that_are_never_said_are_never_said(inflate: Any, tmp_path: Path) ->
     ],
     ids=str,
 )
-def test_a_shape_that_the_model_does_not_fit_in_is_refused(
+def test_a_shape_that_cannot_hold_the_model_is_refused(
     inflate: Any, tmp_path: Path, changes: dict[str, Any], reason: str
 ) -> None:
     tensors = tiny.write_model(tmp_path)

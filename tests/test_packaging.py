@@ -1,4 +1,4 @@
-"""Wheel and sdist, each installed into an environment of its own and used from outside the checkout. Slow: it compiles.
+"""Wheel and sdist, each installed into its own environment and used from outside the checkout. Slow: it compiles.
 
 The environments import what this one has, and nothing may be downloaded (--no-index): so what the package asks for is also
 what it was tested with.
@@ -43,7 +43,7 @@ def succeed(command: list[str | Path], cwd: Path) -> str:
 
 
 def clean_environment(folder: Path) -> Path:
-    """A Python whose own site-packages is empty, behind which it imports what this Python has installed."""
+    """A Python with an empty site-packages of its own, which falls back to the packages of this Python."""
     succeed([sys.executable, "-m", "venv", "--without-pip", folder], folder.parent)
     python = folder / "bin" / "python"
     site = succeed([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder).strip()
@@ -72,14 +72,14 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_wheel_asks_for_exactly_the_torch_it_was_built_with(wheel: Path) -> None:
+def test_the_wheel_requires_exactly_the_torch_it_was_built_with(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         asked = [line for line in archive.read(name).decode().splitlines() if line.startswith("Requires-Dist: torch")]
     assert asked == [f"Requires-Dist: torch=={metadata.version('torch').split('+')[0]}"]
 
 
-def test_the_wheel_holds_its_licence_its_types_and_no_source(wheel: Path) -> None:
+def test_the_wheel_contains_its_licence_and_types_but_no_source(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {"ssd/py.typed", "ssd/_C.pyi", "ssd/_build_info.py"} <= set(names)
     drafts = [str(file.relative_to(ROOT)) for file in ROOT.glob("ssd/models/assets/*/*")]
@@ -100,7 +100,7 @@ def test_the_sdist_works_in_a_clean_environment(sdist: Path, tmp_path: Path) -> 
     assert succeed([python, "-c", USE], tmp_path).startswith("used ")
 
 
-def test_another_torch_at_import_gives_one_sentence(wheel: Path, tmp_path: Path) -> None:
+def test_importing_under_another_torch_gives_a_one_sentence_error(wheel: Path, tmp_path: Path) -> None:
     python = clean_environment(tmp_path / "venv")
     install(python, wheel)
     (info,) = (tmp_path / "venv").rglob("ssd/_build_info.py")

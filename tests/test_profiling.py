@@ -1,4 +1,4 @@
-"""profiling/: what must hold is judged by the worst figure, pages say what was not run, and tools without a GPU say so."""
+"""profiling/: requirements are judged by the worst figure, pages name what was not run, and tools without a GPU say so."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def row(kernel: str, us: float, fraction: float, size: int = 0, **shape: Any) ->
     return {"kernel": kernel, "shape": shape, "us": {"median": us}, "fraction_of_floor": fraction, "bytes": size, "peers": {}}
 
 
-def test_what_must_hold_is_judged_by_the_worst_case() -> None:
+def test_a_requirement_is_judged_by_its_worst_case() -> None:
     from kernels import judged
 
     rows = [row("linear", 50, fraction, 200_000_000, rows=n) for n, fraction in ((1, 0.9), (8, 0.84), (16, 0.1))]
@@ -39,7 +39,7 @@ def test_what_must_hold_is_judged_by_the_worst_case() -> None:
     assert (must["measured"], must["holds"]) == (0.84, False)
 
 
-def test_a_time_over_another_is_that_of_the_same_shape() -> None:
+def test_a_ratio_of_times_compares_the_same_shape() -> None:
     from kernels import judged
 
     rows = [row("linear", us, 0.9, model="Llama-3.1-8B", part="qkv", rows=n) for n, us in ((1, 20.0), (64, 25.0))]
@@ -47,7 +47,7 @@ def test_a_time_over_another_is_that_of_the_same_shape() -> None:
     assert (must["measured"], must["holds"]) == (1.25, True)
 
 
-def test_nothing_is_judged_that_was_not_timed() -> None:
+def test_a_requirement_without_timings_is_not_judged() -> None:
     from kernels import judged
 
     assert judged([]) == []
@@ -66,7 +66,7 @@ def test_a_result_is_named_by_its_date_its_device_and_its_run(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_random_model_is_made_tensor_by_tensor(tied: bool) -> None:
+def test_a_random_model_is_created_tensor_by_tensor(tied: bool) -> None:
     from shapes import model_shape, random_model
 
     model = random_model(model_shape(64, 32, 48, 2, 4, 2, 16, tied=tied, qk_norm=True), device="cpu")
@@ -90,7 +90,7 @@ def test_engines_of_random_weights_share_their_target(monkeypatch: pytest.Monkey
         Engine("random:large")
 
 
-def test_an_inflated_pair_accepts_and_hits_as_the_small_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_inflated_pair_has_the_small_pairs_acceptance_and_hits(monkeypatch: pytest.MonkeyPatch) -> None:
     import shapes
     from common.models import SMALL, Models, ids_of
 
@@ -119,7 +119,7 @@ def test_an_inflated_pair_accepts_and_hits_as_the_small_one_does(monkeypatch: py
 
 
 @pytest.mark.parametrize("tool,options", [("rounds", ()), ("decode", ("--runs", "1")), ("rounds", ("--batch", "2"))])
-def test_a_decode_of_random_weights_is_measured(
+def test_a_decode_with_random_weights_is_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tool: str, options: tuple[str, ...]
 ) -> None:
     """From the command line to the page."""
@@ -156,7 +156,7 @@ def test_a_decode_of_random_weights_is_measured(
     assert ("Projected for two devices" in page) == (tool == "rounds")
 
 
-def test_what_must_hold_of_rounds_on_a_gpu() -> None:
+def test_the_requirements_on_rounds_on_a_gpu() -> None:
     from pages.benchmarks import rounds_section
     from rounds import judged
 
@@ -194,7 +194,7 @@ def test_the_status_page_says_which_decodes_were_not_run() -> None:
     assert page.count("not yet run") == len(GPU_DECODES) - 1
 
 
-def test_the_drafts_page_counts_circles_apart() -> None:
+def test_the_drafts_page_counts_repeating_texts_separately() -> None:
     from pages.benchmarks import drafts_section
 
     def row(prompts: int, mean: float) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def test_the_drafts_page_counts_circles_apart() -> None:
     assert "others" not in page
 
 
-def test_the_readme_says_what_the_result_files_say() -> None:
+def test_the_figures_in_the_readme_equal_the_result_files() -> None:
     from pages.readme import page, speed
 
     machine = {"device": "a CPU", "instruction_set": "avx512", "torch": "2", "commit": "c", "date": "d"}
@@ -250,7 +250,7 @@ def test_the_readme_says_what_the_result_files_say() -> None:
     assert text in page([decode, drafts])
 
 
-def test_a_text_that_ends_by_repeating_itself_runs_in_a_circle() -> None:
+def test_a_text_whose_ending_repeats_itself_is_recognised() -> None:
     from drafts import runs_in_a_circle
 
     words = list(range(100, 150))

@@ -1,7 +1,7 @@
-"""Tiny random models, written as Hugging Face directories: what the engine's tests decode with.
+"""Tiny random models for the engine's tests, written as Hugging Face directories.
 
-Weights are scaled so that logits are spread as a trained model's are: a uniform law would make every comparison easy. A draft
-is its target with noise on the weights, so that it agrees with the target on some tokens and not on others.
+Weights are scaled so that logits are spread like a trained model's; with a uniform distribution every comparison would be easy.
+A draft is its target with noise on the weights, so that it agrees with the target on some tokens only.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CHAT_TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|e
 
 
 def random_tensors(config: ModelConfig, seed: int = 0, logit_scale: float = 2.5) -> dict[str, Tensor]:
-    """Weights by their Hugging Face names, float32. logit_scale: the standard deviation of a row of logits, about."""
+    """Weights by Hugging Face name, float32. logit_scale: the approximate standard deviation of a row of logits."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int, scale: float) -> Tensor:
@@ -68,7 +68,7 @@ def random_tensors(config: ModelConfig, seed: int = 0, logit_scale: float = 2.5)
         else:
             gain = 1.5 if "q_proj" in name or "k_proj" in name else 1.0
             if "o_proj" in name or "down_proj" in name:
-                gain = 0.5 ** int(name.split(".")[2])  # a later layer changes less: the first layers make a draft
+                gain = 0.5 ** int(name.split(".")[2])  # later layers change less, so that the first layers make a draft
             tensors[name] = normal(*shape, scale=gain * shape[1] ** -0.5)
     return tensors
 
@@ -88,9 +88,9 @@ def write_model(
 def write_draft_of(
     target: Path, path: Path, noise: float, seed: int = 1, vocabulary: Sequence[int] | None = None, layers: int | None = None
 ) -> None:
-    """Write a draft of a target written here: its first layers, every weight shifted by noise times its tensor's own spread.
+    """Write a draft of such a target: its first layers, with noise added to every weight in proportion to its tensor's spread.
 
-    vocabulary: the target ids that the draft can propose, ascending; None: all.
+    vocabulary: ascending target ids that the draft can propose (None: all).
     """
     config = json.loads((target / "config.json").read_text())
     layers = layers or config["num_hidden_layers"]
@@ -116,7 +116,7 @@ def write_config(path: Path, **config: Any) -> None:
 
 
 def vocabulary_of_bytes(swap: tuple[int, int] | None = None) -> list[str]:
-    """Special tokens, every byte, and pairs of letters: 275 tokens. swap: two ids that change places."""
+    """Special tokens, every byte, and pairs of letters: 275 tokens. swap: two ids whose tokens are exchanged."""
     tokens = [END, USER, ASSISTANT, *sorted(pre_tokenizers.ByteLevel.alphabet()), *PAIRS]
     if swap is not None:
         tokens[swap[0]], tokens[swap[1]] = tokens[swap[1]], tokens[swap[0]]
@@ -124,7 +124,7 @@ def vocabulary_of_bytes(swap: tuple[int, int] | None = None) -> list[str]:
 
 
 def write_tokenizer(path: Path, vocabulary: Sequence[str]) -> None:
-    """Write a byte-level BPE tokenizer with a chat template; any text can be spelt in it, and any id can be read."""
+    """Write a byte-level BPE tokenizer with a chat template. It can encode any text and decode any id."""
     backend = Tokenizer(BPE({token: i for i, token in enumerate(vocabulary)}, [(pair[0], pair[1]) for pair in PAIRS]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

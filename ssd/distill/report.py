@@ -27,9 +27,6 @@ class HeldOutScore:
     tokens_per_round: dict[int, float] = field(default_factory=dict)
 
 
-Worth = HeldOutScore  # the name that ssd/cli/distill.py imports
-
-
 def agreements(student: Decoder, head: Tensor, draft_vocab: Tensor, texts: Texts, indices: Sequence[int]) -> list[Tensor]:
     """For each chat of these indices, [answer tokens] bool: whether the student, given the chat so far, ranks the token
     first."""

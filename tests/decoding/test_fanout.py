@@ -1,4 +1,4 @@
-"""The budget of branches, shared among accepted counts."""
+"""The division of the branch budget among accepted counts."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ decays = st.floats(0.1, 4.0)
 
 
 def hits(probability: Sequence[float], gains: Sequence[Sequence[float]], counts: Sequence[int]) -> float:
-    """The chance of a hit: P(k) times what the guesses for k reach, over all k."""
+    """The probability of a hit: the sum over k of P(k) times the probability that a guess for k hits."""
     return sum(p * sum(gain[:count]) for p, gain, count in zip(probability, gains, counts, strict=False))
 
 
 def shares(places: int, budget: int) -> Iterator[tuple[int, ...]]:
-    """Every way to hand the whole budget out."""
+    """Every way to divide the whole budget."""
     return (counts for counts in product(range(budget + 1), repeat=places) if sum(counts) == budget)
 
 
 # Theorem 12 -------------------------------------------------------------------------------------------------------------------
 
 
-def test_theorem_12_s_example() -> None:
-    """F_k proportional to 0.8^(k/2) for k < 4, and to 0.8^2 · 0.2^(−1/2) = 1.431 for k = 4: of 8, 1.64, 1.47, 1.31, 1.17 and 2.41."""
+def test_the_example_of_theorem_12_is_reproduced() -> None:
+    """F_k is proportional to 0.8^(k/2) for k < 4, and to 0.8^2 · 0.2^(−1/2) = 1.431 for k = 4. A budget of 8 gives 1.64, 1.47,
+    1.31, 1.17 and 2.41."""
     assert geometric(4, 8, acceptance=0.8, decay=1.0) == [2, 2, 1, 1, 2]
 
 
 @given(lookahead=lookaheads, budget=budgets, acceptance=chances, decay=decays)
-def test_the_whole_budget_is_handed_out(lookahead: int, budget: int, acceptance: float, decay: float) -> None:
+def test_theorem_12_uses_the_whole_budget(lookahead: int, budget: int, acceptance: float, decay: float) -> None:
     counts = geometric(lookahead, budget, acceptance, decay)
     assert len(counts) == lookahead + 1
     assert sum(counts) == budget
@@ -54,7 +55,7 @@ def test_a_likelier_rejection_has_no_fewer_guesses(lookahead: int, budget: int, 
 
 @given(lookahead=st.integers(1, 8), acceptance=chances, decay=decays)
 def test_shares_follow_theorem_12(lookahead: int, acceptance: float, decay: float) -> None:
-    """With a large budget rounding does not show: F_k / F_0 = α^(k/(1+r)), and at the lookahead (1 − α)^(−1/(1+r)) times that."""
+    """With a large budget rounding is negligible: F_k / F_0 = α^(k/(1+r)), times (1 − α)^(−1/(1+r)) at the lookahead."""
     counts = geometric(lookahead, 10_000_000, acceptance, decay)
     power = 1 / (1 + decay)
     for k in range(1, lookahead):
@@ -63,7 +64,7 @@ def test_shares_follow_theorem_12(lookahead: int, acceptance: float, decay: floa
     assert counts[-1] / counts[0] == pytest.approx(at_lookahead, rel=1e-3, abs=1e-4)
 
 
-def test_one_guess_goes_to_the_largest_share() -> None:
+def test_a_single_guess_goes_to_the_largest_share() -> None:
     assert geometric(2, 1, acceptance=0.2, decay=1.0) == [1, 0, 0]
     assert geometric(2, 1, acceptance=0.9, decay=1.0) == [0, 0, 1]
 
@@ -72,24 +73,24 @@ def test_one_guess_goes_to_the_largest_share() -> None:
 
 
 @given(lookahead=lookaheads, budget=budgets)
-def test_uniform_counts_differ_by_one_at_most(lookahead: int, budget: int) -> None:
+def test_uniform_fan_outs_differ_by_at_most_one(lookahead: int, budget: int) -> None:
     counts = uniform(lookahead, budget)
     assert (len(counts), sum(counts)) == (lookahead + 1, budget)
     assert max(counts) - min(counts) <= 1
 
 
-def test_what_uniform_has_left_over_goes_to_the_smallest_counts() -> None:
+def test_the_remainder_of_uniform_goes_to_the_smallest_counts() -> None:
     assert uniform(4, 8) == [2, 2, 2, 1, 1]
 
 
-# The best for curves that are known ---------------------------------------------------------------------------------------------
+# The best fan-out for known curves --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("places", range(1, 5))
 @pytest.mark.parametrize("budget", range(7))
 @given(data=st.data())
-def test_best_hits_as_often_as_any_way_to_share_the_budget(places: int, budget: int, data: st.DataObject) -> None:
-    """Over random probabilities and concave curves: increments that never rise, flat stretches among them."""
+def test_best_hits_at_least_as_often_as_any_division_of_the_budget(places: int, budget: int, data: st.DataObject) -> None:
+    """For random probabilities and concave curves, whose increments never rise; some stretches are flat."""
     chance = st.floats(0, 1, allow_subnormal=False) | st.sampled_from([0.0, 0.25, 1.0])
     probability = data.draw(st.lists(chance, min_size=places, max_size=places))
     curve = st.lists(chance, min_size=budget, max_size=budget).map(lambda gains: sorted(gains, reverse=True))
@@ -100,11 +101,11 @@ def test_best_hits_as_often_as_any_way_to_share_the_budget(places: int, budget: 
     assert hits(probability, gains, counts) == pytest.approx(optimum, abs=1e-12)
 
 
-def test_of_guesses_that_add_the_same_the_smaller_count_s_is_taken() -> None:
+def test_among_equal_gains_the_smaller_count_gets_the_guess() -> None:
     assert best([0.5, 0.5], [[0.3, 0.2], [0.3, 0.2]], 1) == [1, 0]
 
 
-def test_the_closed_form_is_not_the_best_of_its_own_model() -> None:
+def test_the_rounded_closed_form_is_not_optimal_in_its_own_model() -> None:
     """Theorem 12 rounded to whole guesses, at K = 4, B = 8, α = 0.8, r = 1 and 1 − h(F) = F^(−1)."""
     probability = [0.8**k * 0.2 for k in range(4)] + [0.8**4]
     gains = [power_law_gains(8, first_miss=1.0, decay=1.0).tolist()] * 5
@@ -114,7 +115,7 @@ def test_the_closed_form_is_not_the_best_of_its_own_model() -> None:
 
 
 @given(budget=st.integers(1, 64), first_miss=chances, decay=decays)
-def test_the_power_law_s_increments_add_up_to_it(budget: int, first_miss: float, decay: float) -> None:
+def test_the_power_laws_increments_add_up_to_it(budget: int, first_miss: float, decay: float) -> None:
     gains = power_law_gains(budget, first_miss, decay)
     assert gains.cumsum().tolist() == pytest.approx([1 - first_miss * count**-decay for count in range(1, budget + 1)])
 
@@ -124,7 +125,7 @@ def test_the_power_law_s_increments_add_up_to_it(budget: int, first_miss: float,
 
 @pytest.mark.parametrize("fan_out", ["geometric", "uniform", "measured"])
 @given(lookahead=st.integers(1, 12), budget=st.integers(1, 64))
-def test_every_row_of_a_table_hands_out_the_budget_within_the_speculation(fan_out: str, lookahead: int, budget: int) -> None:
+def test_every_row_of_a_table_divides_the_budget_within_the_speculation(fan_out: str, lookahead: int, budget: int) -> None:
     table = tables(fan_out, lookahead, budget)
     assert table.shape == (2, lookahead + 1, lookahead + 1)
     assert bool((table >= 0).all())
@@ -134,14 +135,14 @@ def test_every_row_of_a_table_hands_out_the_budget_within_the_speculation(fan_ou
 
 
 @pytest.mark.parametrize("fan_out", [geometric, uniform])
-def test_a_row_of_a_table_is_that_of_its_own_length(fan_out: Callable[[int, int], list[int]]) -> None:
+def test_a_row_of_a_table_is_the_fan_out_of_its_length(fan_out: Callable[[int, int], list[int]]) -> None:
     table = tables(fan_out.__name__, 4, 8)
     for spec_len in range(5):
         assert table[0, spec_len, : spec_len + 1].tolist() == fan_out(spec_len, 8)
     assert table[0].equal(table[1])
 
 
-def test_an_explicit_fan_out_gives_a_shorter_speculation_s_rest_to_its_last_outcome() -> None:
+def test_for_a_shorter_speculation_the_last_outcome_gets_the_rest_of_an_explicit_fan_out() -> None:
     table = tables([3, 1, 0, 4], 3, 8)
     expected = [[8, 0, 0, 0], [3, 5, 0, 0], [3, 1, 4, 0], [3, 1, 0, 4]]
     assert table.tolist() == [expected, expected]
@@ -152,7 +153,7 @@ def test_an_explicit_fan_out_gives_a_shorter_speculation_s_rest_to_its_last_outc
 
 @st.composite
 def measurements(draw: st.DrawFn) -> Measured:
-    """Whatever may have been seen, the rank beyond the budget among it."""
+    """Any measurements, including the rank beyond the budget."""
     lookahead, budget = draw(st.integers(1, 5)), draw(st.integers(1, 12))
     measured, dice = Measured(lookahead, budget), random.Random(draw(st.integers(0, 2**32)))
     for _ in range(draw(st.sampled_from([0, 1, 7, 300]))):
@@ -164,7 +165,7 @@ def measurements(draw: st.DrawFn) -> Measured:
 
 
 @given(measured=measurements())
-def test_the_accepted_counts_of_a_speculation_are_all_that_can_happen(measured: Measured) -> None:
+def test_the_probabilities_of_all_accepted_counts_add_up_to_one(measured: Measured) -> None:
     for after_hit, spec_len in product((False, True), range(measured.lookahead + 1)):
         probability = measured.probability(after_hit, spec_len)
         assert len(probability) == spec_len + 1
@@ -183,7 +184,7 @@ def test_a_measured_curve_never_rises(measured: Measured) -> None:
 
 
 @given(measured=measurements())
-def test_measured_tables_hand_out_the_budget_within_the_speculation(measured: Measured) -> None:
+def test_measured_tables_divide_the_budget_within_the_speculation(measured: Measured) -> None:
     table = measured.tables()
     assert bool((table.sum(-1) == measured.budget).all())
     for spec_len in range(measured.lookahead + 1):
@@ -191,7 +192,7 @@ def test_measured_tables_hand_out_the_budget_within_the_speculation(measured: Me
 
 
 def test_a_measured_fan_out_begins_at_the_prior() -> None:
-    """Acceptance 0.6, and 1 − h(F) = 0.6 / F for every count; after a hit as after a miss."""
+    """Acceptance 0.6, and 1 − h(F) = 0.6 / F for every count, both after a hit and after a miss."""
     measured = Measured(3, 8)
     for after_hit in (False, True):
         assert measured.probability(after_hit, 2) == pytest.approx([0.4, 0.6 * 0.4, 0.6**2])
@@ -200,7 +201,7 @@ def test_a_measured_fan_out_begins_at_the_prior() -> None:
     assert measured.tables().equal(tables("measured", 3, 8))
 
 
-def test_acceptance_is_measured_apart_after_a_hit_and_after_a_miss() -> None:
+def test_acceptance_is_measured_separately_after_hits_and_misses() -> None:
     measured, untouched = Measured(3, 8), Measured(3, 8)
     for _ in range(50):
         measured.observe(True, 3, 3, 0)
@@ -209,17 +210,17 @@ def test_acceptance_is_measured_apart_after_a_hit_and_after_a_miss() -> None:
 
 
 def test_a_position_that_was_not_reached_is_not_measured() -> None:
-    """A first token refused says nothing of the second."""
+    """If the first token is rejected, nothing is known about the second."""
     measured, untouched = Measured(2, 8), Measured(2, 8)
     for _ in range(50):
         measured.observe(False, 2, 0, 0)
     first, second, both = measured.probability(False, 2)
     assert first > untouched.probability(False, 2)[0] + 0.3
-    assert both / (second + both) == pytest.approx(0.6)  # the second's acceptance, once the first was accepted
+    assert both / (second + both) == pytest.approx(0.6)  # the second token's acceptance, given that the first was accepted
 
 
 def test_a_rank_beyond_the_budget_counts_as_a_miss() -> None:
-    """It was an outcome all the same, and makes every guess less worth."""
+    """It still is an outcome, and lowers the value of every guess."""
     beyond, unseen = Measured(2, 4), Measured(2, 4)
     for rank in (4, 5, 1000):
         for _ in range(20):
@@ -227,8 +228,8 @@ def test_a_rank_beyond_the_budget_counts_as_a_miss() -> None:
     assert sum(beyond.gains(2)[1]) < 0.5 * sum(unseen.gains(2)[1])
 
 
-def test_a_speculation_accepted_whole_has_a_curve_of_its_own() -> None:
-    """However long it was; what follows a rejection is another question."""
+def test_a_completely_accepted_speculation_has_its_own_curve() -> None:
+    """Whatever its length. After a rejection the next token has another distribution."""
     measured, unseen = Measured(4, 4), Measured(4, 4)
     for spec_len in (0, 1, 4):
         for _ in range(40):
@@ -239,17 +240,18 @@ def test_a_speculation_accepted_whole_has_a_curve_of_its_own() -> None:
         assert rejected == unseen.gains(spec_len)[:-1]
 
 
-def test_a_count_seldom_seen_leans_on_the_others_of_its_kind() -> None:
+def test_a_rarely_seen_count_borrows_from_similar_counts() -> None:
     measured = Measured(4, 4)
     for _ in range(200):
         measured.observe(False, 4, 0, 2)
-    assert measured.gains(4)[3] == pytest.approx(measured.gains(4)[1])  # neither was seen
-    assert sum(measured.gains(4)[3][:3]) > 0.8  # but the third guess is known to be worth having
+    assert measured.gains(4)[3] == pytest.approx(measured.gains(4)[1])  # neither count was seen
+    assert sum(measured.gains(4)[3][:3]) > 0.8  # but the third guess is known to be useful
 
 
 @dataclass(frozen=True)
 class Law:
-    """How outcomes fall: after a miss and after a hit the acceptance of every position, and each count's chances by rank."""
+    """The law of outcomes: the acceptance of every position after a miss and after a hit, and each count's probabilities by
+    rank."""
 
     acceptance: tuple[list[float], list[float]]
     ranks: list[list[float]]
@@ -296,7 +298,7 @@ def law(request: pytest.FixtureRequest) -> Law:
 
 
 def learned(law: Law, outcomes: int = 3000) -> Measured:
-    """Fed with outcomes of speculations of full length, now and then a shorter one, as hits and misses come."""
+    """A measured fan-out that has seen outcomes of speculations, mostly of full length, after hits and misses."""
     measured, dice = Measured(4, 16), random.Random(0)
     for _ in range(outcomes):
         after_hit, spec_len = dice.random() < 0.6, dice.choice((4,) * 9 + (2,))
@@ -306,7 +308,7 @@ def learned(law: Law, outcomes: int = 3000) -> Measured:
 
 @pytest.mark.parametrize("after_hit", [False, True])
 @pytest.mark.parametrize("spec_len", [2, 4])
-def test_a_measured_fan_out_comes_close_to_the_best_there_is(law: Law, after_hit: bool, spec_len: int) -> None:
+def test_a_measured_fan_out_hits_almost_as_often_as_the_best(law: Law, after_hit: bool, spec_len: int) -> None:
     counts = learned(law).tables()[int(after_hit), spec_len, : spec_len + 1].tolist()
     optimum = best(law.probability(after_hit, spec_len), law.curve(spec_len), 16)
     assert law.hits(after_hit, spec_len, counts) > law.hits(after_hit, spec_len, optimum) - 0.01

@@ -1,4 +1,4 @@
-"""A sequence's stats, from rounds made up by hand. Times are seconds going in and milliseconds coming out."""
+"""A sequence's stats, from rounds made up by hand. Input times are seconds, output times are milliseconds."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ssd.decoding.round import Round
 from ssd.decoding.stats import SequenceStats
 from ssd.runtime.trace import Span
 
-NOTHING: Any = None  # the tokens of a round are not the stats' affair
+NOTHING: Any = None  # the stats do not use the tokens of a round
 
 
 @dataclass
 class Ran:
-    """A run that is over."""
+    """A run that has completed."""
 
     span: Span
     value: Any = None
@@ -26,7 +26,7 @@ class Ran:
 
 
 def speculative_round(verify: tuple[float, float], draft: tuple[float, float]) -> Round:
-    """One of plain speculative decoding."""
+    """A round of plain speculative decoding."""
     return Round(NOTHING, Ran(Span("target", "verify", *verify)), drafting=Ran(Span("draft", "draft", *draft)))
 
 
@@ -40,7 +40,7 @@ def ssd_round(verify: tuple[float, float], draft: tuple[float, float], looked_up
     )
 
 
-def test_a_sequence_that_ended_with_its_first_token_has_no_rounds_and_no_rates() -> None:
+def test_a_sequence_of_one_token_has_no_rounds_and_no_rates() -> None:
     stats = SequenceStats(arrived=1.0, first_token=1.5, last_token=1.5).summary("ssd", tokens=1)
     assert (stats.rounds, stats.accepted_per_round, stats.branches_unused, stats.hits_per_k) == (0, 0.0, 0, {})
     assert stats.time_to_first_token_s == 0.5
@@ -50,7 +50,7 @@ def test_a_sequence_that_ended_with_its_first_token_has_no_rounds_and_no_rates()
     assert stats.hidden_draft_ms is None and stats.decode_tokens_per_s is None
 
 
-def test_acceptance_is_of_the_tokens_that_were_proposed() -> None:
+def test_acceptance_is_a_fraction_of_the_proposed_tokens() -> None:
     stats = SequenceStats()
     for accepted, proposed in ((4, 4), (1, 4), (0, 4), (1, 2)):
         stats.add(speculative_round((1, 2), (0, 1)), accepted=accepted, proposed=proposed, hit=False, missed=True)
@@ -60,8 +60,8 @@ def test_acceptance_is_of_the_tokens_that_were_proposed() -> None:
     assert summary.hit_rate is None
 
 
-def test_a_look_up_counts_under_the_outcome_it_looked_for() -> None:
-    """That is the round before's accepted count; the first look-up, behind a prompt, counts nowhere."""
+def test_a_look_up_is_counted_by_its_outcomes_accepted_count() -> None:
+    """That is the previous round's accepted count. The first look-up, after a prompt, is not counted."""
     stats = SequenceStats()
     for accepted, hit in ((2, False), (4, True), (2, False), (0, True)):
         stats.add(ssd_round((0, 1), (0, 1)), accepted=accepted, proposed=4, hit=hit, missed=not hit)
@@ -70,29 +70,29 @@ def test_a_look_up_counts_under_the_outcome_it_looked_for() -> None:
     assert summary.hit_rate == pytest.approx(2 / 3)
 
 
-def test_branches_that_no_hit_handed_out_are_unused() -> None:
+def test_branches_that_no_hit_used_are_counted_as_unused() -> None:
     stats = SequenceStats()
     for hit in (False, True, True):
         stats.add(ssd_round((0, 1), (0, 1)), accepted=1, proposed=4, hit=hit, missed=not hit)
     assert stats.summary("ssd", tokens=7).branches_unused == 3 * 8 - 2
 
 
-def test_accepted_tokens_are_counted_by_their_place() -> None:
-    """Rounds that accepted a first token, a second, and so on: none beyond the most that was accepted."""
+def test_accepted_tokens_are_counted_by_position() -> None:
+    """The number of rounds that accepted a first token, a second, and so on, up to the most that any round accepted."""
     stats = SequenceStats()
     for accepted in (3, 0, 1, 3, 2):
         stats.add(speculative_round((1, 2), (0, 1)), accepted=accepted, proposed=4, hit=False, missed=True)
     assert stats.summary("sd", tokens=15).accepted_at == [4, 3, 2]
 
 
-def test_rounds_are_counted_by_the_tokens_proposed() -> None:
+def test_rounds_are_counted_by_the_number_of_proposed_tokens() -> None:
     stats = SequenceStats()
     for proposed in (4, 0, 4, 2, 4):
         stats.add(speculative_round((1, 2), (0, 1)), accepted=0, proposed=proposed, hit=False, missed=True)
     assert stats.summary("sd", tokens=6).proposed_counts == {0: 1, 2: 1, 4: 3}
 
 
-def test_next_tokens_are_counted_by_their_rank_where_one_was_looked_up() -> None:
+def test_next_tokens_are_counted_by_rank_if_there_was_a_look_up() -> None:
     stats = SequenceStats()
     for rank in (-1, 0, 2, 0, 300):
         stats.add(ssd_round((1, 2), (0, 1)), accepted=0, proposed=4, hit=rank == 0, missed=rank != 0, rank=rank)
@@ -108,7 +108,7 @@ def test_times_are_medians_in_milliseconds() -> None:
     assert summary.t_draft_ms == pytest.approx(6)
 
 
-def test_a_fallback_counts_only_where_there_was_one() -> None:
+def test_only_rounds_with_a_fallback_count_its_time() -> None:
     stats = SequenceStats()
     for missed, looked_up in ((False, 0.001), (True, 0.010), (False, 0.002), (True, 0.030)):
         stats.add(ssd_round((1, 2), (1, 2), (0.0, looked_up)), accepted=0, proposed=4, hit=not missed, missed=missed)
@@ -119,19 +119,19 @@ def test_a_fallback_counts_only_where_there_was_one() -> None:
     "draft,hidden_ms",
     [
         ((1.000, 1.050), 50),  # within the verification
-        ((1.050, 1.150), 50),  # ends behind it
+        ((1.050, 1.150), 50),  # ends after it
         ((0.980, 1.030), 30),  # begins before it
         ((0.900, 1.300), 100),  # covers it
-        ((1.200, 1.300), 0),  # begins behind it
+        ((1.200, 1.300), 0),  # begins after it
     ],
 )
-def test_hidden_draft_time_is_what_the_verification_covered(draft: tuple[float, float], hidden_ms: float) -> None:
+def test_hidden_draft_time_is_the_overlap_with_the_verification(draft: tuple[float, float], hidden_ms: float) -> None:
     stats = SequenceStats()
     stats.add(ssd_round((1.0, 1.1), draft), accepted=0, proposed=4, hit=False, missed=True)
     assert stats.summary("ssd", tokens=2).hidden_draft_ms == pytest.approx(hidden_ms)
 
 
-def test_only_ssd_hides_its_draft() -> None:
+def test_only_ssd_has_hidden_draft_time() -> None:
     stats = SequenceStats()
     stats.add(speculative_round((1, 2), (0, 1)), accepted=0, proposed=4, hit=False, missed=True)
     assert stats.summary("sd", tokens=2).hidden_draft_ms is None

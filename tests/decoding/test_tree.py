@@ -1,4 +1,4 @@
-"""A tree's tables, rows and moves, against trees walked node by node."""
+"""A tree's tables, rows and moves, compared with a walk through its nodes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ssd.decoding.tree import Tree
 from ssd.kv.cache import PAGE_SIZE, Rows
 
 CPU = torch.device("cpu")
-PAGES = 6  # of a sequence
+PAGES = 6  # pages per sequence
 
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=5).map(tuple).filter(lambda shape: len(tree_parents(shape)) <= 64)
 
 
 def ancestors(parents: list[int], node: int) -> list[int]:
-    """From the root's child down to the node itself."""
+    """The path from the root's child down to the node itself."""
     path = []
     while node > 0:
         path.append(node)
@@ -31,7 +31,7 @@ def ancestors(parents: list[int], node: int) -> list[int]:
 
 
 def sequences(lengths: list[int], seed: int = 0) -> SequenceState:
-    """Of these lengths, in pages of a random order; page 0 is the null page."""
+    """Sequences of these lengths, in randomly ordered pages. Page 0 is the null page."""
     state = SequenceState.allocate(len(lengths), 1, PAGES, (), CPU)
     pages = 1 + torch.randperm(len(lengths) * PAGES, generator=generator(seed))
     state.page_table.copy_(pages.view(len(lengths), PAGES))
@@ -54,25 +54,25 @@ def test_nodes_are_numbered_breadth_first(shape: tuple[int, ...]) -> None:
 
 
 @given(shape=shapes)
-def test_a_level_is_the_children_of_the_one_before(shape: tuple[int, ...]) -> None:
+def test_a_level_has_the_children_of_the_level_before(shape: tuple[int, ...]) -> None:
     tree, parents = Tree(shape, CPU), tree_parents(shape)
     level = [0]
     for nodes in tree.levels:
         assert list(range(nodes.start, nodes.stop)) == level
         level = [child for node in level for child in children_of(parents, node)]
-    assert level == []  # the last level has none
+    assert level == []  # the last level has no children
 
 
 @given(shape=shapes)
-def test_the_nodes_within_a_depth_are_those_that_few_ancestors_reach(shape: tuple[int, ...]) -> None:
-    """Of a sequence with room for so many tokens: the speculation's length."""
+def test_the_nodes_within_a_depth_have_at_most_that_many_ancestors(shape: tuple[int, ...]) -> None:
+    """Their number is the speculation's length for a sequence with room for that many tokens."""
     tree, parents = Tree(shape, CPU), tree_parents(shape)
     for depth, count in enumerate(tree.nodes_within.tolist()):
         within = [node for node in range(1, tree.nodes) if len(ancestors(parents, node)) <= depth]
         assert within == list(range(1, count + 1))
 
 
-def test_a_chain_is_a_tree_with_one_child_a_node() -> None:
+def test_a_chain_is_a_tree_with_one_child_per_node() -> None:
     tree = Tree((1, 1, 1), CPU)
     assert tree.parent.tolist() == [-1, 0, 1, 2]
     assert tree.nodes_within.tolist() == [0, 1, 2, 3]
@@ -87,14 +87,14 @@ def rows_of(tree: Tree, state: SequenceState, nodes: slice) -> Rows:
 
 
 def each_row(tree: Tree, state: SequenceState, nodes: slice) -> list[tuple[int, int, int]]:
-    """(row, slot, node) in the order of the rows."""
+    """Yields (row, slot, node) in the order of the rows."""
     pairs = [(slot, node) for slot in range(len(state.done)) for node in range(nodes.start, nodes.stop)]
     return [(row, slot, node) for row, (slot, node) in enumerate(pairs)]
 
 
 @pytest.fixture(params=["all", "a level"])
 def part(request: pytest.FixtureRequest) -> tuple[Tree, slice]:
-    """What the target verifies, and what the draft runs."""
+    """The rows that the target verifies, and the rows that the draft runs."""
     tree = Tree((3, 2, 1), CPU)
     return tree, slice(0, tree.nodes) if request.param == "all" else tree.levels[2]
 
@@ -102,7 +102,7 @@ def part(request: pytest.FixtureRequest) -> tuple[Tree, slice]:
 LENGTHS = [0, 7, 30]
 
 
-def test_a_row_s_position_is_its_depth_behind_the_root_s(part: tuple[Tree, slice]) -> None:
+def test_a_rows_position_is_the_roots_plus_its_depth(part: tuple[Tree, slice]) -> None:
     (tree, nodes), state = part, sequences(LENGTHS)
     rows, parents = rows_of(tree, state, nodes), tree_parents(tree.children)
     for row, slot, node in each_row(tree, state, nodes):
@@ -110,8 +110,8 @@ def test_a_row_s_position_is_its_depth_behind_the_root_s(part: tuple[Tree, slice
         assert int(rows.row_seq[row]) == slot
 
 
-def test_a_row_sees_the_committed_text_and_its_own_ancestors(part: tuple[Tree, slice]) -> None:
-    """The text up to the root as prefix; behind it the ancestors in order, and the node itself, as suffix."""
+def test_a_row_sees_the_committed_text_and_its_ancestors(part: tuple[Tree, slice]) -> None:
+    """The prefix is the text up to the root. The suffix is the ancestors in order, then the node itself."""
     (tree, nodes), state = part, sequences(LENGTHS)
     rows, parents = rows_of(tree, state, nodes), tree_parents(tree.children)
     assert rows.suffix_slots is not None and rows.suffix_len is not None
@@ -123,7 +123,7 @@ def test_a_row_sees_the_committed_text_and_its_own_ancestors(part: tuple[Tree, s
         assert suffix == [place(state, slot, LENGTHS[slot] + each) for each in path]
 
 
-def test_every_node_has_a_place_of_its_own_behind_the_root(part: tuple[Tree, slice]) -> None:
+def test_every_node_has_its_own_kv_slot_after_the_root(part: tuple[Tree, slice]) -> None:
     (tree, nodes), state = part, sequences(LENGTHS)
     rows = rows_of(tree, state, nodes)
     for row, slot, node in each_row(tree, state, nodes):
@@ -168,7 +168,7 @@ def test_a_chain_s_rows_see_the_keys_that_a_tree_s_do(nodes: slice) -> None:
 
 
 def walk(shape: tuple[int, ...], steps: int, dice: torch.Generator) -> list[int]:
-    """Nodes accepted, one a level from the root's children on."""
+    """An accepted path: one node per level, starting with a child of the root."""
     parents, node, path = tree_parents(shape), 0, []
     for _ in range(min(steps, len(shape))):
         children = children_of(parents, node)
@@ -178,17 +178,17 @@ def walk(shape: tuple[int, ...], steps: int, dice: torch.Generator) -> list[int]
 
 
 def kv_of(state: SequenceState) -> Tensor:
-    """A cache whose places all hold numbers of their own: [2 layers, 2, pages, PAGE_SIZE, 1, 2]."""
+    """A cache with a different number in every element: [2 layers, 2, pages, PAGE_SIZE, 1, 2]."""
     pages = 1 + state.page_table.numel()
     shape = (2, 2, pages, PAGE_SIZE, 1, 2)
     return torch.arange(2 * 2 * pages * PAGE_SIZE * 2, dtype=torch.float32).view(shape)
 
 
 @given(shape=shapes, seed=st.integers(0, 1000), data=st.data())
-def test_the_accepted_path_is_moved_behind_the_root_and_nothing_else_is(
+def test_only_the_accepted_path_is_moved_to_the_slots_after_the_root(
     shape: tuple[int, ...], seed: int, data: st.DataObject
 ) -> None:
-    """Each sequence by its own path, one accepts nothing; the last slot is done, and has none."""
+    """Each sequence has its own path; one accepts nothing. The last slot is done and has no path."""
     tree, dice = Tree(shape, CPU), generator(seed)
     lengths = data.draw(st.lists(st.integers(0, 31), min_size=2, max_size=4))
     state = sequences(lengths, seed)

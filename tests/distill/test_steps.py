@@ -1,4 +1,5 @@
-"""The steps of `distill` one by one: the student is the engine's decoder, the loss is plain torch's, the report counts rounds."""
+"""The steps of `distill` one by one: the student is the engine's decoder, the loss is plain torch's, the report counts
+rounds."""
 
 from __future__ import annotations
 

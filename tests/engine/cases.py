@@ -1,4 +1,4 @@
-"""What the engine's tests share: models, prompts, and figures pooled over completions. Imported as `engine.cases`."""
+"""Helpers of the engine's tests: models, prompts, and figures pooled over completions. Imported as `engine.cases`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from fake_device import FakeDevice
 from ssd import Completion, Engine, SamplingParams
 
 VOCABULARY = tiny.vocabulary_of_bytes()
-PADDED = 288  # rows of the models' heads: beyond the vocabulary they stand for nothing
+PADDED = 288  # rows of the models' heads; the rows after the vocabulary are padding
 
 
 @dataclass(frozen=True)
 class Models:
-    """Paths, as `Engine` takes them."""
+    """The models' paths."""
 
     target: str
-    draft: str  # of its own: the target with noise
-    trimmed: str  # the same with three quarters of the vocabulary
+    draft: str  # the target with noise on its weights
+    trimmed: str  # the same, with three quarters of the vocabulary
     stranger: str  # a draft with two tokens of the vocabulary swapped
 
     def draft_named(self, name: str) -> str:
-        """One of the fields, or a name such as "self:2"."""
+        """The path in this field; any other name, such as "self:2", is returned unchanged."""
         return str(getattr(self, name, name))
 
 
@@ -47,7 +47,7 @@ def random_prompts(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
 def autoregressive_tokens(
     models: Models, prompts: Sequence[list[int]], params: Sequence[SamplingParams]
 ) -> dict[str, list[list[int]]]:
-    """What greedy decoding must give, by dtype: decoded one sequence at a time, on one thread."""
+    """The tokens that greedy decoding must give, by dtype, decoded one sequence at a time on one thread."""
     tokens = {}
     for dtype in ("float32", "bfloat16"):
         with Engine(models.target, None, "ar", dtype=dtype, max_batch=1, threads=1) as engine:
@@ -56,7 +56,7 @@ def autoregressive_tokens(
 
 
 def as_asked(completions: list[Completion], mode: str) -> list[Completion]:
-    """The completions, decoded in that mode and with no draft lost."""
+    """The completions, after checking that they were decoded in this mode and that no draft was lost."""
     assert {completion.stats.mode for completion in completions} == {mode}
     assert not any(completion.degraded for completion in completions)
     return completions
@@ -67,7 +67,7 @@ def tokens_of(completions: Sequence[Completion]) -> list[list[int]]:
 
 
 def hits_and_look_ups(completions: Sequence[Completion], least_k: int = 0) -> tuple[int, int]:
-    """Of all look-ups behind at least `least_k` accepted tokens."""
+    """Hits and look-ups of outcomes with at least `least_k` accepted tokens."""
     counts = [n for completion in completions for k, n in completion.stats.hits_per_k.items() if k >= least_k]
     return sum(hits for hits, _ in counts), sum(look_ups for _, look_ups in counts)
 
@@ -77,5 +77,5 @@ def accepted_in_all(completion: Completion) -> int:
 
 
 def was_cut_in_a_round(completion: Completion) -> bool:
-    """Whether its last round had decided on more tokens than the completion has."""
+    """Whether its last round decided more tokens than the completion has."""
     return completion.stats.rounds + accepted_in_all(completion) > len(completion.token_ids) - 1

@@ -1,4 +1,4 @@
-"""Models the engine's tests share: one target, and drafts of every kind."""
+"""The models of the engine's tests: one target, and drafts of every kind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 @pytest.fixture
 def engine(models: Models) -> Iterator[MakeEngine]:
-    """Builds engines on the shared target, in float32 and on one thread unless asked otherwise, and closes them after the test."""
+    """Builds engines on the shared target, by default in float32 and on one thread, and closes them after the test."""
     built: list[Engine] = []
 
     def build(mode: str = "ar", draft: str | None = "auto", target: str | Path | None = None, **options: Any) -> Engine:
@@ -45,7 +45,7 @@ def engine(models: Models) -> Iterator[MakeEngine]:
 
 @pytest.fixture(scope="session")
 def ending(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A target without a tokenizer, an eighth of whose tokens end a sequence."""
+    """A target without a tokenizer. An eighth of its tokens are end-of-sequence tokens."""
     path = tmp_path_factory.mktemp("ending")
     tiny.write_model(path, seed=1, vocab_size=PADDED, eos_token_id=list(range(0, PADDED, 8)))
     return str(path)

@@ -1,5 +1,6 @@
-"""Rounds as graphs on two streams, with the host two rounds ahead: the same tokens and counts as eagerly, in any order that streams
-and events allow. The device is a fake (tests/fake_device.py); what is planted here as a mistake must come out in some order."""
+"""Rounds as graphs on two streams, with the host two rounds ahead: the same tokens and counts as eagerly, in any order that
+streams and events allow. The device is a fake (tests/fake_device.py); what is planted here as a mistake must come out in some
+order."""
 
 from __future__ import annotations
 
@@ -19,14 +20,14 @@ from ssd.decoding.state import SequenceState
 from ssd.runtime.captured import CapturedExecutor
 from ssd.runtime.trace import Trace
 
-LENGTHS = (30, 12, 25, 18, 9, 1, 22, 3, 14)  # more requests than slots, and some that end while others are under way
+LENGTHS = (30, 12, 25, 18, 9, 1, 22, 3, 14)  # more requests than slots; some end while others are running
 PROMPTS = random_prompts((3, 20, 1, 9, 40, 17, 5, 16, 2))
 GREEDY = [SamplingParams(max_new_tokens=n, ignore_eos=True) for n in LENGTHS]
 SAMPLED = [SamplingParams(temperature=1.0, max_new_tokens=n, ignore_eos=True, seed=n) for n in LENGTHS]
 
 
 def figures(completions: list[Completion]) -> list[Any]:
-    """Tokens, and all that was counted on the way."""
+    """Tokens, and all statistics."""
     return [
         (
             c.token_ids,
@@ -57,7 +58,7 @@ CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("case", CASES)
-def test_every_order_gives_what_eager_rounds_give(
+def test_every_order_gives_the_tokens_and_counts_of_eager_rounds(
     engine: MakeEngine, captured: MakeCaptured, case: str, params: list[SamplingParams]
 ) -> None:
     mode, draft, options = CASES[case]
@@ -70,10 +71,10 @@ def test_every_order_gives_what_eager_rounds_give(
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("case", [case for case in CASES if case not in ("ar", "sd, n-gram")])
-def test_two_devices_give_what_one_gives(
+def test_two_devices_give_the_tokens_and_counts_of_one(
     engine: MakeEngine, captured: MakeCaptured, case: str, params: list[SamplingParams]
 ) -> None:
-    """Each role with tables of its own, which learns of the other's only by what is sent."""
+    """Each role has its own tables, and learns about the other's only from the tables that are sent."""
     mode, draft, options = CASES[case]
     expected = figures(engine(mode, draft, max_batch=3, **options).decode(PROMPTS, params))
     apart = options | {"draft_device": "cpu", "max_batch": 3}
@@ -86,7 +87,7 @@ def test_two_devices_give_what_one_gives(
 
 
 def test_a_measured_fan_out_and_fallback_change_no_token(engine: MakeEngine, captured: MakeCaptured) -> None:
-    """What the host learns reaches the rounds later than it does eagerly."""
+    """The host's measurements reach the rounds later than in eager mode."""
     expected = [c.token_ids for c in engine("ar").decode(PROMPTS, GREEDY)]
     for seed in range(4):
         one, _ = captured("ssd", seed, max_batch=3)
@@ -96,8 +97,8 @@ def test_a_measured_fan_out_and_fallback_change_no_token(engine: MakeEngine, cap
 
 
 @pytest.mark.parametrize("mode", ["ar", "ssd"])
-def test_stop_strings_and_logprobs_are_those_of_eager_rounds(engine: MakeEngine, captured: MakeCaptured, mode: str) -> None:
-    """A stop string is seen two rounds late; what came behind it is dropped."""
+def test_stop_strings_and_logprobs_equal_eager_rounds(engine: MakeEngine, captured: MakeCaptured, mode: str) -> None:
+    """A stop string is seen two rounds late; the tokens after it are dropped."""
     whole = engine(mode, max_batch=3).decode(PROMPTS, GREEDY)
     params = [replace(own, stop=(c.text[3:5],)) for own, c in zip(GREEDY, whole, strict=True) if len(c.text) > 8]
     prompts = [prompt for prompt, c in zip(PROMPTS, whole, strict=True) if len(c.text) > 8]
@@ -114,7 +115,7 @@ def test_stop_strings_and_logprobs_are_those_of_eager_rounds(engine: MakeEngine,
 
 
 def test_a_program_is_recorded_once_for_each_batch_size(captured: MakeCaptured) -> None:
-    """1, 2, 4 and the largest, before there are requests; and once more where requests sample."""
+    """Before the first request: for 1, 2, 4 and the largest batch. Again once a request samples."""
     one, device = captured("ssd", 0, max_batch=6, **FIXED)
     graphs = one.core.executor._graphs  # type: ignore[attr-defined]
     programs = {("draft", "look up"), ("draft", "speculate"), ("target", "verify")}
@@ -127,7 +128,7 @@ def test_a_program_is_recorded_once_for_each_batch_size(captured: MakeCaptured) 
     assert 3 * 4 < device.captures == len(graphs) <= 2 * 3 * 4
 
 
-def test_what_recording_took_is_told(captured: MakeCaptured) -> None:
+def test_the_time_and_memory_of_recording_are_reported(captured: MakeCaptured) -> None:
     fractions: list[float] = []
     one, device = captured("ssd", 0, max_batch=6, progress=fractions.append, **FIXED)
     found = one.footprint
@@ -137,8 +138,8 @@ def test_what_recording_took_is_told(captured: MakeCaptured) -> None:
     assert fractions[-5:-1] == pytest.approx([0.8, 0.85, 0.9, 0.95])
 
 
-def test_the_timeline_has_prefills_and_rounds_in_the_order_of_their_lanes(captured: MakeCaptured) -> None:
-    """Also what nobody waited for is there, at the times of the device."""
+def test_the_timeline_has_prefills_and_rounds_in_the_order_of_each_lane(captured: MakeCaptured) -> None:
+    """Spans that the host never waited for are included, with the device's times."""
     one, _ = captured("ssd", 0, max_batch=2, draft_device="cpu", **FIXED)
     one.trace.record()
     one.decode(PROMPTS[:2], GREEDY[:2])
@@ -153,7 +154,7 @@ def test_the_timeline_has_prefills_and_rounds_in_the_order_of_their_lanes(captur
 
 
 def test_the_host_is_two_rounds_ahead(captured: MakeCaptured) -> None:
-    """And no more: once the third is begun, the first is read."""
+    """It is never further ahead: after the third round is launched, the first is read."""
     one, _ = captured("ssd", 0, max_batch=1, **FIXED)
     depths = []
     take = one.core._take
@@ -168,10 +169,10 @@ def test_the_host_is_two_rounds_ahead(captured: MakeCaptured) -> None:
 
 
 @pytest.mark.parametrize("where", ["store", "look_up", "branch"])
-def test_a_draft_that_fails_leaves_no_graph_of_its_own(
+def test_graphs_of_a_failed_draft_are_not_used_again(
     engine: MakeEngine, captured: MakeCaptured, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """What is recorded names its tables; the rounds that go on without it have others."""
+    """A graph refers to the draft's tables; the rounds that continue without the draft have others."""
     expected = [c.token_ids for c in engine("ar", max_batch=3).decode(PROMPTS, SAMPLED)]
     for seed in range(3):
         one, _ = captured("ssd", seed, max_batch=3, **FIXED)
@@ -179,7 +180,7 @@ def test_a_draft_that_fails_leaves_no_graph_of_its_own(
         part = one.core.loop.drafter if where == "store" else one.core.loop.cache  # type: ignore[union-attr]
         monkeypatch.setattr(part, where, lambda *arguments: 1 // 0)
         with pytest.warns(RuntimeWarning, match="ZeroDivisionError"):
-            found = one.decode(PROMPTS, SAMPLED)  # what samples is recorded anew
+            found = one.decode(PROMPTS, SAMPLED)  # sampling programs are recorded again
         assert [c.token_ids for c in found] == expected
         assert all(c.degraded for c in found)
         assert before and not {name for _, name, *_ in one.core.executor._graphs} - {"verify"}  # type: ignore[attr-defined]
@@ -187,10 +188,10 @@ def test_a_draft_that_fails_leaves_no_graph_of_its_own(
 
 @pytest.mark.parametrize("mode", ["sd", "ssd"])
 @pytest.mark.parametrize("after", [1, 4, 9])
-def test_a_draft_whose_device_is_lost_under_way_loses_nothing(
+def test_losing_the_drafts_device_in_flight_loses_no_token(
     engine: MakeEngine, captured: MakeCaptured, monkeypatch: pytest.MonkeyPatch, mode: str, after: int
 ) -> None:
-    """Rounds in flight had a part of it too; whatever the host asks of that device raises from now on."""
+    """The rounds in flight used that device too. From then on every request of the host to it raises."""
     expected = [c.token_ids for c in engine("ar", max_batch=3).decode(PROMPTS, GREEDY)]
     for seed in range(3):
         one, device = captured(mode, seed, max_batch=3, draft_device="cpu", **FIXED)
@@ -218,7 +219,7 @@ def test_a_value_read_while_recording_is_refused() -> None:
             device.capture(device.stream("target"), read)
 
 
-def test_a_condition_is_looked_at_when_the_program_runs() -> None:
+def test_a_condition_is_evaluated_when_the_program_runs() -> None:
     device = FakeDevice(0)
     executor, flag, count = CapturedExecutor(Trace(), device, 1), torch.zeros(1), torch.zeros(1)
     with torch.inference_mode():
@@ -229,23 +230,23 @@ def test_a_condition_is_looked_at_when_the_program_runs() -> None:
     assert device.captures == 1
 
 
-# Mistakes that some order must bring to light ---------------------------------------------------------------------------------
+# Planted mistakes that some order must reveal --------------------------------------------------------------------------------
 
 
 def read_live_state(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The draft has no copy of where the sequences stand: it branches from wherever the target is by then."""
+    """The draft has no copy of the sequences' state: it branches from the target's live state."""
     tables = one.core.loop.drafter.tables  # type: ignore[union-attr]
     live = replace(tables.branches, length=one._assembly.state.length, last_token=one._assembly.state.last_token)
     monkeypatch.setattr(tables, "branches", live)
 
 
 def change_tables_under_the_draft(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request is admitted, and one that ended gives its pages back, while branches for the old ones are under way."""
+    """A request is admitted, and a finished one gives its pages back, while branches for the old ones are in flight."""
     monkeypatch.setattr(one.core.executor, "_join", lambda: None)
 
 
 def draw_into_the_half_in_use(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The branches' distributions go where those are that the verification reads."""
+    """The branches' distributions overwrite the half that the verification reads."""
     draw = ModelDrafter.draw
 
     def drawn(self: ModelDrafter, tables: Any, logits: Any, position: Any, half: Any, *more: Any) -> Any:
@@ -264,7 +265,7 @@ def on_another_lane(name: str, lane: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def look_up_before_the_branches_are_there(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the target's lane: behind the verification, but not behind the draft."""
+    """It runs in the target's lane, so it waits for the verification but not for the draft."""
     on_another_lane("look up", "target", monkeypatch)
 
 
@@ -286,7 +287,7 @@ def verify_before_the_speculation_is_there(one: Engine, monkeypatch: pytest.Monk
 
 
 def let_done_slots_write(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slot that is given back keeps its pages' names: its rows go on writing there."""
+    """A released slot keeps its page table, so its rows go on writing to those pages."""
     monkeypatch.setattr(SequenceState, "retire", lambda self, slot: self.done[slot].fill_(1))
 
 
@@ -308,7 +309,7 @@ def without_waiting_for_what_is_sent(one: Engine, monkeypatch: pytest.MonkeyPatc
 
 
 def verify_before_the_speculation_has_arrived(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verification waits for the look-up, and not for what was sent behind it."""
+    """The verification waits for the look-up, but not for the tables that are sent after it."""
     without_waiting_for_what_is_sent(one, monkeypatch, "send_speculation")
 
 
@@ -317,7 +318,7 @@ def look_up_before_the_outcome_has_arrived(one: Engine, monkeypatch: pytest.Monk
 
 
 def never_tell_the_draft_who_ended(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its rows go on writing to pages that are another's by now."""
+    """Its rows go on writing to pages that now belong to another sequence."""
     monkeypatch.setattr(one.core.loop.link, "retire", lambda slot: None)  # type: ignore[union-attr]
 
 
@@ -326,7 +327,7 @@ def never_tell_the_draft_of_prompts(one: Engine, monkeypatch: pytest.MonkeyPatch
 
 
 def send_the_distributions_of_another_branch(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the half that the branches are drawn into."""
+    """It sends the half that the branches are being drawn into."""
     leaves, speculation = one.core.loop.link.speculation_leaves, one.core.loop.link.draft.speculation  # type: ignore[union-attr]
 
     def wrong(n: int) -> Any:
@@ -338,7 +339,7 @@ def send_the_distributions_of_another_branch(one: Engine, monkeypatch: pytest.Mo
     monkeypatch.setattr(one.core.loop.link, "speculation_leaves", wrong)  # type: ignore[union-attr]
 
 
-# Memory for six pages: the fourth request waits until the first two have given theirs back, and the third runs on.
+# Memory for six pages: the fourth request waits until the first two release theirs, while the third runs on.
 TIGHT = random_prompts((3, 4, 5, 20, 21, 6))
 TIGHT_PARAMS = [SamplingParams(temperature=1.0, max_new_tokens=n, ignore_eos=True, seed=n) for n in (9, 8, 39, 25, 24, 30)]
 
@@ -367,7 +368,7 @@ ON_TWO = [
 @pytest.mark.parametrize(
     "apart,mistake", [(False, mistake) for mistake in ON_ONE_DEVICE] + [(True, mistake) for mistake in ON_TWO]
 )
-def test_a_mistake_comes_to_light(
+def test_a_planted_mistake_is_revealed(
     engine: MakeEngine, captured: MakeCaptured, monkeypatch: pytest.MonkeyPatch, apart: bool, mistake: Callable[..., None]
 ) -> None:
     options = FIXED | {"max_batch": 3, "lookahead": 3, "max_context": 64, "draft_device": "cpu" if apart else None}
@@ -384,13 +385,13 @@ def test_a_mistake_comes_to_light(
         try:
             if found_in(seed):
                 return
-        except (AssertionError, RuntimeError, IndexError):  # tables that no longer fit together: not what is looked for
+        except (AssertionError, RuntimeError, IndexError):  # inconsistent tables; not the failure that this test is about
             continue
     raise AssertionError("no order told it apart")
 
 
 @pytest.mark.parametrize("draft_device", [None, "cpu"])
-def test_tight_memory_is_no_mistake(engine: MakeEngine, captured: MakeCaptured, draft_device: str | None) -> None:
+def test_tight_memory_changes_no_token(engine: MakeEngine, captured: MakeCaptured, draft_device: str | None) -> None:
     options = FIXED | {"max_batch": 3, "lookahead": 3, "max_context": 64, "draft_device": draft_device}
     expected = figures(engine("ssd", **options).decode(TIGHT, TIGHT_PARAMS))
     for seed in range(4):

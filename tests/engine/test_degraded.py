@@ -1,4 +1,4 @@
-"""A draft that fails loses nothing: every text is complete and what the target alone would have said, and it is said once."""
+"""A failed draft loses no token: every text is complete and equals the target's own, and there is one warning."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ssd import Completion, Engine, SamplingParams, ops
 from ssd.decoding.speculative import Speculative
 from ssd.decoding.ssd import SpeculativeSpeculative
 
-PROMPTS = random_prompts((3, 20, 1, 9, 40))  # more than the engine's three slots: some begin when others are under way
+PROMPTS = random_prompts((3, 20, 1, 9, 40))  # more than the engine's three slots, so some begin while others are running
 PARAMS = [SamplingParams(max_new_tokens=n) for n in (30, 12, 25, 18, 9)]
 
 
 def break_draft(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, phase: str, call: int, error: type[BaseException] = RuntimeError
 ) -> list[int]:
-    """Have the draft model raise in its call-th forward pass within a phase: "store" (a prompt), "draft", "look_up" or "branch".
+    """Make the draft model raise in its call-th forward pass within a phase: "store" (a prompt), "draft", "look_up" or "branch".
 
-    Returns where it notes the thread that raised.
+    Returns a list to which the raising thread's id is added.
     """
     assert isinstance(engine.core.loop, (Speculative, SpeculativeSpeculative))
     loop, where, calls, raised = engine.core.loop, threading.local(), [0], []
@@ -86,7 +86,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize("mode,phase,call", FAILURES)
-def test_a_draft_that_raises_in_the_middle_loses_nothing(
+def test_a_draft_that_raises_in_the_middle_loses_no_token(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, phase: str, call: int
 ) -> None:
     expected = engine("ar").decode(PROMPTS, PARAMS)
@@ -94,11 +94,11 @@ def test_a_draft_that_raises_in_the_middle_loses_nothing(
     raised = break_draft(broken, monkeypatch, phase, call)
     found = decode_and_warn(broken, PROMPTS, PARAMS)
     assert len(raised) == 1
-    assert (raised[0] == threading.get_ident()) == (phase != "branch")  # branches are the worker's
+    assert (raised[0] == threading.get_ident()) == (phase != "branch")  # branches run on the worker
     assert tokens_of(found) == tokens_of(expected)
     assert [c.text for c in found] == [c.text for c in expected]
     assert [c.finish_reason for c in found] == [c.finish_reason for c in expected]
-    assert found[0].degraded and found[4].degraded  # the longest, which runs all along, and the last
+    assert found[0].degraded and found[4].degraded  # the longest, which runs throughout, and the last
 
 
 @pytest.mark.parametrize("mode,phase,call", FAILURES)
@@ -109,7 +109,7 @@ def test_an_engine_without_its_draft_still_serves(
     break_draft(broken, monkeypatch, phase, call)
     decode_and_warn(broken, PROMPTS, PARAMS)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # it has been said
+        warnings.simplefilter("error")  # the warning was given already
         found = broken.decode(PROMPTS, PARAMS)
     assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
     assert all(c.degraded and c.stats.mode == "ar" for c in found)
@@ -131,10 +131,10 @@ def test_a_request_that_had_ended_before_is_not_degraded(
 
 
 @pytest.mark.parametrize("mode,phase,call", [("sd", "draft", 8), ("ssd", "look_up", 6), ("ssd", "branch", 12)])
-def test_sampled_requests_are_finished_too(
+def test_sampled_requests_are_completed_after_a_failure_too(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, phase: str, call: int
 ) -> None:
-    """With other draws than the whole mode's behind the failure, but the same before it."""
+    """The tokens before the failure are the same; later ones are drawn differently."""
     params = SamplingParams(temperature=1.0, max_new_tokens=30, ignore_eos=True, seed=3)
     whole = engine(mode, max_batch=3).decode(PROMPTS, params)
     broken = engine(mode, max_batch=3)
@@ -148,10 +148,10 @@ def test_sampled_requests_are_finished_too(
 
 
 @pytest.mark.parametrize("phase,call", [("store", 1), ("store", 4), ("draft", 1), ("draft", 2), ("draft", 14)])
-def test_a_draft_that_raises_within_a_tree_loses_nothing(
+def test_a_draft_that_raises_within_a_tree_loses_no_token(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, phase: str, call: int
 ) -> None:
-    """At the root, or with levels drafted already."""
+    """It raises at the root, or after some levels are drafted."""
     expected = engine("ar").decode(PROMPTS, PARAMS)
     broken = engine("sd", tree=(2, 2, 1), max_batch=3)
     break_draft(broken, monkeypatch, phase, call)
@@ -161,7 +161,7 @@ def test_a_draft_that_raises_within_a_tree_loses_nothing(
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, owner: object, method: str, call: int) -> None:
-    """Have the call-th call of a method raise."""
+    """Make the call-th call of a method raise."""
     original, calls = getattr(owner, method), [0]
 
     def run(*arguments: Any) -> Any:
@@ -174,10 +174,10 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, owner: object, method: str, call: i
 
 
 @pytest.mark.parametrize("call", [1, 5])
-def test_a_draft_that_fails_behind_a_verification_keeps_what_was_committed(
+def test_a_draft_that_fails_after_a_verification_keeps_the_committed_tokens(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    """Its own K/V of an accepted path is moved once the target has decided."""
+    """The draft moves its own K/V of an accepted path after the target has decided."""
     broken = engine("sd", tree=(2, 2, 1), max_batch=3)
     fail_at(monkeypatch, broken.core.loop.drafter, "keep", call)  # type: ignore[union-attr]
     found = decode_and_warn(broken, PROMPTS, PARAMS)
@@ -187,7 +187,7 @@ def test_a_draft_that_fails_behind_a_verification_keeps_what_was_committed(
 
 @pytest.mark.parametrize("mode,draft", [("sd", "ngram"), ("ssd", "draft")])
 @pytest.mark.parametrize("call", [1, 4])
-def test_n_grams_that_fail_lose_nothing(
+def test_a_failure_of_n_grams_loses_no_token(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, draft: str, call: int
 ) -> None:
     expected = engine("ar").decode(PROMPTS, PARAMS)
@@ -199,10 +199,10 @@ def test_n_grams_that_fail_lose_nothing(
 
 
 @pytest.mark.parametrize("options", [{"fallback": "ngram"}, {"fan_out": "measured"}], ids=str)
-def test_what_goes_wrong_while_learning_loses_nothing(
+def test_a_failure_while_learning_loses_no_token(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    """The round it was learning from is committed."""
+    """The round that it was learning from is committed."""
     broken = engine("ssd", max_batch=3, **options)
     fail_at(monkeypatch, broken.core.loop.cache, "learn", 3)  # type: ignore[union-attr]
     found = decode_and_warn(broken, PROMPTS, PARAMS)
@@ -215,10 +215,10 @@ def test_what_goes_wrong_while_learning_loses_nothing(
     [(call, at) for call in ("stage", "enter", "retire") for at in (1, 4)]
     + [(call, at) for call in ("send_speculation", "send_outcome") for at in (1, 7)],
 )
-def test_a_draft_whose_device_is_lost_loses_nothing(
+def test_losing_the_drafts_device_loses_no_token(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, call: str, at: int
 ) -> None:
-    """Whatever the target's side was telling it: the target goes on with what it has."""
+    """Whichever table the target was sending to it: the target continues with its own state."""
     expected = tokens_of(engine("ar").decode(PROMPTS, PARAMS))
     broken = engine(mode, max_batch=3, draft_device="cpu")
     fail_at(monkeypatch, broken.core.loop.link, call, at)  # type: ignore[union-attr]
@@ -228,22 +228,22 @@ def test_a_draft_whose_device_is_lost_loses_nothing(
     assert broken.core.scheduler.pages.available == broken.core.scheduler.pages.capacity
 
 
-def test_a_draft_that_fails_twice_in_a_round_loses_nothing(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In its thread, and where it is told of the outcome."""
+def test_a_draft_that_fails_twice_in_a_round_loses_no_token(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fails in its thread, and again when it is told of the outcome."""
     broken = engine("ssd", max_batch=3, draft_device="cpu")
     fail_at(monkeypatch, broken.core.loop.link, "send_outcome", 4)  # type: ignore[union-attr]
     break_draft(broken, monkeypatch, "branch", 16)
     assert tokens_of(decode_and_warn(broken, PROMPTS, PARAMS)) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
 
 
-def test_running_out_of_memory_is_a_failure_like_any_other(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_handled_like_any_other_failure(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = engine("ssd")
     break_draft(broken, monkeypatch, "branch", 3, error=MemoryError)
     assert tokens_of(decode_and_warn(broken, PROMPTS, PARAMS)) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
 
 
-def test_a_target_that_raises_is_not_taken_for_the_draft(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is nothing to go on with; but the draft is at rest, and no page is lost."""
+def test_an_error_of_the_target_is_raised_to_the_caller(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding cannot continue, but the draft is idle afterwards and no page is lost."""
     broken = engine("ssd")
 
     def fail(*arguments: Any) -> Any:
@@ -259,7 +259,7 @@ def test_a_target_that_raises_is_not_taken_for_the_draft(engine: MakeEngine, mon
     assert not any(c.degraded for c in found)
 
 
-def test_a_failed_draft_leaves_no_thread_behind(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_drafts_thread_ends(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     for phase in ("store", "branch"):
         broken = engine("ssd", max_batch=3)
         worker = broken.core.executor._worker
@@ -275,7 +275,7 @@ def test_a_failed_draft_leaves_no_thread_behind(engine: MakeEngine, monkeypatch:
 
 @pytest.fixture
 def damaged(models: Models, tmp_path: Path) -> Path:
-    """A copy of the draft whose weights can be spoilt."""
+    """A copy of the draft whose weights can be damaged."""
     for file in Path(models.draft).iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     return tmp_path
@@ -297,7 +297,7 @@ def reshape(draft: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["sd", "ssd"])
 @pytest.mark.parametrize("damage", [truncate, lose_the_weights, reshape])
-def test_a_draft_that_cannot_be_loaded_is_done_without(
+def test_an_engine_decodes_without_a_draft_that_cannot_be_loaded(
     engine: MakeEngine, damaged: Path, mode: str, damage: Callable[[Path], None]
 ) -> None:
     damage(damaged)
@@ -309,7 +309,9 @@ def test_a_draft_that_cannot_be_loaded_is_done_without(
     assert all(c.degraded and c.stats.mode == "ar" for c in found)
 
 
-def test_a_draft_that_cannot_be_allocated_is_done_without(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_decodes_without_a_draft_that_cannot_be_allocated(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*arguments: Any) -> Any:
         raise RuntimeError("DefaultCPUAllocator: not enough memory")
 
@@ -321,10 +323,10 @@ def test_a_draft_that_cannot_be_allocated_is_done_without(engine: MakeEngine, mo
     assert all(c.degraded for c in found)
 
 
-def test_a_draft_whose_distributions_cannot_be_allocated_is_done_without(
+def test_an_engine_decodes_without_a_draft_whose_distributions_cannot_be_allocated(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are needed once a request samples; greedy ones before that have their draft."""
+    """They are needed once a request samples; greedy requests before it use the draft."""
     without = engine("ssd")
 
     def refuse(*arguments: Any) -> Any:

@@ -1,4 +1,5 @@
-"""What a user sees: prompts of every kind, text as it streams, stop strings, reasons, log-probabilities, seeds, stats."""
+"""The engine's interface: prompts of every kind, streamed text, stop strings, finish reasons, log-probabilities, seeds,
+stats."""
 
 from __future__ import annotations
 
@@ -47,13 +48,13 @@ def test_a_string_is_one_user_message(engine: MakeEngine, tokenizer: PreTrainedT
     assert one.decode([{"role": "user", "content": "the end"}], params).token_ids == expected
 
 
-def test_a_raw_string_is_the_text_itself(engine: MakeEngine, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_raw_string_is_encoded_without_the_chat_template(engine: MakeEngine, tokenizer: PreTrainedTokenizerFast) -> None:
     one, params = engine(), SamplingParams(max_new_tokens=8)
     assert one.decode("the end", params, raw=True).token_ids == one.decode(tokenizer.encode("the end"), params).token_ids
     assert one.decode("the end", params, raw=True).token_ids != one.decode("the end", params).token_ids
 
 
-def test_a_conversation_has_all_its_messages(engine: MakeEngine, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_conversation_is_rendered_with_all_its_messages(engine: MakeEngine, tokenizer: PreTrainedTokenizerFast) -> None:
     one, params = engine(), SamplingParams(max_new_tokens=8)
     messages = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}, {"role": "user", "content": "one"}]
     written_out = "<|user|>one<|end|><|assistant|>two<|end|><|user|>one<|end|><|assistant|>"
@@ -61,7 +62,7 @@ def test_a_conversation_has_all_its_messages(engine: MakeEngine, tokenizer: PreT
 
 
 @pytest.mark.parametrize("kind", [list, tuple, lambda ids: [np.int64(i) for i in ids]], ids=["list", "tuple", "numpy"])
-def test_token_ids_are_taken_as_they_are(engine: MakeEngine, kind: Callable[[list[int]], Any]) -> None:
+def test_token_ids_are_used_unchanged(engine: MakeEngine, kind: Callable[[list[int]], Any]) -> None:
     one, params = engine(), SamplingParams(max_new_tokens=8)
     assert one.decode(kind(PROMPTS[0]), params).token_ids == one.decode([PROMPTS[0]], params)[0].token_ids
 
@@ -82,7 +83,7 @@ def test_each_prompt_can_have_its_own_parameters(engine: MakeEngine) -> None:
 
 
 def test_padding_of_the_vocabulary_is_never_drawn(models: Models, engine: MakeEngine, tmp_path: Path) -> None:
-    """The padded rows of this head would win every time."""
+    """The padded rows of this head have the largest logits."""
     tensors = tiny.write_model(tmp_path, tokenizer=VOCABULARY, vocab_size=PADDED)
     tensors["lm_head.weight"][len(VOCABULARY) :] *= 30
     tiny.save_file(tensors, tmp_path / "model.safetensors")
@@ -98,17 +99,17 @@ def test_padding_of_the_vocabulary_is_never_drawn(models: Models, engine: MakeEn
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_text_is_that_of_the_tokens(
+def test_the_text_equals_the_decoded_tokens(
     engine: MakeEngine, tokenizer: PreTrainedTokenizerFast, mode: str, temperature: float
 ) -> None:
-    """Characters cut in two by a token, and bytes that are no character, included."""
+    """Even for characters that span tokens, and for bytes that form no character."""
     for completion in engine(mode).decode(PROMPTS, SamplingParams(temperature=temperature, max_new_tokens=60, seed=1)):
         assert completion.text == text_of(tokenizer, completion.token_ids)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("prompt", PROMPTS[:4], ids=len)
-def test_streamed_pieces_are_the_text(engine: MakeEngine, mode: str, prompt: list[int]) -> None:
+def test_joined_stream_pieces_equal_the_text(engine: MakeEngine, mode: str, prompt: list[int]) -> None:
     one = engine(mode, fallback="neural")
     params = SamplingParams(temperature=1.0, max_new_tokens=80, seed=2, ignore_eos=True)
     stream = one.stream(prompt, params)
@@ -122,7 +123,7 @@ def test_streamed_pieces_are_the_text(engine: MakeEngine, mode: str, prompt: lis
 
 
 def test_a_piece_comes_before_the_next_round(engine: MakeEngine) -> None:
-    """That is, text is not kept back until the end."""
+    """So text is not held back until the end."""
     stream = engine().stream(PROMPTS[0], SamplingParams(max_new_tokens=60, ignore_eos=True))
     assert len(next(iter(stream))) < 4
     assert stream.completion is None
@@ -136,7 +137,7 @@ TELL = {"max_new_tokens": 60, "ignore_eos": True}
 
 @pytest.fixture
 def told(engine: MakeEngine) -> Completion:
-    """What greedy decoding of PROMPTS[0] says without a stop string."""
+    """The text of PROMPTS[0], decoded greedily without a stop string."""
     completion: Completion = engine().decode(PROMPTS[0], SamplingParams(**TELL))
     return completion
 
@@ -147,7 +148,7 @@ def told(engine: MakeEngine) -> Completion:
 def test_a_stop_string_ends_the_text_before_it(
     engine: MakeEngine, tokenizer: PreTrainedTokenizerFast, told: Completion, mode: str, first: int, length: int
 ) -> None:
-    """However many tokens it spans; and no token is kept beyond the one that completes it."""
+    """However many tokens it spans. No token is kept after the one that completes it."""
     stop = told.text[first : first + length]
     stopped = engine(mode).decode(PROMPTS[0], SamplingParams(**TELL, stop=stop))
     assert stopped.finish_reason == "stop"
@@ -158,7 +159,7 @@ def test_a_stop_string_ends_the_text_before_it(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_no_piece_shows_any_of_a_stop_string(engine: MakeEngine, told: Completion, mode: str) -> None:
+def test_no_stream_piece_contains_any_of_a_stop_string(engine: MakeEngine, told: Completion, mode: str) -> None:
     for first in range(3, 30, 4):
         stream = engine(mode).stream(PROMPTS[0], SamplingParams(**TELL, stop=told.text[first : first + 6]))
         text = "".join(stream)
@@ -166,20 +167,20 @@ def test_no_piece_shows_any_of_a_stop_string(engine: MakeEngine, told: Completio
         assert text == stream.completion.text == told.text[: told.text.find(told.text[first : first + 6])]
 
 
-def test_the_beginning_of_a_stop_string_is_shown_once_it_is_none(engine: MakeEngine, told: Completion) -> None:
+def test_the_beginning_of_a_stop_string_is_shown_once_it_cannot_be_completed(engine: MakeEngine, told: Completion) -> None:
     nearly = [told.text[first : first + 3] + "!!!" for first in range(0, 30, 3)]
     stream = engine().stream(PROMPTS[0], SamplingParams(**TELL, stop=tuple(nearly)))
     assert "".join(stream) == told.text
     assert stream.completion is not None and stream.completion.finish_reason == told.finish_reason
 
 
-def test_the_first_of_several_stop_strings_counts(engine: MakeEngine, told: Completion) -> None:
+def test_the_first_of_several_stop_strings_ends_the_text(engine: MakeEngine, told: Completion) -> None:
     stops = (told.text[25:28], told.text[10:12], told.text[11:14])
     stopped = engine().decode(PROMPTS[0], SamplingParams(**TELL, stop=stops))
     assert stopped.text == told.text[: min(told.text.find(stop) for stop in stops)]
 
 
-def test_a_stop_string_in_the_prompt_does_not_count(engine: MakeEngine) -> None:
+def test_a_stop_string_in_the_prompt_is_ignored(engine: MakeEngine) -> None:
     one, params = engine(), {"max_new_tokens": 10}
     unstopped = one.decode("QQQ", SamplingParams(**params))
     assert "QQQ" not in unstopped.text
@@ -190,7 +191,7 @@ def test_a_stop_string_in_the_prompt_does_not_count(engine: MakeEngine) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_end_of_sequence_token_ends_it_and_is_reported(engine: MakeEngine, ending: str, mode: str) -> None:
+def test_an_end_of_sequence_token_ends_the_sequence_and_is_reported(engine: MakeEngine, ending: str, mode: str) -> None:
     completion = engine(mode, None if mode == "ar" else "self:2", target=ending).decode(
         PROMPTS[0], SamplingParams(max_new_tokens=200)
     )
@@ -241,10 +242,10 @@ def oracle(models: Models) -> Callable[[list[int], list[int]], Tensor]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_log_probabilities_are_the_target_s_own(
+def test_log_probabilities_are_the_targets(
     engine: MakeEngine, oracle: Callable[[list[int], list[int]], Tensor], mode: str, temperature: float
 ) -> None:
-    """Of the unprocessed distribution, whichever of a round's rows decided the token."""
+    """They belong to the unprocessed distribution of the row that decided the token, whichever row of a round it is."""
     params = SamplingParams(temperature=temperature, top_p=0.9, max_new_tokens=30, seed=4, logprobs=3)
     for prompt, completion in zip(PROMPTS, engine(mode, max_batch=4).decode(PROMPTS, params), strict=True):
         expected = oracle(prompt, completion.token_ids)
@@ -256,14 +257,14 @@ def test_log_probabilities_are_the_target_s_own(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_log_probabilities_end_with_the_tokens(engine: MakeEngine, told: Completion, mode: str) -> None:
+def test_there_are_as_many_log_probabilities_as_tokens(engine: MakeEngine, told: Completion, mode: str) -> None:
     params = SamplingParams(**TELL, stop=told.text[20:23], logprobs=1)
     completion = engine(mode).decode(PROMPTS[0], params)
     assert completion.finish_reason == "stop" and completion.logprobs is not None
     assert [max(row, key=row.__getitem__) for row in completion.logprobs] == completion.token_ids
 
 
-def test_log_probabilities_are_not_there_unless_asked_for(engine: MakeEngine) -> None:
+def test_log_probabilities_are_absent_unless_requested(engine: MakeEngine) -> None:
     params = [SamplingParams(max_new_tokens=4), SamplingParams(max_new_tokens=4, logprobs=1)]
     found = engine("ssd").decode(PROMPTS[:2], params)
     assert found[0].logprobs is None
@@ -277,8 +278,8 @@ SAMPLED = {"temperature": 1.0, "max_new_tokens": 16, "ignore_eos": True}
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_seed_gives_the_same_tokens_wherever_its_request_stands(engine: MakeEngine, mode: str) -> None:
-    """With the neural fallback: behind an n-gram only the distribution is promised."""
+def test_a_seed_gives_the_same_tokens_wherever_its_request_is_in_the_batch(engine: MakeEngine, mode: str) -> None:
+    """This is for the neural fallback; after an n-gram only the distribution is guaranteed."""
     seeded = SamplingParams(**SAMPLED, seed=42)
     alone = engine(mode, max_batch=1, fallback="neural").decode(PROMPTS[0], seeded).token_ids
     others = [SamplingParams(**SAMPLED, seed=i) for i in range(5)]
@@ -493,8 +494,8 @@ def test_loading_reports_its_progress_up_to_the_end(models: Models) -> None:
     assert fractions[-1] == 1.0
 
 
-def test_sequences_share_an_engine_call_after_call(engine: MakeEngine) -> None:
-    """Nothing of a finished sequence is left in its slot."""
+def test_an_engine_can_be_called_again_and_again(engine: MakeEngine) -> None:
+    """A slot keeps nothing of its finished sequence."""
     one = engine("ssd", max_batch=2, fallback="neural")
     for round in range(5):
         prompts = random_prompts((3 + round, 11, 1), seed=10 * round)
@@ -504,7 +505,7 @@ def test_sequences_share_an_engine_call_after_call(engine: MakeEngine) -> None:
 
 
 def test_a_long_prompt_fills_its_context(engine: MakeEngine) -> None:
-    """Prompt and output end exactly at the last position the model was trained for, in a batch of shorter ones."""
+    """Prompt and output end exactly at the last position that the model was trained for, in a batch with shorter ones."""
     length = tiny.SIZES["max_position_embeddings"] - 20
     prompts = [random_prompt(length), *PROMPTS[:3]]
     params = SamplingParams(max_new_tokens=20, ignore_eos=True)

@@ -1,7 +1,8 @@
-"""Speculation changes no token: greedy AR = SD = SSD, and sampled SSD = SD, whatever the draft, batch, threads, K, B, fan-out and C.
+"""Speculation changes no token: greedy AR = SD = SSD, and sampled SSD = SD, whatever the draft, batch, threads, K, B, fan-out
+and C.
 
-Sampled SSD = SD holds with the neural fallback: a hit and a miss then hand out the same speculation. Greedy tokens do not depend
-on what a miss gets.
+Sampled SSD = SD holds with the neural fallback: a hit and a miss then hand out the same speculation. Greedy tokens do not
+depend on what a miss gets.
 
 The reference is decoded one sequence at a time on one thread. Each comparison also shows that there was something to compare:
 the mode ran as asked, and the speculation cache was hit and missed.
@@ -29,7 +30,7 @@ from engine.cases import (
 )
 from ssd import Completion, SamplingParams
 
-# One token; around a page (16) and two; around a prefill chunk (256). More of them than any case has slots.
+# Lengths: one token; around one page (16) and two; around a prefill chunk (256). There are more prompts than slots.
 PROMPTS = random_prompts((1, 17, 2, 256, 15, 257, 33, 16, 1, 300, 31, 255))
 LENGTHS = (48, 1, 37, 20, 44, 31, 2, 48, 3, 23, 40, 5)
 GREEDY = [SamplingParams(max_new_tokens=n) for n in LENGTHS]
@@ -135,7 +136,7 @@ def test_greedy_ssd_equals_autoregressive(engine: MakeEngine, autoregressive: di
     assert tokens_of(found) == autoregressive[case.dtype]
     hits, look_ups = hits_and_look_ups(found)
     assert hits > 0
-    assert look_ups > hits or case.draft == "self:3"  # which is the whole target: it guesses every outcome
+    assert look_ups > hits or case.draft == "self:3"  # "self:3" is the whole target, so it guesses every outcome
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -148,7 +149,7 @@ def test_sampled_ssd_equals_sampled_speculative_decoding(engine: MakeEngine, cas
 
 
 def test_greedy_and_sampled_requests_share_a_batch(engine: MakeEngine) -> None:
-    """The sampled ones bring the draft's distributions in while greedy ones are running."""
+    """The sampled ones make the engine allocate the draft's distributions while greedy ones are running."""
     mixed = [GREEDY[i] if i % 2 == 0 else SAMPLED[i] for i in range(len(PROMPTS))]
     found = tokens_of(engine("ssd", fallback="neural").decode(PROMPTS, mixed))
     assert found[::2] == tokens_of(engine("ar").decode(PROMPTS[::2], mixed[::2]))
@@ -158,13 +159,13 @@ def test_greedy_and_sampled_requests_share_a_batch(engine: MakeEngine) -> None:
 @pytest.mark.parametrize(
     "draft,lookahead,budget",
     [
-        ("same", 3, 16),  # more guesses than tokens
+        ("same", 3, 16),  # more guesses than the vocabulary has tokens
         ("same", 39, 4),  # a lookahead as long as the context
-        ("larger", 2, 9),  # a draft that can propose ids the target has not
+        ("larger", 2, 9),  # a draft that could propose ids that the target lacks
         ("smaller", 4, 8),  # a draft that has fewer ids
     ],
 )
-def test_vocabularies_and_contexts_smaller_than_the_speculation(
+def test_speculation_may_exceed_the_vocabulary_and_the_context(
     engine: MakeEngine, tmp_path: Path, draft: str, lookahead: int, budget: int
 ) -> None:
     sizes = {"max_position_embeddings": 40, "num_hidden_layers": 1}
@@ -192,7 +193,7 @@ def test_vocabularies_and_contexts_smaller_than_the_speculation(
 
 @pytest.fixture
 def ends(engine: MakeEngine) -> list[SamplingParams]:
-    """Parameters with which greedy sequences of PROMPTS end in each way; the stop strings are of what they say."""
+    """Parameters with which greedy sequences of PROMPTS end in every way. The stop strings occur in their texts."""
     texts = [completion.text for completion in engine("ar").decode(PROMPTS, SamplingParams(max_new_tokens=40))]
     return [
         SamplingParams(max_new_tokens=40 - i, stop=() if i % 2 else (text[i + 8 : i + 11],)) for i, text in enumerate(texts)
@@ -217,7 +218,7 @@ def test_a_stop_string_ends_a_sequence_in_the_middle_of_a_round(
 def test_an_end_of_sequence_token_ends_a_sequence_in_the_middle_of_a_round(
     engine: MakeEngine, ending: str, mode: str, temperature: float
 ) -> None:
-    """Every eighth token of this target is one, so that its draft proposes them."""
+    """Every eighth token of this target ends a sequence, so the draft proposes such tokens."""
     params = SamplingParams(temperature=temperature, max_new_tokens=64, seed=1)
     reference = "ar" if temperature == 0 else "sd"
     expected = engine(reference, None if reference == "ar" else "self:2", target=ending, max_batch=1).decode(PROMPTS, params)
@@ -230,8 +231,8 @@ def test_an_end_of_sequence_token_ends_a_sequence_in_the_middle_of_a_round(
 
 @pytest.mark.parametrize("mode", ["ar", "sd", "ssd"])
 @pytest.mark.parametrize("tokens", range(1, 13))
-def test_a_sequence_has_as_many_tokens_as_asked(engine: MakeEngine, mode: str, tokens: int) -> None:
-    """Whatever is left of the last round's lookahead: it is never filled, and never overrun."""
+def test_a_sequence_has_exactly_the_requested_number_of_tokens(engine: MakeEngine, mode: str, tokens: int) -> None:
+    """The last round never commits more tokens than are left."""
     found = engine(mode, lookahead=4).decode(PROMPTS[:3], SamplingParams(max_new_tokens=tokens, ignore_eos=True))
     assert [len(c.token_ids) for c in found] == [tokens] * 3
     assert {c.finish_reason for c in found} == {"length"}

@@ -1,4 +1,4 @@
-"""Whatever a user gets wrong is refused with one sentence that names it, before anything runs."""
+"""Wrong input is refused with one sentence that names the wrong value, before anything runs."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_an_option_out_of_range_is_refused(models: Models, option: str, value: o
 
 
 @pytest.mark.parametrize("mode", ["ar", "ssd"])
-def test_a_tree_in_a_mode_that_drafts_none_is_refused(models: Models, mode: str) -> None:
+def test_a_tree_in_a_mode_without_trees_is_refused(models: Models, mode: str) -> None:
     with refusal("tree", f"mode={mode!r}", "mode='sd'"):
         Engine(models.target, "self:1", mode, tree=(2, 2))
 
@@ -117,12 +117,12 @@ def test_a_tree_of_n_grams_is_refused(models: Models, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["sd", "auto"])
 @pytest.mark.parametrize("draft", [None, "auto"])
 def test_a_tree_without_a_draft_is_refused(models: Models, mode: str, draft: str | None) -> None:
-    """Also where the mode is left to the engine: it would be left out without a word."""
+    """Even if the engine may choose the mode, because it would then silently ignore the tree."""
     with refusal("needs a draft", models.target, "draft="):
         Engine(models.target, draft, mode, tree=(2, 2))
 
 
-def test_ssd_with_n_grams_for_a_draft_is_refused(models: Models) -> None:
+def test_ssd_with_n_grams_as_the_draft_is_refused(models: Models) -> None:
     with refusal("mode='ssd'", "draft='ngram'", "mode='sd'", "fallback='ngram'"):
         Engine(models.target, "ngram", "ssd")
 
@@ -142,7 +142,7 @@ def test_a_self_draft_has_between_one_and_all_of_the_target_s_layers(models: Mod
 
 @pytest.mark.parametrize("name", ["/no/such/place", "no-such-model", "missing.gguf", "", "a b/c"])
 @pytest.mark.parametrize("role", ["target", "draft"])
-def test_a_model_that_is_not_there_is_refused(models: Models, role: str, name: str) -> None:
+def test_a_missing_model_is_refused(models: Models, role: str, name: str) -> None:
     with refusal("no model", repr(name)):
         if role == "target":
             Engine(name)
@@ -150,7 +150,7 @@ def test_a_model_that_is_not_there_is_refused(models: Models, role: str, name: s
             Engine(models.target, name, "sd")
 
 
-def test_a_draft_that_is_no_name_is_refused(models: Models) -> None:
+def test_a_draft_that_is_not_a_string_is_refused(models: Models) -> None:
     with refusal("draft", "5"):
         Engine(models.target, 5, "sd")  # type: ignore[arg-type]
 
@@ -232,7 +232,7 @@ def test_a_prompt_and_its_output_may_fill_the_context(engine: MakeEngine) -> Non
     assert len(engine("ssd").decode([5] * (CONTEXT - 8), params).token_ids) == 8
 
 
-def test_a_smaller_context_is_held_to(engine: MakeEngine) -> None:
+def test_a_smaller_max_context_is_enforced(engine: MakeEngine) -> None:
     with refusal("20", "max_new_tokens=13", "32"):
         engine(max_context=32).decode([5] * 20, SamplingParams(max_new_tokens=13))
 
@@ -272,17 +272,17 @@ def test_a_token_id_outside_the_vocabulary_is_refused(engine: MakeEngine, token:
     ],
     ids=repr,
 )
-def test_what_is_no_prompt_is_refused(engine: MakeEngine, prompt: Any) -> None:
+def test_a_prompt_of_another_type_is_refused(engine: MakeEngine, prompt: Any) -> None:
     with refusal("prompt"):
         engine().decode(prompt)
 
 
-def test_the_prompt_at_fault_is_named(engine: MakeEngine) -> None:
+def test_the_wrong_prompt_of_several_is_named(engine: MakeEngine) -> None:
     with refusal("prompt 1 of 3", "999"):
         engine().decode([[1], [999], [2]])
 
 
-def test_a_stream_refuses_before_it_is_read(engine: MakeEngine) -> None:
+def test_a_stream_raises_before_it_is_iterated(engine: MakeEngine) -> None:
     with refusal("empty"):
         engine().stream("")
 
@@ -322,19 +322,19 @@ def test_params_that_do_not_match_the_prompts_are_refused(engine: MakeEngine, co
 
 
 @pytest.mark.parametrize("params", ["greedy", {"temperature": 1.0}, [{"temperature": 1.0}], 0.7], ids=repr)
-def test_what_is_no_sampling_params_is_refused(engine: MakeEngine, params: Any) -> None:
+def test_params_of_another_type_are_refused(engine: MakeEngine, params: Any) -> None:
     with refusal("params"):
         engine().decode([1, 2], params)
 
 
-# The engine's means -----------------------------------------------------------------------------------------------------------
+# The engine's resources -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode,free_pages", [("ar", 0), ("ssd", 0), ("ar", 100), ("ssd", 300)])
-def test_a_request_that_memory_cannot_hold_is_refused(
+def test_a_request_larger_than_memory_is_refused(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, free_pages: int
 ) -> None:
-    """The machine has this many pages of memory (4096 bytes) free: for none, or for a few, of the engine's own."""
+    """The machine has this many memory pages (4096 bytes) free: enough for none, or for a few, of the engine's own pages."""
     with monkeypatch.context() as patch:
         patch.setattr("ssd.runtime.placement.available_memory", lambda: free_pages * 4096)
         small = engine(mode)
@@ -345,7 +345,9 @@ def test_a_request_that_memory_cannot_hold_is_refused(
 
 
 @pytest.mark.parametrize("what,says", [("load_target", "the weights of"), ("Assembly", "gpu_memory_utilization=0.9; lower it")])
-def test_what_finds_no_room_on_a_gpu_is_said(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, what: str, says: str) -> None:
+def test_running_out_of_gpu_memory_is_reported_with_its_cause(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, what: str, says: str
+) -> None:
     def refuse(*arguments: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16 GiB.")
 
@@ -354,7 +356,7 @@ def test_what_finds_no_room_on_a_gpu_is_said(engine: MakeEngine, monkeypatch: py
         engine()
 
 
-def test_a_refused_call_leaves_the_engine_as_it_was(engine: MakeEngine) -> None:
+def test_an_engine_can_be_used_after_a_refused_call(engine: MakeEngine) -> None:
     one = engine("ssd")
     expected = one.decode([5, 6], SamplingParams(max_new_tokens=10)).token_ids
     for prompts in ([[1], []], [[1], [-1]], [[1], [5] * 600]):

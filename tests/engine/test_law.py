@@ -1,10 +1,11 @@
-"""Speculation leaves the target's law alone, through the engine: the joint law of the first three tokens, enumerated exactly.
+"""Speculation by the engine does not change the target's distribution: the joint law of the first three tokens, enumerated
+exactly.
 
-20,000 requests a configuration; a chi-square test at 0.001 divided by the number of configurations. The law is computed from
-transformers' float64 logits. Requests go on for two more tokens, so that the speculation behind the first outcome is verified
-in full, hit or missed. A few configurations by default: with the neural fallback sampled SSD is sampled SD token for token
-(test_equality.py), whatever the fan-out. --acceptance tries them all. Mutants show that the check finds the mistakes it is there
-to find.
+20,000 requests per configuration, with a chi-square test at 0.001 divided by the number of configurations. The law is computed
+from transformers' float64 logits. Requests decode two more tokens, so that the speculation after the first outcome, hit or
+miss, is verified completely. By default only a few configurations run, because with the neural fallback sampled SSD equals
+sampled SD token for token (test_equality.py), whatever the fan-out. --acceptance runs them all. Mutants show that the check
+finds mistakes.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from ssd import Completion, SamplingParams, ops
 from ssd.decoding.fallback import FallbackPolicy
 
 V = 6
-FIRST = 3  # tokens whose joint law is held
-PROMPT = [5, 0, 3, 1, 4, 2]  # whatever comes next stood here before
+FIRST = 3  # the number of tokens whose joint law is checked
+PROMPT = [5, 0, 3, 1, 4, 2]  # every possible next token is in it already
 LOOKAHEAD, BUDGET = 2, 4
 
 PROCESSINGS = {"temperature 1": {"temperature": 1.0}, "processed": {"temperature": 0.7, "top_p": 0.9}}
@@ -82,7 +83,7 @@ LEVEL = 0.001 / len(DEFAULT + REST)
 
 @pytest.fixture(scope="module")
 def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A target, a draft, and one that cannot propose every token, each of one layer."""
+    """A target, a draft, and a draft that cannot propose every token. Each has one layer."""
     root = tmp_path_factory.mktemp("language")
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
     tiny.write_model(
@@ -95,7 +96,8 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def next_logits(language: Path) -> Tensor:
-    """Behind the prompt and every continuation shorter than FIRST, shortest first and then in order: [prefixes, V] float64."""
+    """The logits after the prompt and after every continuation shorter than FIRST, by length, then in order: [prefixes, V]
+    float64."""
     tensors = tiny.load_file(language / "target" / "model.safetensors")
     model = LlamaForCausalLM(LlamaConfig.from_pretrained(language / "target")).double().eval()
     model.load_state_dict(tensors)
@@ -122,7 +124,7 @@ def law(next_logits: Tensor, processing: dict[str, float]) -> Tensor:
 def decode(
     engine: MakeEngine, language: Path, monkeypatch: pytest.MonkeyPatch, how: Configuration, draws: int
 ) -> list[Completion]:
-    """What "auto" decides depends on how fast the machine is: here it throws a coin in every round."""
+    """The fallback "auto" depends on the machine's speed, so here it chooses at random in every round."""
     coin = random.Random(0)
     monkeypatch.setattr(FallbackPolicy, "switch", lambda fallback, limit: coin.choice((0, limit)))
     draft = how.draft and (how.draft if how.draft == "ngram" else str(language / how.draft))
@@ -144,7 +146,7 @@ def p_value(completions: list[Completion], expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("how", [*DEFAULT, *(pytest.param(how, marks=pytest.mark.acceptance) for how in REST)], ids=str)
-def test_decoding_follows_the_target_s_law(
+def test_decoding_follows_the_targets_law(
     engine: MakeEngine, language: Path, next_logits: Tensor, monkeypatch: pytest.MonkeyPatch, how: Configuration
 ) -> None:
     completions = decode(engine, language, monkeypatch, how, DRAWS)
@@ -158,11 +160,11 @@ def test_decoding_follows_the_target_s_law(
         assert 0.2 * look_ups < hits < 0.8 * look_ups
 
 
-# Mistakes it must find ----------------------------------------------------------------------------------------------------------
+# Mistakes that it must find ---------------------------------------------------------------------------------------------------
 
 
 def miss_compared_greedily(arguments: dict[str, Any]) -> None:
-    """A miss accepts what the target's argmax equals, and goes on with the argmax, at any temperature."""
+    """A miss accepts tokens that equal the target's argmax, and continues with the argmax, at any temperature."""
     missed = arguments["q_address"] == BUDGET
     logits = arguments["p_logits"][missed]
     slots, rows = logits.shape[:2]
@@ -173,7 +175,7 @@ def miss_compared_greedily(arguments: dict[str, Any]) -> None:
 
 
 def hit_accepted_unverified(arguments: dict[str, Any]) -> None:
-    """A hit's tokens are judged as if the target had drawn them."""
+    """A hit's tokens are verified as if the target had drawn them."""
     address, half = arguments["q_address"], int(arguments["parity"])
     for name in ("logits", "stats"):
         q = arguments[f"q_{name}"] = arguments[f"q_{name}"].clone()
@@ -182,13 +184,13 @@ def hit_accepted_unverified(arguments: dict[str, Any]) -> None:
 
 
 def saguaro_left_out_of_q(arguments: dict[str, Any]) -> None:
-    """What was drawn with C is judged as if it had been drawn without."""
+    """Tokens drawn with C are verified as if they had been drawn without it."""
     q = arguments["q_logits"].reshape(-1, V)
     arguments["q_stats"] = ops.row_stats(q, *sampling(len(q))).view_as(arguments["q_stats"])
 
 
 def as_if_drawn(arguments: dict[str, Any], logit: float) -> None:
-    """N-gram proposals are judged as if each had been drawn from a law in which its own logit is this, and all others' 0."""
+    """N-gram proposals are verified as if each had been drawn from a law with this logit for it and 0 for all others."""
     half, undrawn = int(arguments["parity"]), arguments["q_address"] < 0
     proposed = arguments["spec_tokens"]
     slots, rows = proposed.shape
@@ -203,12 +205,12 @@ def as_if_drawn(arguments: dict[str, Any], logit: float) -> None:
 
 
 def n_gram_taken_for_drawn(arguments: dict[str, Any]) -> None:
-    """From the uniform law."""
+    """As if drawn from the uniform law."""
     as_if_drawn(arguments, 0.0)
 
 
 def n_gram_accepted_where_it_can_be(arguments: dict[str, Any]) -> None:
-    """Whenever p is above 0: as if it had been all but impossible to draw."""
+    """They are accepted whenever p is above 0, as if they had been almost impossible to draw."""
     as_if_drawn(arguments, -30.0)
 
 
@@ -239,7 +241,7 @@ def p_value_of_mutant(
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_the_law_rejects(
+def test_the_law_rejects_a_mistake(
     engine: MakeEngine,
     language: Path,
     next_logits: Tensor,
@@ -264,7 +266,7 @@ def test_the_law_rejects_a_sibling_that_is_left_in_q(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """The second child of a node is judged by what the first one was drawn from."""
+    """The second child of a node is tested against the distribution that the first one was drawn from."""
     verify = load_mutants(tmp_path_factory.mktemp("mutants"))["rejected_sibling_kept"].verify  # type: ignore[attr-defined]
     how = Configuration("sd", tree=(3, 1))
     assert p_value_of_mutant(engine, language, next_logits, monkeypatch, how, verify) < LEVEL

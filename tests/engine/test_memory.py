@@ -1,8 +1,9 @@
-"""Pages and memory over 300 random requests: none leaked, none written or read by who does not own it, none more in the end.
+"""Pages and memory over 300 random requests: no page leaks, no page is written or read by a request that does not own it, and
+memory does not grow.
 
-Before every admission and every round, all K/V pages that nobody owns are filled with a pattern, in both models' caches; after
-it the pattern must be whole. The pattern is a NaN, so that a key read from such a page would show in the tokens too. Half of
-the pages are held back, so that requests also wait for pages.
+Before every admission and every round, all free K/V pages are filled with a pattern, in both models' caches. Afterwards the
+pattern must be unchanged. The pattern is a NaN, so a key read from such a page would change the tokens too. Half of the pages
+are held back, so that requests also wait for pages.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ssd.decoding.ssd import SpeculativeSpeculative
 from ssd.native import PageAllocator
 
 REQUESTS, WARM_UP = 300, 100
-PATTERN = 0x7FC0BEEF  # a NaN with a name
+PATTERN = 0x7FC0BEEF  # a NaN that can be recognised
 STATM = Path("/proc/self/statm")
 OPTIONS: dict[str, Any] = {"dtype": "float32", "threads": 1, "max_context": 128, "fallback": "neural"}
 
@@ -58,12 +59,12 @@ def random_requests() -> tuple[list[list[int]], list[SamplingParams]]:
 
 @dataclass
 class Canary:
-    """Watches the pages that nobody owns while the engine's loop works."""
+    """Watches the free pages while the engine's loop works."""
 
     engine: Engine
     overwritten: list[str] = field(default_factory=list)
     checks: int = 0
-    waits: int = 0  # rounds beside which a slot was free and a request waited
+    waits: int = 0  # rounds during which a request waited although a slot was free
 
     def __post_init__(self) -> None:
         loop = self.engine.core.loop
@@ -120,18 +121,18 @@ def test_no_page_is_leaked(run: Run) -> None:
     assert pages.available == pages.capacity
 
 
-def test_no_page_is_written_by_who_does_not_own_it(run: Run) -> None:
+def test_no_free_page_is_written(run: Run) -> None:
     assert run.canary.overwritten == []
     assert run.canary.checks > 1.5 * REQUESTS
 
 
 def test_requests_waited_for_pages(run: Run) -> None:
-    """Or the run would not have been a tight one."""
+    """Otherwise the run would not have been short of pages."""
     assert run.canary.waits > 20
 
 
 def test_no_sequence_is_changed_by_its_neighbours(run: Run, models: Models) -> None:
-    """Each is decoded as it is alone: the greedy ones by the target, the sampled ones by plain speculative decoding."""
+    """Each has the tokens that it has alone: greedy ones the target's, sampled ones those of plain speculative decoding."""
     prompts, params = random_requests()
     for mode, draft, sampled in (("ar", None, False), ("sd", models.draft, True)):
         chosen = [i for i in range(REQUESTS) if (params[i].temperature > 0) == sampled]
@@ -142,7 +143,7 @@ def test_no_sequence_is_changed_by_its_neighbours(run: Run, models: Models) -> N
         assert [c.text for c in found] == [c.text for c in expected]
 
 
-def test_the_run_had_everything_in_it(run: Run) -> None:
+def test_the_run_had_every_finish_reason_hits_and_misses(run: Run) -> None:
     assert {c.finish_reason for c in run.completions} == {"eos", "length", "stop"}
     assert {c.stats.mode for c in run.completions} == {"ssd"}
     assert not any(c.degraded for c in run.completions)
@@ -151,13 +152,13 @@ def test_the_run_had_everything_in_it(run: Run) -> None:
 
 
 @pytest.mark.skipif(not STATM.exists(), reason="resident memory is read from /proc")
-def test_resident_memory_stays(run: Run) -> None:
+def test_resident_memory_does_not_grow(run: Run) -> None:
     warm, end = run.resident
     assert abs(end - warm) <= 0.01 * warm
 
 
-def test_a_tree_writes_and_reads_no_page_of_others(models: Models) -> None:
-    """Its nodes lie behind the sequence's last token, where the sequence may end before they do."""
+def test_a_tree_writes_and_reads_no_page_of_another_sequence(models: Models) -> None:
+    """A tree's nodes are stored after the sequence's last token, possibly beyond the end of the sequence."""
     prompts, params = (each[:WARM_UP] for each in random_requests())
     tree = {"tree": (3, 2, 2)}
     with Engine(models.target, models.draft, "sd", max_batch=8, **tree, **OPTIONS) as engine:
@@ -170,7 +171,7 @@ def test_a_tree_writes_and_reads_no_page_of_others(models: Models) -> None:
 
 
 @pytest.mark.parametrize("owner", ["target", "draft"])
-def test_the_canary_sees_a_write_to_a_page_that_nobody_owns(models: Models, owner: str) -> None:
+def test_the_canary_detects_a_write_to_a_free_page(models: Models, owner: str) -> None:
     with Engine(models.target, models.draft, "ssd", max_batch=2, **OPTIONS) as engine:
         cache = engine._assembly.cache if owner == "target" else engine.core.loop.drafter.kv_cache  # type: ignore[union-attr]
         round = engine.core.loop.round

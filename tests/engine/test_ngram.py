@@ -1,4 +1,4 @@
-"""N-gram proposals through the engine: as a draft of their own, and as what a miss gets. They are proposed, not drawn."""
+"""N-gram proposals in the engine: as the draft, and as the fallback of a miss. They are proposed by a rule, not drawn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from engine.cases import (
 from ssd import Engine, SamplingParams
 from ssd.decoding.fallback import FallbackPolicy
 
-# Some repeat themselves, and greedy decoding soon does; some have nothing to look for. More of them than slots.
+# Some prompts repeat themselves, and greedy decoding soon does; some have no match. There are more prompts than slots.
 PROMPTS = [
     random_prompt(5) * 4,
     random_prompt(1),
@@ -69,7 +69,7 @@ def test_sampled_tokens_do_not_depend_on_the_batch(engine: MakeEngine) -> None:
 
 @pytest.fixture
 def counting(tmp_path: Path) -> Path:
-    """A target that says the next number after the last one, and 0 after 7; 6 ends a sequence."""
+    """A target that continues with the next number, and with 0 after 7. 6 ends a sequence."""
     tensors = tiny.write_model(tmp_path, vocab_size=8, num_hidden_layers=1, eos_token_id=6)
     for name, weight in tensors.items():
         if "o_proj" in name or "down_proj" in name:
@@ -82,29 +82,29 @@ def counting(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_text_that_repeats_itself_is_copied(engine: MakeEngine, counting: Path) -> None:
-    """Every round proposes the whole lookahead, and all of it is accepted."""
+def test_a_repeating_text_is_proposed_and_accepted_completely(engine: MakeEngine, counting: Path) -> None:
+    """Every round proposes the whole lookahead, and accepts all of it."""
     params = SamplingParams(max_new_tokens=41, ignore_eos=True)
     completion = engine("sd", "ngram", target=counting, lookahead=4).decode([*range(8), 0], params)
     assert completion.token_ids == [i % 8 for i in range(1, 42)]
     assert (completion.stats.rounds, completion.stats.accepted_at) == (8, [8, 8, 8, 8])
 
 
-def test_no_more_is_proposed_than_follows_the_match(engine: MakeEngine, counting: Path) -> None:
-    """The longest match of a text with a period ends one period back: a whole period follows it, and no more."""
+def test_no_more_tokens_are_proposed_than_follow_the_match(engine: MakeEngine, counting: Path) -> None:
+    """In a periodic text the longest match ends one period before the end, so exactly one period follows it."""
     params = SamplingParams(max_new_tokens=60, ignore_eos=True)
     completion = engine("sd", "ngram", target=counting, lookahead=12).decode([*range(8), 0], params)
     assert max(completion.stats.proposed_counts) == 8
 
 
-def test_without_a_match_nothing_is_proposed(engine: MakeEngine) -> None:
-    """The round is then one of autoregressive decoding."""
+def test_nothing_is_proposed_without_a_match(engine: MakeEngine) -> None:
+    """Such a round is a step of autoregressive decoding."""
     found = engine("sd", "ngram").decode([5], SamplingParams(max_new_tokens=2, ignore_eos=True))
     assert found.stats.proposed_counts == {0: 1}
     assert (found.stats.acceptance_rate, found.stats.accepted_at) == (None, [])
 
 
-def test_no_draft_model_is_loaded(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_n_gram_draft_loads_no_model(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any) -> Any:
         raise AssertionError("there is none")
 
@@ -114,7 +114,7 @@ def test_no_draft_model_is_loaded(engine: MakeEngine, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("tokens", range(1, 8))
-def test_a_sequence_has_as_many_tokens_as_asked(engine: MakeEngine, tokens: int) -> None:
+def test_a_sequence_has_exactly_the_requested_number_of_tokens(engine: MakeEngine, tokens: int) -> None:
     found = engine("sd", "ngram").decode(PROMPTS[:5], SamplingParams(max_new_tokens=tokens, ignore_eos=True))
     assert [len(completion.token_ids) for completion in found] == [tokens] * 5
 
@@ -127,19 +127,19 @@ def test_a_sequence_may_end_at_the_end_of_the_context(engine: MakeEngine) -> Non
     assert tokens_of(found) == tokens_of(engine("ar").decode(prompts, params))
 
 
-def test_it_ends_in_the_middle_of_a_round(engine: MakeEngine, counting: Path) -> None:
-    """With an end-of-sequence token that was proposed, and others behind it."""
+def test_a_sequence_may_end_in_the_middle_of_a_round(engine: MakeEngine, counting: Path) -> None:
+    """It ends with a proposed end-of-sequence token that has others after it."""
     one = engine("sd", "ngram", target=counting, lookahead=6)
     completion = one.decode([*range(8), 0], SamplingParams(max_new_tokens=41))
     assert (completion.token_ids, completion.finish_reason) == ([1, 2, 3, 4, 5, 6], "eos")
     assert was_cut_in_a_round(completion)
 
 
-# What a miss gets -----------------------------------------------------------------------------------------------------------------
+# The fallback of a miss -------------------------------------------------------------------------------------------------------
 
 
 def fallbacks(engine: Engine, prompts: list[list[int]], params: Any, path: Path) -> list[str]:
-    """What the misses of each round got, "fallback" (drafted) or "n-gram", in order."""
+    """The names of the rounds' fallbacks, "fallback" (drafted) or "n-gram", in order."""
     engine.trace.record()
     engine.decode(prompts, params)
     engine.trace.write(path)
@@ -148,13 +148,13 @@ def fallbacks(engine: Engine, prompts: list[list[int]], params: Any, path: Path)
 
 
 @pytest.mark.parametrize("fallback,name", [("neural", "fallback"), ("ngram", "n-gram")])
-def test_every_miss_gets_what_was_asked_for(engine: MakeEngine, tmp_path: Path, fallback: str, name: str) -> None:
+def test_every_miss_gets_the_requested_fallback(engine: MakeEngine, tmp_path: Path, fallback: str, name: str) -> None:
     got = fallbacks(engine("ssd", fallback=fallback, max_batch=2), PROMPTS, GREEDY, tmp_path / "trace.json")
     assert len(got) > 10
     assert set(got) == {name}
 
 
-def test_an_n_gram_costs_no_pass_of_the_draft(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_n_gram_costs_no_forward_pass_of_the_draft(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     one, phases = engine("ssd", fallback="ngram"), []
     cache = one.core.loop.cache  # type: ignore[union-attr]
     model = cache.drafter.model
@@ -176,8 +176,8 @@ def test_an_n_gram_costs_no_pass_of_the_draft(engine: MakeEngine, monkeypatch: p
     assert within == ["looked up"] * len(within)
 
 
-def test_the_cache_is_hit_behind_n_grams_too(engine: MakeEngine) -> None:
-    """A round whose speculation was an n-gram, or nothing at all, has its outcomes guessed like any other."""
+def test_the_cache_is_hit_after_n_grams_too(engine: MakeEngine) -> None:
+    """The outcomes of a round are guessed even if its speculation was an n-gram, or empty."""
     found = engine("ssd", fallback="ngram").decode(PROMPTS, GREEDY)
     hits, look_ups = hits_and_look_ups(found)
     assert 0 < hits < look_ups
@@ -194,17 +194,19 @@ def test_auto_drafts_its_misses_until_it_has_measured(engine: MakeEngine, tmp_pa
     auto_drafts_its_first_misses(engine("ssd", fallback="auto", max_batch=2), tmp_path / "trace.json")
 
 
-def test_auto_that_is_forced_to_n_grams_is_found(engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_detects_an_auto_that_takes_n_grams_at_once(
+    engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(FallbackPolicy, "choose", lambda fallback, n: "ngram")
     with pytest.raises(AssertionError):
         auto_drafts_its_first_misses(engine("ssd", fallback="auto", max_batch=2), tmp_path / "trace.json")
 
 
 @pytest.mark.parametrize("t_neural,name", [(1e-9, "fallback"), (1e3, "n-gram")])
-def test_auto_takes_what_is_cheaper_by_what_was_measured(
+def test_auto_takes_the_fallback_that_was_measured_as_cheaper(
     engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t_neural: float, name: str
 ) -> None:
-    """Rounds of a second, and a draft for a miss that takes next to nothing, or a thousand of them."""
+    """A round takes a second; drafting for a miss takes almost no time, or a thousand seconds."""
     one = engine("ssd", fallback="auto")
     chosen = one.core.loop.cache.fallback  # type: ignore[union-attr]
     chosen.t_round, chosen.t_neural = [1.0] * 8, [t_neural] * 8
@@ -215,8 +217,8 @@ def test_auto_takes_what_is_cheaper_by_what_was_measured(
     assert set(fallbacks(one, PROMPTS, GREEDY, tmp_path / "trace.json")) == {name}
 
 
-def test_every_outcome_is_counted_for_where_its_speculation_came_from(engine: MakeEngine) -> None:
-    """What "auto" weighs are the decode's own figures: rounds and tokens, by hit, drafted miss and n-gram."""
+def test_every_outcome_is_counted_by_the_origin_of_its_speculation(engine: MakeEngine) -> None:
+    """ "auto" compares the decode's own figures: rounds and tokens, by hit, drafted miss and n-gram."""
     one = engine("ssd", fallback="auto", max_batch=3)
     chosen, turn = one.core.loop.cache.fallback, [0]  # type: ignore[union-attr]
 
@@ -228,6 +230,6 @@ def test_every_outcome_is_counted_for_where_its_speculation_came_from(engine: Ma
     found = one.decode(PROMPTS, SamplingParams(max_new_tokens=40, ignore_eos=True))
     hits, look_ups = hits_and_look_ups(found)
     assert all(rounds > 0 for _, rounds in chosen.committed.values())
-    # An outcome counts when it is looked up, which that of a sequence's last round never is.
+    # An outcome is counted when it is looked up. The outcome of a sequence's last round never is.
     assert sum(rounds for _, rounds in chosen.committed.values()) == chosen.look_ups == look_ups
     assert hits - len(PROMPTS) <= chosen.hits <= hits

@@ -1,6 +1,7 @@
-"""What a decode's look-ups tell: which guesses would have hit, what a measured fan-out learns from it, and what Saguaro sampling trades.
+"""A decode's look-ups: which guesses would have hit, how a measured fan-out learns from them, and the effect of Saguaro
+sampling.
 
-With the neural fallback the outcomes of a decode do not depend on the fan-out, so one decode foretells every other's hits.
+With the neural fallback the outcomes of a decode do not depend on the fan-out, so one decode predicts the hits of all others.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ssd.decoding.ssd import SpeculativeSpeculative
 from ssd.options import SpeculationOptions
 
 LOOKAHEAD, BUDGET = 3, 7
-PROMPTS = random_prompts((5, 17, 1, 30, 9, 2, 12))  # more than slots
+PROMPTS = random_prompts((5, 17, 1, 30, 9, 2, 12))  # more prompts than slots
 PARAMS = {
     "greedy": SamplingParams(max_new_tokens=40, ignore_eos=True),
     "sampled": SamplingParams(temperature=1.0, top_p=0.95, max_new_tokens=40, ignore_eos=True),
@@ -33,7 +34,7 @@ PARAMS = {
 
 @dataclass(frozen=True)
 class LookUp:
-    """An outcome, and whether it was found. after_hit: whether the speculation that led to it had been."""
+    """An outcome, and whether it was hit. after_hit: whether the speculation that it is the outcome of came from a hit."""
 
     after_hit: bool
     spec_len: int
@@ -50,7 +51,7 @@ def cache_of(engine: Engine) -> SpeculationCache:
 def decode(
     engine: Engine, params: SamplingParams, prompts: list[list[int]] = PROMPTS
 ) -> tuple[list[Completion], list[list[LookUp]], list[LookUp]]:
-    """(completions, every sequence's look-ups, all of them in the order in which they were seen). Prompts differ in their lengths."""
+    """Returns (completions, each sequence's look-ups, all look-ups in order). The prompts must differ in length."""
     found: dict[int, list[LookUp]] = {len(prompt): [] for prompt in prompts}
     in_order, run_round = [], engine.core.loop.round
 
@@ -73,8 +74,8 @@ def decode(
 
 
 def replay(sequence: list[LookUp], table: Tensor) -> list[LookUp]:
-    """The same outcomes with another table's guesses: a rank that the table has a guess for is hit."""
-    replayed, after_hit = [], False  # nothing was guessed about a prompt: the first speculation is a miss's
+    """Replay the same outcomes with another table: an outcome is a hit if the table has a guess for its rank."""
+    replayed, after_hit = [], False  # there are no guesses for a prompt, so the first speculation follows a miss
     for seen in sequence:
         hit = seen.rank < int(table[int(after_hit), seen.spec_len, seen.k])
         replayed.append(LookUp(after_hit, seen.spec_len, seen.k, seen.rank, hit))
@@ -83,7 +84,7 @@ def replay(sequence: list[LookUp], table: Tensor) -> list[LookUp]:
 
 
 def random_table(seed: int) -> Tensor:
-    """Every row shares the budget out at random, otherwise after a hit than after a miss."""
+    """Every row divides the budget at random, differently after a hit and after a miss."""
     table = torch.zeros(2, LOOKAHEAD + 1, LOOKAHEAD + 1, dtype=torch.int32)
     for row in range(2 * (LOOKAHEAD + 1)):
         spec_len = row % (LOOKAHEAD + 1)
@@ -98,10 +99,10 @@ def random_table(seed: int) -> Tensor:
 @pytest.mark.parametrize("draft,batch", [("draft", 3), ("trimmed", 8), ("self:2", 1)])
 @pytest.mark.parametrize("params", PARAMS)
 @pytest.mark.parametrize("saguaro_c", [1.0, 0.3])
-def test_a_rank_says_which_fan_outs_would_have_hit(
+def test_an_outcomes_rank_predicts_the_hits_of_other_fan_outs(
     engine: MakeEngine, draft: str, batch: int, params: str, saguaro_c: float
 ) -> None:
-    """Recorded once, with the whole budget on one count, and foretold for other fan-outs, look-up by look-up."""
+    """Recorded once, with the whole budget for one accepted count, and predicted for other fan-outs, look-up by look-up."""
     options = {"lookahead": LOOKAHEAD, "budget": BUDGET, "fallback": "neural", "saguaro_c": saguaro_c}
     _, recorded, _ = decode(engine("ssd", draft, fan_out=(7, 0, 0, 0), **options), PARAMS[params])
     hits: Counter[bool] = Counter()
@@ -113,8 +114,8 @@ def test_a_rank_says_which_fan_outs_would_have_hit(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_guesses_are_those_of_the_table_s_row(engine: MakeEngine, seed: int) -> None:
-    """The row for the speculation under way: after a hit or a miss, and as long as it is. N-grams are of any length."""
+def test_guesses_follow_the_tables_row(engine: MakeEngine, seed: int) -> None:
+    """The row of the speculation in flight, chosen by hit or miss and by length. N-grams have any length."""
     one = engine("ssd", lookahead=LOOKAHEAD, budget=BUDGET, fan_out="uniform", fallback="ngram")
     table = random_table(seed)
     cache_of(one).fan_out_table = table
@@ -125,8 +126,8 @@ def test_the_guesses_are_those_of_the_table_s_row(engine: MakeEngine, seed: int)
 
 
 @pytest.mark.parametrize("fallback", ["neural", "ngram"])
-def test_stats_count_what_was_looked_up(engine: MakeEngine, fallback: str) -> None:
-    """Every round's look-up but the first's, by rank, and the hits by accepted count."""
+def test_stats_count_the_look_ups(engine: MakeEngine, fallback: str) -> None:
+    """Look-ups by rank for every round except the first, and hits by accepted count."""
     completions, found, _ = decode(engine("ssd", fallback=fallback), PARAMS["sampled"])
     for completion, sequence in zip(completions, found, strict=True):
         stats = completion.stats
@@ -138,7 +139,7 @@ def test_stats_count_what_was_looked_up(engine: MakeEngine, fallback: str) -> No
 
 @pytest.mark.parametrize("mode,fallback", [("sd", "neural"), ("ssd", "neural"), ("ssd", "ngram")])
 @pytest.mark.parametrize("params", PARAMS)
-def test_stats_count_proposals_and_acceptances_by_place(engine: MakeEngine, mode: str, fallback: str, params: str) -> None:
+def test_stats_count_proposals_and_acceptances_by_position(engine: MakeEngine, mode: str, fallback: str, params: str) -> None:
     for completion in engine(mode, fallback=fallback).decode(PROMPTS, PARAMS[params]):
         stats = completion.stats
         proposed = sum(length * rounds for length, rounds in stats.proposed_counts.items())
@@ -149,13 +150,13 @@ def test_stats_count_proposals_and_acceptances_by_place(engine: MakeEngine, mode
         assert stats.acceptance_rate == pytest.approx(sum(stats.accepted_at) / proposed)
 
 
-def test_a_token_that_the_draft_cannot_propose_stands_behind_every_guess(engine: MakeEngine) -> None:
+def test_a_token_that_the_draft_cannot_propose_ranks_after_every_guess(engine: MakeEngine) -> None:
     """Every fourth token is missing from this draft's vocabulary."""
     one = engine("ssd", "trimmed", fallback="neural")
     completions, found, _ = decode(one, PARAMS["greedy"])
     size = cache_of(one).drafter.model.vocab_size
     for completion, sequence in zip(completions, found, strict=True):
-        at = 0  # of the last token committed
+        at = 0  # the position of the last committed token
         for seen in sequence:
             at += seen.k + 1
             assert (seen.rank >= size) == (completion.token_ids[at] % 4 == 0)
@@ -163,7 +164,7 @@ def test_a_token_that_the_draft_cannot_propose_stands_behind_every_guess(engine:
 
 
 def test_a_budget_may_have_more_guesses_than_the_draft_has_tokens(engine: MakeEngine, tmp_path: Path) -> None:
-    """What it cannot propose is not among them, however many there are."""
+    """Tokens that the draft cannot propose are never among the guesses."""
     sizes = {"max_position_embeddings": 64, "num_hidden_layers": 1}
     tiny.write_model(tmp_path / "target", seed=3, vocab_size=6, **sizes)
     tiny.write_draft_of(tmp_path / "target", tmp_path / "draft", noise=0.3, vocabulary=[0, 2, 3, 4, 5])
@@ -179,8 +180,8 @@ def test_a_budget_may_have_more_guesses_than_the_draft_has_tokens(engine: MakeEn
 # A measured fan-out -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_measured_fan_out_is_what_the_outcomes_seen_make_of_it(engine: MakeEngine) -> None:
-    """Refreshed every few outcomes, and carried over from one call to the next."""
+def test_a_measured_fan_out_follows_the_outcomes_seen(engine: MakeEngine) -> None:
+    """It is refreshed every few outcomes, and kept from one call to the next."""
     one = engine("ssd", fan_out="measured", fallback="neural")
     _, _, seen = decode(one, PARAMS["sampled"])
     measured = Measured(4, 8)
@@ -195,7 +196,7 @@ def test_a_measured_fan_out_is_what_the_outcomes_seen_make_of_it(engine: MakeEng
 
 
 @pytest.mark.parametrize("fan_out", ["geometric", "uniform", (2, 2, 0, 0, 4)])
-def test_a_fixed_fan_out_stays(engine: MakeEngine, fan_out: Any) -> None:
+def test_a_fixed_fan_out_does_not_change(engine: MakeEngine, fan_out: Any) -> None:
     one = engine("ssd", fan_out=fan_out)
     decode(one, PARAMS["sampled"])
     table = cache_of(one).fan_out_table
@@ -218,8 +219,8 @@ def test_a_smaller_c_hits_more_often_and_accepts_less(engine: MakeEngine) -> Non
 
 
 @pytest.mark.parametrize("mode", ["sd", "ssd"])
-def test_f_is_how_many_tokens_are_drawn_less_often(engine: MakeEngine, mode: str) -> None:
-    """Of the whole vocabulary it would change nothing."""
+def test_f_is_the_number_of_tokens_that_are_drawn_less_often(engine: MakeEngine, mode: str) -> None:
+    """With the whole vocabulary it would change nothing."""
     drawn = {
         f: tokens_of(engine(mode, fallback="neural", saguaro_c=0.1, saguaro_f=f).decode(PROMPTS, PARAMS["sampled"]))
         for f in (1, 4, 1000)
@@ -230,6 +231,6 @@ def test_f_is_how_many_tokens_are_drawn_less_often(engine: MakeEngine, mode: str
 
 
 @pytest.mark.parametrize("lookahead,budget,f", [(4, 8, 2), (4, 16, 4), (1, 1, 1), (3, 64, 17)])
-def test_f_is_one_more_than_a_count_s_share_of_the_budget(lookahead: int, budget: int, f: int) -> None:
+def test_the_default_f_is_one_more_than_a_counts_share_of_the_budget(lookahead: int, budget: int, f: int) -> None:
     assert SpeculationOptions(lookahead=lookahead, budget=budget).top_f == f
     assert SpeculationOptions(lookahead=lookahead, budget=budget, saguaro_f=5).top_f == 5

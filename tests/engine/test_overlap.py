@@ -1,4 +1,4 @@
-"""SSD's draft works while the target verifies: on a thread of its own, truly at the same time, and never beyond a round's end."""
+"""SSD's draft works while the target verifies: on its own thread, at the same time, and never beyond the end of a round."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROMPT, PARAMS = random_prompt(5), SamplingParams(max_new_tokens=24)
 
 
 def before(monkeypatch: pytest.MonkeyPatch, owner: object, method: str, act: Callable[[], Any]) -> None:
-    """Have `act` run at the start of every call of a method."""
+    """Run `act` at the start of every call of a method."""
     original = getattr(owner, method)
 
     def wrapped(*arguments: Any) -> Any:
@@ -34,10 +34,10 @@ def parts(engine: Engine) -> SpeculativeSpeculative:
 
 
 @pytest.mark.parametrize("threads,draft_threads", [(1, 1), (2, 2)])
-def test_verifying_and_branching_are_under_way_at_once(
+def test_verification_and_branching_run_at_the_same_time(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, threads: int, draft_threads: int
 ) -> None:
-    """Each waits for the other to have begun: were they run one after the other, the first would wait in vain."""
+    """Each waits until the other has started. If they ran one after the other, the first would time out."""
     ssd = engine("ssd", threads=threads, draft_threads=draft_threads)
     meeting = threading.Barrier(2)
     for owner, method in ((parts(ssd).verifier, "verify"), (parts(ssd).cache, "branch")):
@@ -47,9 +47,7 @@ def test_verifying_and_branching_are_under_way_at_once(
     assert len(completion.token_ids) == 24
 
 
-def test_branches_are_drafted_on_one_thread_that_is_not_the_caller_s(
-    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_branches_are_drafted_on_one_thread_other_than_the_callers(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     ssd, threads = engine("ssd"), set()
     before(monkeypatch, parts(ssd).cache, "branch", lambda: threads.add(threading.get_ident()))
     ssd.decode(PROMPT, PARAMS)
@@ -57,8 +55,8 @@ def test_branches_are_drafted_on_one_thread_that_is_not_the_caller_s(
     assert threading.get_ident() not in threads
 
 
-def test_the_draft_is_at_rest_between_rounds(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look-up reads what the branches wrote, whatever the order in which verification and draft end."""
+def test_the_draft_is_idle_between_rounds(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up reads the branches' results, whichever of verification and draft ends first."""
     ssd, running = engine("ssd"), threading.Event()
     cache, found = parts(ssd).cache, []
     branch, verified = cache.branch, threading.Event()
@@ -86,8 +84,8 @@ def test_the_draft_is_at_rest_between_rounds(engine: MakeEngine, monkeypatch: py
     assert tokens_of([completion]) == tokens_of([engine("ar").decode(PROMPT, PARAMS)])
 
 
-def test_the_draft_may_end_before_the_verification(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it publishes then changes nothing under the verification."""
+def test_a_draft_that_ends_first_does_not_change_the_verification(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables that it writes are not read by the verification in flight."""
     ssd, drafted = engine("ssd", fallback="neural"), threading.Event()
     cache, branch = parts(ssd).cache, parts(ssd).cache.branch
 
@@ -118,7 +116,7 @@ def test_each_role_has_its_own_number_of_threads(engine: MakeEngine, monkeypatch
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_an_engine_leaves_the_caller_s_threads_alone(engine: MakeEngine, threads: int) -> None:
+def test_an_engine_does_not_change_the_callers_number_of_threads(engine: MakeEngine, threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3 - threads)
     try:

@@ -1,7 +1,8 @@
-"""SmolLM2 decodes the same tokens in every mode, with the draft that comes with it and with its own first layers.
+"""SmolLM2 decodes the same tokens in every mode, with its default draft and with its own first layers as the draft.
 
-A few prompts by default. With --acceptance, whole grids over the prompts in the folder that $SSD_PROMPTS names (humaneval.jsonl,
-gsm8k.jsonl, mt_bench.jsonl): every case prints its figures. On two cores that takes hours; -k picks cases.
+By default a few prompts are decoded. With --acceptance, whole grids run over the prompts in the folder $SSD_PROMPTS
+(humaneval.jsonl, gsm8k.jsonl, mt_bench.jsonl), and every case prints its figures. On two cores this takes hours; -k selects
+cases.
 """
 
 from __future__ import annotations
@@ -49,12 +50,14 @@ def loaded() -> dict[Any, pair.Target]:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch, loaded: dict[Any, pair.Target]) -> Callable[..., Any]:
-    """Builds an engine for a with statement; the target's weights are loaded once for each dtype."""
+    """Builds an engine for a with statement. The target's weights are loaded once per dtype."""
 
-    def load_once(name: str, dtype: Any, device: Any, places: Callable[[int], int], progress: pair.Progress) -> pair.Target:
-        key = (name, dtype, places(0))
+    def load_once(
+        name: str, dtype: Any, device: Any, positions_for: Callable[[int], int], progress: pair.OnProgress
+    ) -> pair.Target:
+        key = (name, dtype, positions_for(0))
         if key not in loaded:
-            loaded[key] = pair.load_target(name, dtype, device, places, progress)
+            loaded[key] = pair.load_target(name, dtype, device, positions_for, progress)
         return loaded[key]
 
     monkeypatch.setattr("ssd.engine.load_target", load_once)
@@ -86,7 +89,7 @@ def known() -> dict[str, list[list[int]]]:
 
 @pytest.fixture
 def autoregressive(engine: Callable[..., Any], known: dict[str, list[list[int]]]) -> Callable[[str], list[list[int]]]:
-    """The tokens of PROMPTS in a dtype, decoded when they are first asked for."""
+    """The tokens of PROMPTS in a dtype, decoded at the first request for them."""
 
     def tokens(dtype: str) -> list[list[int]]:
         if dtype not in known:
@@ -105,7 +108,7 @@ def autoregressive(engine: Callable[..., Any], known: dict[str, list[list[int]]]
         ("ssd", "self:25", 8, "float32"),
         ("sd", "auto", 3, "bfloat16"),
         ("ssd", "auto", 8, "bfloat16"),
-        ("sd", "auto", 8, "float32"),  # its int8 weights are dequantised there
+        ("sd", "auto", 8, "float32"),  # the draft's int8 weights are dequantised in float32
     ],
 )
 def test_greedy_decoding_gives_the_same_tokens_in_every_mode(
@@ -125,8 +128,8 @@ def test_greedy_decoding_gives_the_same_tokens_in_every_mode(
         assert hits > 0 and (look_ups > hits or draft == "self:30")
 
 
-def test_a_text_to_repeat_needs_no_draft_model(engine: Callable[..., Any]) -> None:
-    """N-gram proposals: at least three tokens a round."""
+def test_a_repeating_text_needs_no_draft_model(engine: Callable[..., Any]) -> None:
+    """N-gram proposals give at least three tokens per round."""
     prompt = "Repeat the following text word for word, and nothing else:\n\n" + (
         "The lighthouse at Gull Point was built in 1871 by three brothers from Ardmore. It is forty metres high and has two "
         "hundred and twelve steps. Its lamp can be seen from thirty kilometres away."
@@ -174,7 +177,7 @@ TOKENS = 128
 
 
 def first_of(name: str, field: str, count: int) -> list[str]:
-    """The first prompts of a file; of several turns the first."""
+    """The first prompts of a file. A prompt of several turns is cut to its first."""
     folder = os.environ.get("SSD_PROMPTS")
     if folder is None:
         pytest.fail("set SSD_PROMPTS to a folder with humaneval.jsonl, gsm8k.jsonl and mt_bench.jsonl")
@@ -207,7 +210,7 @@ class Measured:
 def measure(
     engine: Callable[..., Any], capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> Callable[..., Measured]:
-    """Decodes and prints the figures."""
+    """Decodes prompts and prints their figures."""
 
     def run(
         mode: str, draft: str | None, prompts: list[str], params: SamplingParams, expected: Measured | None, **options: Any
@@ -237,7 +240,7 @@ def differing(found: Measured, expected: Measured) -> int:
 
 @pytest.fixture(scope="module")
 def references() -> dict[str, Measured]:
-    """What the cases are compared with, by dtype or processing; filled as they are asked for."""
+    """The reference tokens, by dtype or processing, computed on first use."""
     return {}
 
 
@@ -245,11 +248,11 @@ def references() -> dict[str, Measured]:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("batch,threads", [(8, 2), (8, 1), (1, 2), (1, 1)])
 @pytest.mark.parametrize("mode,draft", [("ar", None), *product(("sd", "ssd"), ("self:25", "self:30"))])
-def test_greedy_grid(
+def test_greedy_tokens_are_the_same_over_the_whole_grid(
     measure: Callable[..., Measured], references: dict[str, Measured], prompts: list[str], dtype: str, batch: int, threads: int,
     mode: str, draft: str | None,
 ) -> None:  # fmt: skip
-    """0 tokens differ from one and the same autoregressive decode, and there was something to gain."""
+    """0 tokens differ from one autoregressive decode, and some proposals were accepted."""
     params = SamplingParams(max_new_tokens=TOKENS, ignore_eos=True)
     if dtype not in references:
         references[dtype] = measure("ar", None, prompts, params, None, dtype=dtype, max_batch=8, threads=2)
@@ -267,7 +270,7 @@ def test_greedy_grid(
 @pytest.mark.acceptance
 @pytest.mark.parametrize("processing", PROCESSINGS)
 @pytest.mark.parametrize("mode,batch", [("ssd", 8), ("ssd", 1), ("sd", 1)])
-def test_sampled_grid(
+def test_sampled_tokens_are_the_same_over_the_whole_grid(
     measure: Callable[..., Measured],
     references: dict[str, Measured],
     prompts: list[str],
@@ -275,7 +278,7 @@ def test_sampled_grid(
     mode: str,
     batch: int,
 ) -> None:
-    """0 tokens differ from one and the same plain speculative decode."""
+    """0 tokens differ from one plain speculative decode."""
     params, half = SamplingParams(**PROCESSINGS[processing], max_new_tokens=TOKENS, ignore_eos=True), prompts[:32]
     if processing not in references:
         references[processing] = measure("sd", "self:25", half, params, None, max_batch=8, threads=2)
@@ -287,8 +290,8 @@ def test_sampled_grid(
 
 @pytest.mark.acceptance
 @pytest.mark.parametrize("name,field", [("humaneval", "prompt"), ("gsm8k", "question"), ("mt_bench", "turns")])
-def test_a_tree_yields_more_tokens_a_round_than_a_chain(measure: Callable[..., Measured], name: str, field: str) -> None:
-    """Greedy, (3, 2, 1, 1) against K = 4: the same tokens in fewer rounds."""
+def test_a_tree_gives_more_tokens_per_round_than_a_chain(measure: Callable[..., Measured], name: str, field: str) -> None:
+    """Greedy, the tree (3, 2, 1, 1) compared with K = 4: the same tokens in fewer rounds."""
     prompts = first_of(name, field, 32)
     params = SamplingParams(max_new_tokens=TOKENS // 2)
     expected = measure("ar", None, prompts, params, None, max_batch=8, threads=2)

@@ -1,4 +1,4 @@
-"""Trees of proposals through the engine: greedy decoding is the target's, a chain is a tree, and nothing is lost at any edge."""
+"""Trees of proposals in the engine: greedy tokens are the target's, a chain is a tree, and edge cases are handled."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from engine.cases import (
 from ssd import Completion, SamplingParams, ops
 from ssd.decoding.tree import Tree
 
-# One token; around a page (16) and two; around a prefill chunk (256). More of them than any case has slots.
+# Lengths: one token; around one page (16) and two; around a prefill chunk (256). There are more prompts than slots.
 PROMPTS = random_prompts((1, 17, 256, 15, 33, 2, 257, 31, 16))
 LENGTHS = (48, 37, 1, 40, 31, 2, 20, 3, 44)
 GREEDY = [SamplingParams(max_new_tokens=n) for n in LENGTHS]
@@ -101,10 +101,10 @@ def test_sampled_tokens_do_not_depend_on_the_batch(engine: MakeEngine, case: Cas
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("draft,dtype", [("draft", "float32"), ("trimmed", "bfloat16")])
 @pytest.mark.parametrize("saguaro_c", [1.0, 0.3])
-def test_a_tree_with_one_child_a_node_is_a_chain_token_for_token(
+def test_a_tree_with_one_child_per_node_equals_a_chain(
     engine: MakeEngine, params: list[SamplingParams], draft: str, dtype: str, saguaro_c: float
 ) -> None:
-    """Round for round, too: the same proposals, judged the same."""
+    """The rounds are the same too: the same proposals, and the same ones accepted."""
     options = {"dtype": dtype, "max_batch": 3, "saguaro_c": saguaro_c, "saguaro_f": 3}
     chain = engine("sd", draft, lookahead=3, **options).decode(PROMPTS, params)
     tree = engine("sd", draft, tree=(1, 1, 1), **options).decode(PROMPTS, params)
@@ -135,7 +135,7 @@ def test_a_chain_s_short_cuts_change_no_token_and_no_round(
 
 
 def test_more_children_need_fewer_rounds(engine: MakeEngine) -> None:
-    """Greedily no sequence needs more, and all of them together fewer: a second child catches what the first one misses."""
+    """In greedy decoding no sequence needs more rounds, and all together need fewer, because a second child may be right."""
     params = SamplingParams(max_new_tokens=60, ignore_eos=True)
     rounds = [
         [completion.stats.rounds for completion in engine("sd", tree=tree).decode(PROMPTS, params)]
@@ -147,23 +147,23 @@ def test_more_children_need_fewer_rounds(engine: MakeEngine) -> None:
 
 
 @pytest.mark.parametrize("tree", [(2, 2, 2), (1, 3, 1)])
-def test_a_draft_that_is_the_target_is_accepted_to_the_leaves(engine: MakeEngine, tree: tuple[int, ...]) -> None:
-    """In every round: its own K/V is kept contiguous too, or the second round's proposals would be others."""
+def test_proposals_of_the_target_itself_are_accepted_to_the_leaves(engine: MakeEngine, tree: tuple[int, ...]) -> None:
+    """In every round. So the draft's own K/V is made contiguous too; otherwise the second round's proposals would differ."""
     stats = engine("sd", "self:3", tree=tree).decode(PROMPTS[0], SamplingParams(max_new_tokens=41, ignore_eos=True)).stats
     assert (stats.accepted_per_round, stats.rounds) == (3.0, 10)
 
 
-# Mistakes these tests must find ---------------------------------------------------------------------------------------------------
+# Mistakes that these tests must find ------------------------------------------------------------------------------------------
 
 
-def test_an_accepted_path_that_is_not_moved_is_found(
+def test_the_tests_detect_an_accepted_path_that_is_not_moved(
     engine: MakeEngine, autoregressive: dict[str, list[list[int]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Tree, "compact", lambda *arguments: None)
     assert tokens_of(decode(engine, CASES[0], GREEDY)) != autoregressive["float32"]
 
 
-def test_a_draft_s_path_that_is_not_moved_is_found(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tests_detect_a_drafts_path_that_is_not_moved(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     one = engine("sd", "self:3", tree=(2, 2, 2))
     monkeypatch.setattr(one.core.loop.drafter, "keep", lambda n, path: None)  # type: ignore[union-attr]
     assert one.decode(PROMPTS[0], SamplingParams(max_new_tokens=41, ignore_eos=True)).stats.rounds > 10
@@ -174,8 +174,8 @@ def test_a_draft_s_path_that_is_not_moved_is_found(engine: MakeEngine, monkeypat
 
 @pytest.mark.parametrize("tree", [(2, 2, 1), (4,), (1, 1, 1, 1, 1, 1)])
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 7])
-def test_a_sequence_has_as_many_tokens_as_asked(engine: MakeEngine, tree: tuple[int, ...], tokens: int) -> None:
-    """The last round's tree is cut where there is no room for its leaves."""
+def test_a_sequence_has_exactly_the_requested_number_of_tokens(engine: MakeEngine, tree: tuple[int, ...], tokens: int) -> None:
+    """The last round's tree is cut if there is no room for its leaves."""
     found = engine("sd", tree=tree).decode(PROMPTS[:3], SamplingParams(max_new_tokens=tokens, ignore_eos=True))
     assert [len(c.token_ids) for c in found] == [tokens] * 3
     assert {c.finish_reason for c in found} == {"length"}
@@ -184,7 +184,7 @@ def test_a_sequence_has_as_many_tokens_as_asked(engine: MakeEngine, tree: tuple[
 @pytest.mark.parametrize("tree", [(3, 2, 1), (63,)])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_sequence_may_end_at_the_end_of_the_context(engine: MakeEngine, tree: tuple[int, ...], temperature: float) -> None:
-    """Nodes are placed beyond it, and are no one's."""
+    """Nodes beyond the context are stored in pages that no sequence owns."""
     context = tiny.SIZES["max_position_embeddings"]
     prompts = [random_prompt(context - n) for n in (1, 2, 9, 40)]
     params = [
@@ -197,8 +197,8 @@ def test_a_sequence_may_end_at_the_end_of_the_context(engine: MakeEngine, tree: 
     assert not any(c.degraded for c in found)
 
 
-def test_a_lookahead_is_the_tree_s_depth(engine: MakeEngine) -> None:
-    """Whatever lookahead says, in a context that has room for one more position only."""
+def test_the_lookahead_is_the_trees_depth(engine: MakeEngine) -> None:
+    """Whatever the option lookahead is, in a context with room for only one more position."""
     one = engine("sd", tree=(2, 2, 1), lookahead=50, max_context=64)
     assert one.options.speculation.lookahead == 3
     assert max(one.decode(PROMPTS[1], SamplingParams(max_new_tokens=47)).stats.proposed_counts) == 2 + 4 + 4
@@ -220,7 +220,7 @@ def test_a_stop_string_ends_a_sequence_in_the_middle_of_a_round(engine: MakeEngi
 def test_an_end_of_sequence_token_ends_a_sequence_in_the_middle_of_a_round(
     engine: MakeEngine, ending: str, temperature: float
 ) -> None:
-    """Every eighth token of this target is one, so that its draft proposes them."""
+    """Every eighth token of this target ends a sequence, so the draft proposes such tokens."""
     params = SamplingParams(temperature=temperature, max_new_tokens=64, seed=1)
     found = engine("sd", "self:2", target=ending, tree=(3, 2, 1), max_batch=4).decode(PROMPTS, params)
     ended = [c for c in found if c.finish_reason == "eos"]
@@ -238,7 +238,8 @@ def test_an_end_of_sequence_token_ends_a_sequence_in_the_middle_of_a_round(
 def test_a_node_has_no_more_children_than_its_draft_has_tokens(
     engine: MakeEngine, tmp_path: Path, processing: dict[str, Any], draft: str
 ) -> None:
-    """Eight children of a vocabulary of six or four, or of the few tokens that processing has left: the other places are empty."""
+    """Eight children with a vocabulary of six or four, or with the few tokens that processing keeps: the other nodes are
+    missing."""
     sizes = {"max_position_embeddings": 40, "num_hidden_layers": 1}
     tiny.write_model(tmp_path / "target", seed=3, vocab_size=6, **sizes)
     tiny.write_draft_of(tmp_path / "target", tmp_path / "same", noise=0.3)
@@ -252,8 +253,8 @@ def test_a_node_has_no_more_children_than_its_draft_has_tokens(
         assert tokens_of(found) == tokens_of(engine("ar", **model).decode(prompts, params))
 
 
-def test_a_node_that_has_every_token_for_a_child_rejects_none_of_the_target_s(engine: MakeEngine, tmp_path: Path) -> None:
-    """Drawn without replacement and each struck out of what is left: the last one to be tried is certain."""
+def test_a_node_with_every_token_as_a_child_never_rejects_them_all(engine: MakeEngine, tmp_path: Path) -> None:
+    """The children are drawn without replacement and each rejected one is removed, so the last one is accepted for certain."""
     sizes = {"max_position_embeddings": 40, "num_hidden_layers": 1}
     tiny.write_model(tmp_path / "target", seed=3, vocab_size=6, **sizes)
     tiny.write_draft_of(tmp_path / "target", tmp_path / "draft", noise=0.8)
@@ -266,8 +267,8 @@ def test_a_node_that_has_every_token_for_a_child_rejects_none_of_the_target_s(en
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_log_probabilities_are_of_the_node_that_decided(engine: MakeEngine, temperature: float) -> None:
-    """They are what the target says when it is asked for each token alone."""
+def test_log_probabilities_belong_to_the_node_that_decided(engine: MakeEngine, temperature: float) -> None:
+    """They equal the target's log-probabilities when each token is decoded alone."""
     params = SamplingParams(temperature=temperature, max_new_tokens=12, ignore_eos=True, seed=4, logprobs=3)
     found = engine("sd", tree=(2, 2, 1)).decode(PROMPTS[:3], params)
     assert all(completion.stats.rounds < 11 for completion in found)
@@ -289,8 +290,8 @@ def test_greedy_and_sampled_requests_share_a_batch(engine: MakeEngine) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_stats_count_nodes_proposed_and_tokens_accepted(engine: MakeEngine, temperature: float) -> None:
-    """A whole tree in every round but the last ones, which have no room for its leaves."""
+def test_stats_count_proposed_nodes_and_accepted_tokens(engine: MakeEngine, temperature: float) -> None:
+    """Every round has a whole tree, except the last ones, which have no room for its leaves."""
     params = SamplingParams(temperature=temperature, max_new_tokens=41, ignore_eos=True)
     for completion in engine("sd", tree=(3, 2)).decode(PROMPTS, params):
         stats = completion.stats

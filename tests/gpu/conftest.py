@@ -1,4 +1,4 @@
-"""What only a GPU can show. These tests run with --backend gpu, as in `make gpu-check`; otherwise each is skipped and says why."""
+"""Tests that need a GPU. They run with --backend gpu, as in `make gpu-check`; otherwise each is skipped with the reason."""
 
 from __future__ import annotations
 

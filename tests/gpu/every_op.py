@@ -1,4 +1,4 @@
-"""Calls every op once or more on the GPU, on small shapes: what test_sanitizer.py has compute-sanitizer watch."""
+"""Calls every op at least once on the GPU, on small shapes. test_sanitizer.py runs it under compute-sanitizer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from ops import backend
 
-backend.choose("gpu")  # before the examples are made: their shapes are those the back end can compute
+backend.choose("gpu")  # before the examples are made: their shapes depend on the back end
 
 
 def main() -> None:

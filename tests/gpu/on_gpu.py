@@ -1,4 +1,4 @@
-"""What the GPU tests share: the ops' examples on the device, and what an op leaves there. Imported as `gpu.on_gpu`."""
+"""Helpers of the GPU tests: the ops' examples on the device, and the results of an op there. Imported as `gpu.on_gpu`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ops.examples import Arguments, decision_examples, forward_examples
 
 
 def named_examples() -> Iterator[tuple[str, str, Arguments]]:
-    """(a name for the test, the op, its arguments), on the CPU."""
+    """Yields (a name for the test, the op, its arguments on the CPU)."""
     for i, (op, arguments) in enumerate([*forward_examples(torch.bfloat16), *decision_examples()]):
         yield f"{op}-{i}", op, arguments
 
 
 def on_gpu(arguments: Arguments) -> Arguments:
-    """Copies on the device."""
+    """Copies of the arguments on the device."""
     return {name: x.to("cuda", copy=True) if isinstance(x, Tensor) else x for name, x in arguments.items()}
 
 
 def call(op: str, arguments: Arguments) -> tuple[list[Tensor], list[Tensor]]:
-    """(the op's results, every argument that it may have written)."""
+    """Returns (the op's results, every argument that the op may write)."""
     overload = getattr(torch.ops.ssd, op).default
     result: Any = overload(**arguments)
     results = list(result) if isinstance(result, tuple | list) else [result] if isinstance(result, Tensor) else []

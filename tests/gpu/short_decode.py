@@ -1,4 +1,5 @@
-"""A short decode of a tiny pair on the GPU, greedy and sampled, rounds as graphs: what test_sanitizer.py has compute-sanitizer watch."""
+"""A short decode of a tiny pair on the GPU, greedy and sampled, with graphs. test_sanitizer.py runs it under
+compute-sanitizer."""
 
 from __future__ import annotations
 

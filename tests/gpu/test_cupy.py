@@ -1,4 +1,4 @@
-"""Some ops against CuPy: an oracle that shares nothing with torch but the bytes of the inputs."""
+"""Some ops compared with CuPy, an oracle that shares only the bytes of the inputs with torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
 
 
 def wide(x: Tensor) -> Any:
-    """float64, by way of the bytes: CuPy has no bfloat16."""
+    """The float64 values, converted from the bytes, because CuPy has no bfloat16."""
     return cupy.from_dlpack(x.float().contiguous()).astype(cupy.float64)
 
 
 def assert_close(actual: Tensor, expected: Any, relative: float) -> None:
-    """To the largest entry."""
+    """The error is relative to the largest entry."""
     difference = cupy.abs(wide(actual) - expected).max()
     assert float(difference) <= relative * float(cupy.abs(expected).max())
 
@@ -32,14 +32,14 @@ def normal(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("rows", [1, 24, 300])
-def test_linear(rows: int) -> None:
+def test_linear_equals_cupy(rows: int) -> None:
     x, weight = normal(rows, 4096), normal(1024, 4096)
     got = ops.linear(x, ops.pack_weight(weight), 1024, float32_out=True)
     assert_close(got, wide(x) @ wide(weight).T, 1e-5)
 
 
 @pytest.mark.parametrize("rows, width", [(1, 4096), (24, 576), (300, 81)])
-def test_rms_norm(rows: int, width: int) -> None:
+def test_rms_norm_equals_cupy(rows: int, width: int) -> None:
     x, weight = normal(rows, width), normal(width)
     a = wide(x)
     expected = a / cupy.sqrt((a * a).mean(1, keepdims=True) + 1e-5) * wide(weight)
@@ -47,7 +47,7 @@ def test_rms_norm(rows: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("keys", [1, 130, 5000])
-def test_paged_attention(keys: int) -> None:
+def test_paged_attention_equals_cupy(keys: int) -> None:
     pages = -(-keys // PAGE_SIZE)
     k_cache, v_cache = (normal(pages, PAGE_SIZE, 2, 128) for _ in range(2))
     table, q = torch.randperm(pages, device="cuda").int(), normal(3, 8, 128)
@@ -60,7 +60,7 @@ def test_paged_attention(keys: int) -> None:
     assert_close(got, cupy.einsum("rhj,jhd->rhd", weights, v), 1e-2)
 
 
-def test_row_stats() -> None:
+def test_row_stats_equal_cupy() -> None:
     logits = 4 * torch.randn(5, VOCABULARY, device="cuda")
     stats = ops.row_stats(logits, *(x.cuda() for x in sampling(5, temperature=0.7)))
     z = wide(logits) / 0.7

@@ -1,4 +1,4 @@
-"""A tensor that is on another device than its op's is refused by name: the dispatcher looks at one of them, a kernel at all."""
+"""A tensor on the wrong device is refused by name. The dispatcher looks at one tensor only, so each op must check them all."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ CASES = [
 @pytest.mark.parametrize("op, name, arguments", CASES, ids=[f"{op}-{name}" for op, name, _ in CASES])
 def test_a_tensor_on_the_cpu_is_refused_by_name(op: str, name: str, arguments: Arguments) -> None:
     first = next(other for other, x in arguments.items() if isinstance(x, Tensor))
-    said = name if name != first else r"\w+"  # the first is what the others are held against
+    said = name if name != first else r"\w+"  # the others are compared with the first tensor, so any of them may be named
     with pytest.raises(RuntimeError, match=rf"\b{said} must be on .* like {re.escape(first)}, not on"):
         getattr(torch.ops.ssd, op).default(**(on_gpu(arguments) | {name: arguments[name]}))

@@ -1,4 +1,5 @@
-"""Whole decodes on the GPU: graphs give what eager rounds give, and speculation changes no token, with the draft's stream busy."""
+"""Whole decodes on the GPU: graphs give the tokens of eager rounds, and speculation changes no token, with a busy draft
+stream."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ LENGTHS = (128, 1, 37, 20, 128, 31, 2, 48, 3, 23, 128, 5) + 20 * (128,)
 GREEDY = [SamplingParams(max_new_tokens=n) for n in LENGTHS]
 SAMPLED = [SamplingParams(temperature=0.8, top_p=0.95, max_new_tokens=n, seed=i) for i, n in enumerate(LENGTHS)]
 LOOPS = [("ar", {}), ("sd", {}), ("sd", {"tree": (2, 2, 1)}), ("ssd", {"fallback": "neural"}), ("ssd", {"fallback": "ngram"})]
-APART = {"draft_device": "cuda:0"}  # both roles on one GPU, each with tables of its own, as on two
+APART = {"draft_device": "cuda:0"}  # both roles on one GPU, each with its own tables, as on two GPUs
 PLACES = [{}, APART, {"draft_sms": 16}] + ([{"draft_device": "cuda:1"}] if torch.cuda.device_count() > 1 else [])
 
 
@@ -61,7 +62,7 @@ def decode(
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("mode,options", LOOPS, ids=str)
 @pytest.mark.parametrize("batch", [1, 8])
-def test_graphs_give_what_eager_rounds_give(
+def test_graphs_give_the_tokens_of_eager_rounds(
     pair: tuple[Path, Path], mode: str, options: dict[str, Any], params: list[SamplingParams], batch: int
 ) -> None:
     expected = decode(pair, mode, params, eager=True, max_batch=batch, **options)
@@ -89,8 +90,7 @@ def test_sampled_ssd_equals_sampled_speculative_decoding(
         assert hits_and_look_ups(found)[0] > 0
 
 
-def test_many_rounds_leave_nothing_behind(pair: tuple[Path, Path]) -> None:
-    """The same tokens and the same memory, again and again."""
+def test_repeated_decodes_give_the_same_tokens_and_leak_no_memory(pair: tuple[Path, Path]) -> None:
     with Engine(str(pair[0]), str(pair[1]), "ssd", device="cuda", max_batch=8, fallback="neural") as engine:
         first = tokens_of(engine.decode(PROMPTS, GREEDY))
         torch.cuda.synchronize()

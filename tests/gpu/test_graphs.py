@@ -1,4 +1,4 @@
-"""Every op can be captured in a CUDA graph and replayed; streams and graphs at once do not disturb each other."""
+"""Every op can be captured in a CUDA graph and replayed. Concurrent streams and graphs do not disturb each other."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def assert_all_same_bits(found: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @every_op
-def test_a_replayed_graph_computes_what_the_op_does(op: str, arguments: Arguments) -> None:
+def test_a_replayed_graph_gives_the_ops_bits(op: str, arguments: Arguments) -> None:
     arguments = on_gpu(arguments)
     before = copies(arguments)
     expected = all_of(op, copies(arguments))
@@ -53,13 +53,13 @@ def test_a_replayed_graph_computes_what_the_op_does(op: str, arguments: Argument
 
 
 @every_op
-def test_two_graphs_captured_on_one_stream_may_be_replayed_on_two_at_once(op: str, arguments: Arguments) -> None:
+def test_two_graphs_captured_on_one_stream_can_be_replayed_on_two_at_once(op: str, arguments: Arguments) -> None:
     expected = all_of(op, on_gpu(arguments))
     graphs, found, kept = [], [], []
     for _ in range(2):
         static = on_gpu(arguments)
         before = copies(static)
-        kept.append((static, before))  # a graph knows addresses alone
+        kept.append((static, before))  # a graph keeps only addresses, so keep the tensors alive
         graphs.append(torch.cuda.CUDAGraph())
         with torch.cuda.graph(graphs[-1]):
             for _ in range(5):
@@ -78,7 +78,7 @@ def test_two_graphs_captured_on_one_stream_may_be_replayed_on_two_at_once(op: st
 
 
 @every_op
-def test_two_streams_at_once_compute_what_one_does(op: str, arguments: Arguments) -> None:
+def test_two_concurrent_streams_give_the_bits_of_one(op: str, arguments: Arguments) -> None:
     expected = all_of(op, on_gpu(arguments))
     streams = [torch.cuda.Stream() for _ in range(2)]
     calls = [[on_gpu(arguments) for _ in range(10)] for _ in streams]

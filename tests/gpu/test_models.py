@@ -1,7 +1,7 @@
 """Forward passes on the GPU against transformers, with random weights: SmolLM2's shape, and Llama-3.1-8B's with few layers.
 
-In bfloat16 neither is exact: our error against float32 may not exceed transformers' own in bfloat16 by much. And rows are
-invariant through a whole model: a prefill's logits are those of decoding one token at a time, bit for bit.
+Neither is exact in bfloat16, so our error against float32 may only slightly exceed transformers' bfloat16 error. Row invariance
+holds through a whole model: a prefill gives the same bits as decoding one token at a time.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module", params=SHAPES)
-def theirs(request: pytest.FixtureRequest) -> Any:
-    """transformers' model in bfloat16, with weights of a size that spreads the logits."""
+def reference_model(request: pytest.FixtureRequest) -> Any:
+    """transformers' model in bfloat16, with weights large enough to spread the logits."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**SHAPES[request.param], max_position_embeddings=1024, rms_norm_eps=1e-5)
     with torch.device("cuda"):
@@ -45,28 +45,28 @@ def theirs(request: pytest.FixtureRequest) -> Any:
 
 
 def with_weights_in(model: Any, dtype: torch.dtype) -> Any:
-    """In place, and the weights alone: the rotary frequencies stay float32."""
+    """Converts the weights in place; the rotary frequencies stay float32."""
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
     return model
 
 
-def ours(theirs: Any) -> Transformer:
-    c = theirs.config
+def our_model(reference_model: Any) -> Transformer:
+    c = reference_model.config
     config = ModelConfig(
         vocab_size=c.vocab_size, hidden_size=c.hidden_size, intermediate_size=c.intermediate_size, num_layers=c.num_hidden_layers,
         num_heads=c.num_attention_heads, num_kv_heads=c.num_key_value_heads, head_dim=c.head_dim, rms_norm_eps=c.rms_norm_eps,
         rope_theta=c.rope_parameters["rope_theta"], rope_scaling=None, frequency_factors=None,
         max_position=c.max_position_embeddings, tie_embeddings=c.tie_word_embeddings,
     )  # fmt: skip
-    tensors = {name: x.detach().clone() for name, x in theirs.state_dict().items()}
+    tensors = {name: x.detach().clone() for name, x in reference_model.state_dict().items()}
     if config.tie_embeddings:
         tensors.pop("lm_head.weight", None)
     return Transformer.from_tensors(config, tensors, torch.bfloat16, torch.device("cuda"), config.max_position)
 
 
 def logits_of(model: Transformer, ids: Tensor, chunk: int) -> Tensor:
-    """Behind every token, `chunk` rows a pass, from pages in random order."""
+    """The logits after every token, with `chunk` rows per pass and pages in random order."""
     pages = torch.randperm(-(-len(ids) // PAGE_SIZE), generator=torch.Generator().manual_seed(1)).int().cuda()
     cache = KVCache(model.config, len(pages), torch.bfloat16, torch.device("cuda"))
     cache.kv.fill_(float("nan"))
@@ -86,19 +86,19 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 
 @torch.inference_mode()
-def test_logits_are_as_near_to_float32_as_those_of_transformers(theirs: Any) -> None:
-    ids = torch.randint(theirs.config.vocab_size, (300,), device="cuda", dtype=torch.int32)
-    found = logits_of(ours(theirs), ids, chunk=128)
-    rounded = theirs(ids[None].long()).logits[0]
-    exact = with_weights_in(theirs, torch.float32)(ids[None].long()).logits[0]
-    with_weights_in(theirs, torch.bfloat16)  # which they were rounded to before
+def test_logits_are_as_close_to_float32_as_transformers_bfloat16_logits(reference_model: Any) -> None:
+    ids = torch.randint(reference_model.config.vocab_size, (300,), device="cuda", dtype=torch.int32)
+    found = logits_of(our_model(reference_model), ids, chunk=128)
+    rounded = reference_model(ids[None].long()).logits[0]
+    exact = with_weights_in(reference_model, torch.float32)(ids[None].long()).logits[0]
+    with_weights_in(reference_model, torch.bfloat16)  # the weights were rounded to bfloat16 before, so this is exact
     assert error(found, exact) <= 1.5 * error(rounded, exact) + 1e-3
 
 
 @torch.inference_mode()
-def test_a_prefill_computes_what_decoding_token_by_token_does(theirs: Any) -> None:
-    model = ours(theirs)
-    ids = torch.randint(theirs.config.vocab_size, (150,), device="cuda", dtype=torch.int32)
+def test_a_prefill_gives_the_bits_of_decoding_token_by_token(reference_model: Any) -> None:
+    model = our_model(reference_model)
+    ids = torch.randint(reference_model.config.vocab_size, (150,), device="cuda", dtype=torch.int32)
     together = logits_of(model, ids, chunk=150)
     assert_same_bits(logits_of(model, ids, chunk=1), together)
     assert_same_bits(logits_of(model, ids, chunk=7), together)

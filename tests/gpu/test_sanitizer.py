@@ -1,6 +1,7 @@
-"""compute-sanitizer watches every op on small shapes, and a short decode: no access outside a tensor, no race on shared memory.
+"""compute-sanitizer checks every op on small shapes, and a short decode, for accesses outside a tensor and races on shared
+memory.
 
-Each tensor of an op is an allocation of its own here, so that the sanitizer knows where it ends; graphs need torch's allocator.
+For the ops, each tensor has its own allocation, so that the sanitizer knows where it ends. Graphs need torch's allocator.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The drafts that the package brings: small, whole, with a card that says whose they are."""
+"""The drafts shipped with the package: small and complete, each with a card that names its source."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ssd.models import registry
 DRAFTS = {name: Path(draft) for name in registry.KNOWN if (draft := registry.default_draft(name)) is not None}
 
 
-def test_the_embedded_default_has_a_draft() -> None:
+def test_the_default_target_has_a_shipped_draft() -> None:
     assert "smollm2-135m" in DRAFTS
 
 
 @pytest.mark.parametrize("name", DRAFTS)
-def test_a_draft_is_small_and_ascending(name: str) -> None:
-    """Its ids, that is; and it borrows what is large, the target's embeddings."""
+def test_a_shipped_draft_is_small_and_its_ids_ascend(name: str) -> None:
+    """It borrows the largest tensor, the target's embeddings."""
     folder = DRAFTS[name]
     assert sum(file.stat().st_size for file in folder.iterdir()) < 25e6
     with safe_open(folder / "model.safetensors", "pt") as tensors:
@@ -36,7 +36,7 @@ def test_a_draft_is_small_and_ascending(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DRAFTS)
-def test_a_draft_s_card_says_whose_it_is_and_how_it_was_made(name: str) -> None:
+def test_a_shipped_drafts_card_names_its_source_and_how_it_was_made(name: str) -> None:
     card = (DRAFTS[name] / "README.md").read_text()
     model = registry.KNOWN[name]
     assert model.source in card and model.licence in card and "ssd distill" in card

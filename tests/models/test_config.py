@@ -1,4 +1,4 @@
-"""A checkpoint's configuration: read from either format, scaled as transformers scales it, refused where the decoder cannot follow."""
+"""A checkpoint's configuration: read from both formats, scaled like transformers, refused if the decoder lacks a feature."""
 
 import json
 from dataclasses import replace
@@ -46,7 +46,7 @@ def write(path: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_directory_gives_every_number_of_its_config(tmp_path: Path) -> None:
+def test_every_number_is_read_from_a_directorys_config(tmp_path: Path) -> None:
     write(tmp_path, rms_norm_eps=1e-4, rope_theta=5e5, eos_token_id=9, tie_word_embeddings=True, head_dim=32)
     assert ModelConfig.from_directory(tmp_path) == ModelConfig(
         vocab_size=100, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=32,
@@ -55,7 +55,7 @@ def test_a_directory_gives_every_number_of_its_config(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-def test_generation_config_names_further_ends_of_text(tmp_path: Path) -> None:
+def test_generation_config_adds_end_of_text_ids(tmp_path: Path) -> None:
     write(tmp_path, eos_token_id=9)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 11]}))
     assert ModelConfig.from_directory(tmp_path).eos_token_ids == (9, 11)
@@ -146,7 +146,7 @@ def test_gguf_metadata_gives_the_same_configuration_as_a_directory(tmp_path: Pat
         ({"num_hidden_layers": 0}, "num_layers 0"),
     ],
 )
-def test_a_directory_the_decoder_cannot_follow_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+def test_a_directory_with_an_unsupported_feature_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(CheckpointError, match=reason) as refusal:
         ModelConfig.from_directory(write(tmp_path, **changes))
     assert "\n" not in str(refusal.value)
@@ -165,7 +165,7 @@ def test_a_directory_the_decoder_cannot_follow_is_refused(tmp_path: Path, change
         ({"llama.block_count": None}, "one number as llama.block_count"),
     ],
 )
-def test_gguf_metadata_the_decoder_cannot_follow_is_refused(changes: dict[str, Any], reason: str) -> None:
+def test_gguf_metadata_with_an_unsupported_feature_is_refused(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(CheckpointError, match=reason):
         ModelConfig.from_gguf_metadata(METADATA | changes, ())
 
@@ -189,7 +189,7 @@ def test_a_config_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, con
     [config for config, _ in FAMILIES]
     + [LlamaConfig(**SIZES, rope_parameters=LLAMA3 | {"rope_type": "llama3", "rope_theta": 1e4})],
 )
-def test_a_configuration_survives_the_way_through_transformers(tmp_path: Path, config: Any) -> None:
+def test_a_configuration_converted_to_transformers_and_back_is_the_same(tmp_path: Path, config: Any) -> None:
     config.save_pretrained(tmp_path)
     expected = ModelConfig.from_directory(tmp_path)
     expected.to_transformers().save_pretrained(tmp_path)

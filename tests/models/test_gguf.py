@@ -1,4 +1,4 @@
-"""GGUF files: every supported type comes back within its rounding, in Hugging Face's order; a damaged file is refused."""
+"""GGUF files: every supported type is read within its rounding, in Hugging Face's order; a damaged file is refused."""
 
 import os
 import subprocess
@@ -53,7 +53,7 @@ def gguf_name(name: str) -> str:
 
 
 def as_llama_cpp_converts(name: str, value: Array) -> Array:
-    """The converter's `permute`: within a head, the two halves of the rows interleaved."""
+    """The converter's `permute`: it interleaves the two halves of each head's rows."""
     heads = {"q_proj": HEADS, "k_proj": KV_HEADS}.get(name.split(".")[-2])
     if heads is None:
         return value
@@ -82,7 +82,7 @@ def write(
     vector_kind: str = "F32",
     extra: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
 ) -> Path:
-    """Write a model as llama.cpp's converter does: matrices in `kind`, vectors (always, there) in F32."""
+    """Write a model like llama.cpp's converter: matrices in `kind`, vectors in F32, as the converter always does."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(512)
     writer.add_embedding_length(HIDDEN)
@@ -105,7 +105,7 @@ def write(
 
 
 def largest_rounding(kind: str, value: Array) -> Array:
-    """How far a type may move each number of a matrix; blocks are 32 numbers of a row."""
+    """The largest rounding error of each number of a matrix in this type; a block is 32 numbers of a row."""
     blocks = value.reshape(value.shape[0], -1, 32)
     peak = np.abs(blocks).max(axis=-1, keepdims=True)
     spread = blocks.max(axis=-1, keepdims=True) - blocks.min(axis=-1, keepdims=True)
@@ -114,7 +114,9 @@ def largest_rounding(kind: str, value: Array) -> Array:
         "F16": np.abs(blocks) * 2.0**-11,
         "BF16": np.abs(blocks) * 2.0**-8,
         "Q8_0": np.broadcast_to(peak / 127 / 2, blocks.shape),
-        "Q4_0": np.broadcast_to(peak / 8, blocks.shape),  # half a step, but a whole one at the end that is cut off
+        "Q4_0": np.broadcast_to(
+            peak / 8, blocks.shape
+        ),  # half a step, but a whole step at the end of the range that is cut off
         "Q4_1": np.broadcast_to(spread / 15 / 2, blocks.shape),
     }[kind]
     scales = 0 if kind in ("F32", "F16", "BF16") else peak * 2.0**-9  # a block's scale and offset are F16
@@ -126,7 +128,7 @@ def numpy(tensor: Tensor) -> Array:
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
-def test_every_type_comes_back_within_its_rounding(tmp_path: Path, kind: str) -> None:
+def test_every_type_is_read_within_its_rounding(tmp_path: Path, kind: str) -> None:
     source = random_tensors(config())
     found = load_checkpoint(write(tmp_path / "tiny.gguf", source, kind), torch.float32).tensors
     assert found.keys() == source.keys()
@@ -135,7 +137,7 @@ def test_every_type_comes_back_within_its_rounding(tmp_path: Path, kind: str) ->
         assert (np.abs(numpy(found[name]) - value) <= bound.reshape(value.shape)).all(), name
 
 
-def test_tensors_come_in_the_asked_dtype(tmp_path: Path) -> None:
+def test_tensors_have_the_requested_dtype(tmp_path: Path) -> None:
     path = write(tmp_path / "tiny.gguf", random_tensors(config()), "Q8_0")
     exact, rounded = (load_checkpoint(path, dtype).tensors for dtype in (torch.float32, torch.bfloat16))
     assert all(torch.equal(rounded[name], tensor.bfloat16()) for name, tensor in exact.items())
@@ -157,14 +159,14 @@ def test_qwen3_has_its_head_norms(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("vector_kind", ["F32", "F16", "BF16"])
-def test_biases_of_q_and_k_are_put_back_in_order_too(tmp_path: Path, vector_kind: str) -> None:
+def test_biases_of_q_and_k_are_reordered_too(tmp_path: Path, vector_kind: str) -> None:
     source = random_tensors(config(attention_bias=True, attention_output_bias=True, mlp_bias=True))
     checkpoint = load_checkpoint(write(tmp_path / "tiny.gguf", source, vector_kind=vector_kind), torch.float32)
     for name, value in source.items():
         np.testing.assert_allclose(numpy(checkpoint.tensors[name]), value, rtol=2.0**-8 if value.ndim == 1 else 0)
 
 
-def test_embeddings_are_tied_where_there_is_no_output_matrix(tmp_path: Path) -> None:
+def test_embeddings_are_tied_if_there_is_no_output_matrix(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(write(tmp_path / "tiny.gguf", random_tensors(config(tie_embeddings=True))), torch.float32)
     assert checkpoint.config == config(tie_embeddings=True, rms_norm_eps=checkpoint.config.rms_norm_eps)
     assert (checkpoint.name, checkpoint.tokenizer, checkpoint.draft_vocab) == ("tiny", None, None)
@@ -180,7 +182,7 @@ def test_rope_factors_become_part_of_the_configuration(tmp_path: Path) -> None:
     assert "rope_freqs.weight" not in checkpoint.tensors
 
 
-def test_metadata_equals_what_the_package_reads(tmp_path: Path) -> None:
+def test_metadata_equals_the_gguf_packages_reading(tmp_path: Path) -> None:
     def extra(writer: gguf.GGUFWriter) -> None:
         writer.add_token_list(["a", "", "ß€", "\n"])
         writer.add_token_types([1, 3, 4, 1])

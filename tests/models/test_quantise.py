@@ -1,4 +1,4 @@
-"""int8 weights: what is kept of a weight, and how a checkpoint of them loads and runs."""
+"""int8 weights: their rounding, and how an int8 checkpoint loads and runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ssd.models.transformer import Transformer
 from ssd.models.weights import load_checkpoint
 
 
-def test_a_weight_keeps_its_rows_to_half_a_step() -> None:
+def test_a_quantised_weight_is_within_half_a_step() -> None:
     weight = torch.randn(9, 40, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 9)[:, None]
     kept, scale = quantise(weight)
     assert kept.dtype == torch.int8 and scale.dtype == torch.float32
@@ -25,7 +25,7 @@ def test_a_weight_keeps_its_rows_to_half_a_step() -> None:
     assert bool(((dequantise(kept, scale) - weight).abs() <= 0.5001 * scale[:, None]).all())
 
 
-def test_a_row_of_zeros_stays_one() -> None:
+def test_a_row_of_zeros_stays_zero() -> None:
     kept, scale = quantise(torch.zeros(2, 3))
     assert dequantise(kept, scale).tolist() == [[0.0] * 3] * 2
 
@@ -44,7 +44,7 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype,bound", [(torch.float32, 1e-5), (torch.bfloat16, 0.02)], ids=["float32", "bfloat16"])
-def test_a_checkpoint_of_int8_weights_runs_as_what_they_stand_for(model: Path, dtype: torch.dtype, bound: float) -> None:
+def test_an_int8_checkpoint_runs_like_its_dequantised_weights(model: Path, dtype: torch.dtype, bound: float) -> None:
     checkpoint = load_checkpoint(model, dtype)
     plain = {
         name: dequantise(weight, checkpoint.tensors[name + SCALE]) if weight.dtype == torch.int8 else weight.float()

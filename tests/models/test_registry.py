@@ -1,4 +1,4 @@
-"""Names become files: installed, cached, local or from a hub; and what is fetched is whole, or nothing at all."""
+"""Names become files: installed, cached, local or from a hub. A fetched model is complete, or nothing is kept."""
 
 import hashlib
 import sys
@@ -18,7 +18,7 @@ CONTENT = b"GGUF" + bytes(range(256)) * 64
 
 @pytest.fixture(autouse=True)
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WheelModel:
-    """One known model, of 16 KB, not on this machine; and an empty cache."""
+    """One known model of 16 KB that is not on this machine, and an empty cache."""
     model = WheelModel(
         requirement="tiny-model==1.0",
         module="tiny_model",
@@ -35,7 +35,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WheelModel:
 
 
 def install(folder: Path, content: bytes) -> Path:
-    """A package that must not be imported, with the model in it."""
+    """Install a package that holds the model and fails if it is imported."""
     package = folder / "site" / "tiny_model"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
@@ -66,7 +66,7 @@ def refusal_of_pull(name: str) -> str:
     return str(error.value)
 
 
-def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_settings_choose_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSD_CACHE", "/somewhere")
     assert cache_directory() == Path("/somewhere")
     monkeypatch.delenv("SSD_CACHE")
@@ -101,7 +101,7 @@ def test_a_truncated_model_counts_as_missing(tmp_path: Path, monkeypatch: pytest
         resolve("tiny")
 
 
-def test_a_local_path_is_itself(tmp_path: Path) -> None:
+def test_a_local_path_is_resolved_to_itself(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     file.touch()
     assert resolve(str(tmp_path)) == tmp_path
@@ -109,12 +109,12 @@ def test_a_local_path_is_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "no/such/model", "folder/absent.gguf", ""])
-def test_an_unknown_name_is_refused_with_what_could_be_given(name: str) -> None:
+def test_an_unknown_name_is_refused_with_the_possible_names(name: str) -> None:
     with pytest.raises(SsdError, match="give tiny, a checkpoint directory, a .gguf file or a hub id"):
         resolve(name)
 
 
-def test_only_a_known_target_has_a_draft_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_known_target_has_a_default_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_ASSETS", tmp_path)
     assert default_draft("tiny") is None
     for name in ("tiny", "stranger"):
@@ -129,7 +129,7 @@ def test_only_a_known_target_has_a_draft_of_its_own(tmp_path: Path, monkeypatch:
 # Pulling from a wheel ---------------------------------------------------------------------------------------------------------
 
 
-def test_pull_takes_the_model_out_of_its_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_extracts_the_model_from_its_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pip_with_wheel(monkeypatch, tmp_path, {"tiny_model/__init__.py": b"", "tiny_model/tiny.gguf": CONTENT})
     fractions: list[float] = []
     path = pull("tiny", fractions.append)
@@ -156,9 +156,7 @@ def test_pull_replaces_a_truncated_file(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT + b"!", b"X" + CONTENT[1:]], ids=["short", "long", "changed"])
-def test_a_file_that_is_not_the_expected_one_is_never_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
-) -> None:
+def test_an_unexpected_file_is_never_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     pip_with_wheel(monkeypatch, tmp_path, {"tiny_model/tiny.gguf": content})
     assert "not the expected file" in refusal_of_pull("tiny")
     assert list(cache_directory().iterdir()) == []
@@ -172,7 +170,7 @@ def test_a_damaged_wheel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "damaged" in refusal_of_pull("tiny")
 
 
-def test_pip_that_fails_is_reported_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_pip_is_reported_with_pips_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pip_that(monkeypatch, tmp_path, "echo 'WARNING: retrying' >&2; echo 'ERROR: No matching distribution' >&2; exit 1")
     message = refusal_of_pull("tiny")
     assert "(No matching distribution)" in message
@@ -193,13 +191,13 @@ def test_a_cache_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch:
 # A hub ------------------------------------------------------------------------------------------------------------------------
 
 
-def hub_with(monkeypatch: pytest.MonkeyPatch, here: Path | None, there: Path | None) -> list[bool]:
-    """A hub whose models are `here` in its local cache and `there` on the network; returns the calls, True for local ones."""
+def hub_with(monkeypatch: pytest.MonkeyPatch, cached: Path | None, remote: Path | None) -> list[bool]:
+    """A hub with these models in its local cache and on the network. Returns its calls: True for one to the local cache."""
     calls: list[bool] = []
 
     def snapshot_download(name: str, local_files_only: bool = False, **options: Any) -> str:
         calls.append(local_files_only)
-        path = here if local_files_only else there
+        path = cached if local_files_only else remote
         if path is None:
             raise OSError(f"cannot find {name}.\nPlease check\nyour connection.")
         return str(path)
@@ -210,26 +208,26 @@ def hub_with(monkeypatch: pytest.MonkeyPatch, here: Path | None, there: Path | N
 
 def test_a_hub_id_is_taken_from_the_local_cache_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.safetensors").touch()
-    calls = hub_with(monkeypatch, here=tmp_path, there=None)
+    calls = hub_with(monkeypatch, cached=tmp_path, remote=None)
     assert resolve("org/name") == tmp_path
     assert calls == [True]
 
 
 @pytest.mark.parametrize("partly_cached", [False, True])
-def test_a_hub_id_is_downloaded_when_it_is_not_whole(
+def test_a_hub_id_is_downloaded_if_its_cache_is_incomplete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partly_cached: bool
 ) -> None:
-    calls = hub_with(monkeypatch, here=tmp_path if partly_cached else None, there=tmp_path / "new")
+    calls = hub_with(monkeypatch, cached=tmp_path if partly_cached else None, remote=tmp_path / "new")
     assert resolve("org/name") == tmp_path / "new"
     assert calls == [True, False]
 
 
 def test_pull_always_asks_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = hub_with(monkeypatch, here=tmp_path, there=tmp_path)
+    calls = hub_with(monkeypatch, cached=tmp_path, remote=tmp_path)
     assert pull("org/name") == tmp_path
     assert calls == [False]
 
 
-def test_a_hub_that_cannot_be_reached_gives_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    hub_with(monkeypatch, here=None, there=None)
+def test_an_unreachable_hub_gives_a_one_sentence_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_with(monkeypatch, cached=None, remote=None)
     assert "org/name cannot be downloaded (cannot find org/name" in refusal_of_pull("org/name")

@@ -1,4 +1,4 @@
-"""Tokenizers: built from a GGUF vocabulary as the model's own, streamed without a wrong character, compared between models."""
+"""Tokenizers: built from a GGUF vocabulary like the model's own, streamed without wrong characters, compared between models."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,16 @@ from ssd.models.registry import resolve
 from ssd.models.tokenizer import TextStream, Tokenizer, check_compatible
 
 SPECIAL = ["<|begin|>", "<|end|>"]
-MERGES = ["Ġ 1", "1 2", "12 3", "123 4", "h i", "Ġ hi", "Ġ Ġ", "ð Ł"]  # a space and a digit bind first, if they meet
+MERGES = [
+    "Ġ 1",
+    "1 2",
+    "12 3",
+    "123 4",
+    "h i",
+    "Ġ hi",
+    "Ġ Ġ",
+    "ð Ł",
+]  # a space and a digit are merged first, if both are in one piece
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
     "<|begin|>{{ m['role'] }}: {{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|begin|>assistant:{% endif %}"
@@ -50,7 +59,7 @@ def pieces(tokenizer: Tokenizer, text: str) -> list[str | None]:
 
 
 def sentencepiece() -> Tokenizer:
-    """A vocabulary in the manner of Llama 2: word pieces, and a byte token for whatever else there is."""
+    """A vocabulary like Llama 2's: word pieces, and byte tokens for everything else."""
     words = ["<unk>", "<s>", "</s>", "▁", "▁he", "llo", "▁▁", "é", "€", "\N{REPLACEMENT CHARACTER}"]
     tokens = words + [f"<0x{byte:02X}>" for byte in range(256)]
     backend = Backend(models.BPE({token: i for i, token in enumerate(tokens)}, [], unk_token="<unk>", byte_fallback=True))
@@ -69,7 +78,7 @@ BYTE_LEVEL, SENTENCEPIECE = build(), sentencepiece()
 
 @given(text=st.text())
 @pytest.mark.parametrize("pre", ["smollm", "default", "gpt-2", "llama-bpe", "llama3"])
-def test_text_survives_encoding(pre: str, text: str) -> None:
+def test_decoding_encoded_text_gives_the_text(pre: str, text: str) -> None:
     text = text.replace("<|", "")
     tokenizer = build(pre, **{"ggml.add_bos_token": False})
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -79,13 +88,13 @@ def test_text_survives_encoding(pre: str, text: str) -> None:
     "pre,expected",
     [
         ("smollm", ["Ġ", "1", "2", "3", "4"]),  # every digit by itself
-        ("gpt-2", ["Ġ1", "2", "3", "4"]),  # a space goes with its number
+        ("gpt-2", ["Ġ1", "2", "3", "4"]),  # a space is joined to its number
         ("default", ["Ġ1", "2", "3", "4"]),
         ("llama3", ["Ġ", "123", "4"]),  # three digits at a time
         ("qwen2", ["Ġ", "1", "2", "3", "4"]),
     ],
 )
-def test_numbers_are_cut_as_the_pre_tokenizer_says(pre: str, expected: list[str]) -> None:
+def test_numbers_are_split_by_the_pre_tokenizers_rule(pre: str, expected: list[str]) -> None:
     assert pieces(build(pre, **{"ggml.add_bos_token": False}), " 1234") == expected
 
 
@@ -98,25 +107,25 @@ def test_qwen2_composes_characters() -> None:
     assert tokenizer.decode(tokenizer.encode("e\N{COMBINING ACUTE ACCENT}")) == "é"
 
 
-def test_special_tokens_are_kept_whole_and_left_out_of_text() -> None:
+def test_special_tokens_are_single_ids_and_not_shown_in_text() -> None:
     assert BYTE_LEVEL.encode("<|begin|>hi<|end|>") == [0, BYTE_LEVEL.encode("hi")[0], 1]
     assert BYTE_LEVEL.decode(BYTE_LEVEL.encode("<|begin|>hi<|end|>")) == "hi"
 
 
 @pytest.mark.parametrize("pre,expected", [("llama3", ["Ġzz"]), ("smollm", ["Ġ", "z", "z"])])
-def test_llama3_takes_a_whole_word_that_no_merge_reaches(pre: str, expected: list[str]) -> None:
+def test_llama3_encodes_a_whole_word_that_no_merge_reaches(pre: str, expected: list[str]) -> None:
     described = metadata(pre)
     tokens, types = (described[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type"))
     tokenizer = build(pre, **{"ggml.tokens": [*tokens, "Ġzz"], "ggml.token_type": [*types, 1], "ggml.add_bos_token": False})
     assert pieces(tokenizer, " zz") == expected
 
 
-def test_user_defined_tokens_are_kept_whole_and_shown() -> None:
+def test_user_defined_tokens_are_single_ids_and_shown_in_text() -> None:
     assert pieces(BYTE_LEVEL, "hi<think>") == ["hi", "<think>"]
     assert BYTE_LEVEL.decode(BYTE_LEVEL.encode("hi<think>")) == "hi<think>"
 
 
-def test_the_vocabulary_can_be_looked_up() -> None:
+def test_ids_can_be_looked_up_in_the_vocabulary() -> None:
     assert BYTE_LEVEL.vocab_size == len(metadata()["tokenizer.ggml.tokens"])
     assert (BYTE_LEVEL.token_of(1), BYTE_LEVEL.token_of(-1), BYTE_LEVEL.token_of(10**6)) == ("<|end|>", None, None)
     assert BYTE_LEVEL.eos_token_ids == (1,)
@@ -126,12 +135,12 @@ def test_the_vocabulary_can_be_looked_up() -> None:
     "pre,flag,begins",
     [("llama-bpe", None, True), ("llama-bpe", False, False), ("smollm", None, False), ("smollm", True, True)],
 )
-def test_raw_text_begins_as_the_model_was_trained(pre: str, flag: bool | None, begins: bool) -> None:
+def test_raw_text_begins_with_a_bos_token_only_if_the_model_has_one(pre: str, flag: bool | None, begins: bool) -> None:
     tokenizer = build(pre, **({} if flag is None else {"ggml.add_bos_token": flag}))
     assert (tokenizer.encode("hi")[0] == 0) == begins
 
 
-def test_a_vocabulary_without_named_tokens_has_no_end() -> None:
+def test_a_vocabulary_without_named_tokens_has_no_end_of_text() -> None:
     described = {key: value for key, value in metadata("llama-bpe").items() if not key.endswith("_token_id")}
     tokenizer = Tokenizer.from_gguf(described)
     assert tokenizer is not None
@@ -152,31 +161,31 @@ def test_a_vocabulary_that_cannot_be_built_is_refused(changes: dict[str, Any], r
         Tokenizer.from_gguf(metadata(**changes))
 
 
-def test_a_file_without_a_vocabulary_has_no_tokenizer() -> None:
+def test_a_gguf_file_without_a_vocabulary_gives_no_tokenizer() -> None:
     assert Tokenizer.from_gguf({"general.architecture": "llama"}) is None
 
 
 # Chat -------------------------------------------------------------------------------------------------------------------------
 
 
-def test_chat_renders_the_template_up_to_the_answer() -> None:
+def test_chat_renders_the_template_up_to_the_start_of_the_answer() -> None:
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
     text = "<|begin|>system: be brief<|end|><|begin|>user: hi<|end|><|begin|>assistant:"
     assert BYTE_LEVEL.chat(messages) == BYTE_LEVEL.encode(text)
 
 
-def test_chat_begins_once_where_raw_text_gets_a_beginning_too() -> None:
+def test_chat_has_a_single_bos_token() -> None:
     ids = build("llama-bpe").chat([{"role": "user", "content": "hi"}])
     assert ids[0] == 0
     assert ids[1] != 0
 
 
-def test_chat_without_a_template_says_to_use_raw() -> None:
+def test_chat_without_a_template_suggests_raw() -> None:
     with pytest.raises(SsdError, match="raw=True"):
         build(chat_template=None).chat([{"role": "user", "content": "hi"}])
 
 
-def test_messages_the_template_refuses_are_refused_in_its_words() -> None:
+def test_messages_that_the_template_refuses_raise_its_message() -> None:
     with pytest.raises(SsdError, match="no tools here"):
         BYTE_LEVEL.chat([{"role": "tool", "content": "hi"}])
 
@@ -184,7 +193,7 @@ def test_messages_the_template_refuses_are_refused_in_its_words() -> None:
 # From a directory -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_directory_gives_the_tokenizer_saved_in_it(tmp_path: Path) -> None:
+def test_the_tokenizer_saved_in_a_directory_is_read(tmp_path: Path) -> None:
     BYTE_LEVEL._tokenizer.save_pretrained(tmp_path)
     loaded = Tokenizer.from_directory(tmp_path)
     assert loaded is not None
@@ -195,7 +204,7 @@ def test_a_directory_gives_the_tokenizer_saved_in_it(tmp_path: Path) -> None:
     assert loaded.eos_token_ids == BYTE_LEVEL.eos_token_ids
 
 
-def test_a_directory_without_a_tokenizer_gives_none(tmp_path: Path) -> None:
+def test_a_directory_without_a_tokenizer_gives_no_tokenizer(tmp_path: Path) -> None:
     assert Tokenizer.from_directory(tmp_path) is None
 
 
@@ -212,7 +221,7 @@ def test_a_damaged_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
 
 @given(data=st.data())
 @pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, SENTENCEPIECE], ids=["byte-level", "sentencepiece"])
-def test_streamed_text_joins_to_the_decoded_whole(tokenizer: Tokenizer, data: st.DataObject) -> None:
+def test_joined_pieces_of_a_stream_equal_the_decoded_text(tokenizer: Tokenizer, data: st.DataObject) -> None:
     any_id = st.integers(0, tokenizer.vocab_size + 2) | st.integers(0, 9)  # the first ones are special tokens and words
     character = st.characters(codec="utf-8").map(lambda c: [tokenizer_id(tokenizer, byte) for byte in c.encode()])
     ids = [i for some in data.draw(st.lists(character | st.lists(any_id, max_size=3))) for i in some]
@@ -224,14 +233,14 @@ def test_streamed_text_joins_to_the_decoded_whole(tokenizer: Tokenizer, data: st
 
 
 def tokenizer_id(tokenizer: Tokenizer, byte: int) -> int:
-    """The id of a single byte."""
+    """The id of the token for this byte."""
     if tokenizer is SENTENCEPIECE:
         return 10 + byte
     return len(SPECIAL) + sorted(ByteLevel.alphabet()).index(BYTES_TO_CHARACTERS[byte])
 
 
 def bytes_to_characters() -> dict[int, str]:
-    """GPT-2's alphabet: printable bytes are themselves, the others follow from 256 on."""
+    """GPT-2's byte alphabet: a printable byte is itself, the others are the characters from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
@@ -254,12 +263,12 @@ def test_finished_text_is_not_held_back() -> None:
     assert stream.flush() == ""
 
 
-def test_a_word_keeps_its_space_wherever_a_push_begins() -> None:
+def test_a_word_keeps_its_space_if_a_push_begins_with_it() -> None:
     stream, (he, llo) = TextStream(SENTENCEPIECE), (4, 5)
     assert [stream.push([token_id]) for token_id in (he, llo, he, llo)] == ["he", "llo", " he", "llo"]
 
 
-def test_what_never_becomes_a_character_is_shown_at_the_end() -> None:
+def test_bytes_that_form_no_character_are_shown_at_the_end() -> None:
     stream = TextStream(BYTE_LEVEL)
     assert stream.push([tokenizer_id(BYTE_LEVEL, 0xF0)]) == ""
     assert stream.flush() == "\N{REPLACEMENT CHARACTER}"
@@ -275,7 +284,7 @@ def test_equal_and_longer_vocabularies_are_compatible() -> None:
     check_compatible(build(**{"ggml.tokens": longer}), BYTE_LEVEL)
 
 
-def test_the_first_id_that_differs_is_named_with_both_tokens() -> None:
+def test_an_incompatible_vocabulary_is_refused_with_its_first_different_id() -> None:
     tokens = metadata()["tokenizer.ggml.tokens"]
     tokens[-1], tokens[-2] = "<plan>", "<step>"
     first = len(tokens) - 2
@@ -301,10 +310,10 @@ def smollm2(smollm2_file: Path) -> Tokenizer:
     return tokenizer
 
 
-def test_smollm2_equals_transformers(smollm2: Tokenizer, smollm2_file: Path) -> None:
-    # transformers cuts by GPT-2's rule for every GGUF file of this kind, so the texts avoid what SmolLM2 cuts otherwise: several
-    # spaces, or any other mark, before a digit.
-    theirs = AutoTokenizer.from_pretrained(smollm2_file.parent, gguf_file=smollm2_file.name)
+def test_smollm2_encodes_and_decodes_like_transformers(smollm2: Tokenizer, smollm2_file: Path) -> None:
+    # transformers splits every GGUF file of this kind by GPT-2's rule. SmolLM2 splits differently where several spaces,
+    # or another mark, come before a digit, so the texts avoid those.
+    reference = AutoTokenizer.from_pretrained(smollm2_file.parent, gguf_file=smollm2_file.name)
     texts = [
         "",
         "Once upon a time, there were 1234 dragons; 3.14 of them flew.",
@@ -315,16 +324,16 @@ def test_smollm2_equals_transformers(smollm2: Tokenizer, smollm2_file: Path) -> 
     ]
     for text in texts:
         ids = smollm2.encode(text)
-        assert ids == theirs.encode(text)
-        assert smollm2.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert ids == reference.encode(text)
+        assert smollm2.decode(ids) == reference.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         messages = [{"role": "user", "content": text}]
-        assert smollm2.chat(messages) == theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert smollm2.chat(messages) == reference.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
 
-def test_smollm2_cuts_off_every_digit(smollm2: Tokenizer) -> None:
+def test_smollm2_splits_off_every_digit(smollm2: Tokenizer) -> None:
     assert pieces(smollm2, "gone.  40 left") == ["gone", ".", "ĠĠ", "4", "0", "Ġleft"]
 
 
-def test_smollm2_ends_at_its_own_end_of_text(smollm2: Tokenizer) -> None:
+def test_smollm2_has_its_own_end_of_text_id(smollm2: Tokenizer) -> None:
     assert [smollm2.token_of(token_id) for token_id in smollm2.eos_token_ids] == ["<|im_end|>"]
     assert smollm2.vocab_size == 49152

@@ -1,4 +1,4 @@
-"""The decoder's logits are transformers', in float32, for every switch of the configuration; and each switch matters.
+"""The decoder's logits equal transformers' in float32, for every switch of the configuration; and each switch matters.
 
 The error is the largest absolute difference of two logits over the largest absolute logit. Tiny models are scaled so that
 logits reach about 10, and sequences run well beyond the original context of their rope scaling.
@@ -26,7 +26,7 @@ from ssd.models.weights import load_checkpoint
 
 BOUND = 1e-4
 CPU = torch.device("cpu")
-LENGTHS = (1, 63, 65, 200, 300)  # of a sequence; the original context is 64
+LENGTHS = (1, 63, 65, 200, 300)  # lengths of sequences; the original context is 64
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -34,12 +34,12 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 
 def build(config: ModelConfig, tensors: dict[str, Tensor], columns: int | None = None) -> Transformer:
-    """tensors are left as they are."""
+    """Build a Transformer from a copy of the tensors' dict."""
     return Transformer.from_tensors(config, dict(tensors), torch.float32, CPU, config.max_position, columns)
 
 
 def teacher_forced(model: Transformer, ids: list[int], chunk: int = 128) -> Tensor:
-    """The logits behind every token, [tokens, V], from one sequence whose pages lie scattered in the cache."""
+    """The logits after every token, [tokens, V], of one sequence whose pages are scattered in the cache."""
     count = -(-len(ids) // PAGE_SIZE)
     pages = 1 + torch.randperm(count, generator=torch.Generator().manual_seed(0)).int()
     cache = KVCache(model.config, 1 + count, model.dtype, CPU)
@@ -93,21 +93,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def random_model(path: Path, **config: Any) -> tuple[ModelConfig, dict[str, Tensor], Any]:
-    """(our configuration, the tensors, transformers' model of the same directory)."""
+    """Returns (our configuration, the tensors, transformers' model of the same directory)."""
     tensors = tiny.write_model(path, seed=2, logit_scale=3.0, **config)
     theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     return ModelConfig.from_directory(path), tensors, theirs
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_equal_those_of_transformers(tmp_path: Path, family: str) -> None:
+def test_logits_equal_transformers(tmp_path: Path, family: str) -> None:
     config, tensors, theirs = random_model(tmp_path, **FAMILIES[family])
     ours = build(config, tensors)
     for length in LENGTHS:
         ids = random_ids(config.vocab_size, length)
         expected = expected_logits(theirs, ids)
         assert error(teacher_forced(ours, ids), expected) <= BOUND, length
-    assert 6 < float(expected.abs().max()) < 30  # the bound is one on logits of this size
+    assert 6 < float(expected.abs().max()) < 30  # the bound is for logits of this size
 
 
 def without_rope_scaling(config: ModelConfig, tensors: dict[str, Tensor]) -> ModelConfig:
@@ -115,7 +115,7 @@ def without_rope_scaling(config: ModelConfig, tensors: dict[str, Tensor]) -> Mod
 
 
 def with_heads_dealt_in_turn(config: ModelConfig, tensors: dict[str, Tensor]) -> ModelConfig:
-    """Query head h reads key head h mod kv_heads, instead of those of its group."""
+    """Query head h reads key head h mod kv_heads instead of its group's key head."""
     repeat_key_heads(config, tensors, lambda heads, times: heads.repeat(times, 1, 1))
     return replace(config, num_kv_heads=config.num_heads)
 
@@ -152,7 +152,7 @@ def repeat_key_heads(config: ModelConfig, tensors: dict[str, Tensor], repeat: Ca
         ("qwen3", without_head_norms),
     ],
 )
-def test_a_switch_of_the_configuration_in_the_wrong_place_shows(
+def test_a_wrong_switch_of_the_configuration_changes_the_logits(
     tmp_path: Path, family: str, mistake: Callable[[ModelConfig, dict[str, Tensor]], ModelConfig]
 ) -> None:
     config, tensors, theirs = random_model(tmp_path, **FAMILIES[family])
@@ -161,7 +161,7 @@ def test_a_switch_of_the_configuration_in_the_wrong_place_shows(
     assert error(teacher_forced(build(mistake(config, tensors), tensors), ids), expected) > 100 * BOUND
 
 
-def test_grouped_heads_are_heads_that_share_their_keys(tmp_path: Path) -> None:
+def test_grouped_heads_equal_repeated_key_heads(tmp_path: Path) -> None:
     config, tensors, theirs = random_model(tmp_path)
     repeat_key_heads(config, tensors, lambda heads, times: heads.repeat_interleave(times, dim=0))
     ids = random_ids(config.vocab_size, 100)
@@ -170,7 +170,7 @@ def test_grouped_heads_are_heads_that_share_their_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_the_first_layers_are_a_model_of_their_own(tmp_path: Path, layers: int) -> None:
+def test_first_layers_equals_a_model_with_only_those_layers(tmp_path: Path, layers: int) -> None:
     config, tensors, theirs = random_model(tmp_path)
     del theirs.model.layers[layers:]
     ids = random_ids(config.vocab_size, 100)
@@ -178,7 +178,7 @@ def test_the_first_layers_are_a_model_of_their_own(tmp_path: Path, layers: int) 
     assert error(found, expected_logits(theirs, ids)) <= BOUND
 
 
-def test_padding_of_the_vocabulary_has_no_logits(tmp_path: Path) -> None:
+def test_padding_ids_have_no_logits(tmp_path: Path) -> None:
     config, tensors, theirs = random_model(tmp_path)
     ids = random_ids(80, 50)
     found = teacher_forced(build(config, tensors, columns=80), ids)
@@ -186,7 +186,7 @@ def test_padding_of_the_vocabulary_has_no_logits(tmp_path: Path) -> None:
     assert error(found, expected_logits(theirs, ids)[:, :80]) <= BOUND
 
 
-def test_logits_do_not_depend_on_how_a_prompt_is_cut(tmp_path: Path) -> None:
+def test_logits_do_not_depend_on_how_a_prompt_is_chunked(tmp_path: Path) -> None:
     config, tensors, _ = random_model(tmp_path, **LLAMA3)
     ours, ids = build(config, tensors), random_ids(config.vocab_size, 150)
     whole = teacher_forced(ours, ids, chunk=150)
@@ -208,8 +208,8 @@ TEXTS = [
 ]
 
 
-def test_smollm2_s_logits_equal_those_of_transformers() -> None:
-    """transformers' forward pass on the tensors loaded here: test_gguf.py holds those against the gguf package."""
+def test_smollm2s_logits_equal_transformers() -> None:
+    """transformers runs on the tensors loaded by us, which test_gguf.py compares with the gguf package."""
     try:
         path = registry.resolve("smollm2-135m")
     except SsdError as absent:

@@ -1,4 +1,4 @@
-"""A Hugging Face directory loads whole and equal to its source, or is refused with a sentence that names what is wrong."""
+"""A Hugging Face directory loads completely and equal to its source, or is refused with an error that names the fault."""
 
 import json
 from pathlib import Path
@@ -105,7 +105,7 @@ def test_every_family_has_exactly_the_expected_tensors(tmp_path: Path, config: P
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tensors_come_in_the_asked_dtype(llama: Path, stored: torch.dtype, dtype: torch.dtype) -> None:
+def test_tensors_have_the_requested_dtype(llama: Path, stored: torch.dtype, dtype: torch.dtype) -> None:
     source = {name: tensor.to(stored) for name, tensor in load_file(llama / "model.safetensors").items()}
     save_file(source, llama / "model.safetensors")
     assert_same(load_checkpoint(llama, dtype).tensors, {name: tensor.to(dtype) for name, tensor in source.items()})
@@ -175,7 +175,7 @@ def test_a_directory_without_safetensors_is_refused(llama: Path) -> None:
     assert "no model.safetensors" in refusal(llama)
 
 
-def test_a_path_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     assert "neither a directory nor a .gguf file" in refusal(tmp_path / "nothing")
 
 
@@ -208,7 +208,7 @@ def test_a_trimmed_draft_vocabulary_loads(llama: Path) -> None:
 
 
 @pytest.mark.parametrize("ids", [[0, 3, 3, 50, 95], [0, 3, 4, 50, 96], [-1, 3, 4, 50, 95], [[0, 1, 2, 3, 4]]])
-def test_a_draft_vocabulary_that_is_no_ascending_list_of_ids_is_refused(llama: Path, ids: list[int]) -> None:
+def test_a_draft_vocabulary_that_is_not_ascending_ids_is_refused(llama: Path, ids: list[int]) -> None:
     vocab = torch.tensor(ids, dtype=torch.int32)
     rewrite(llama, {"lm_head.weight": torch.zeros(vocab.shape[0], 32), "draft_vocab": vocab})
     assert "ascending ids below 96" in refusal(llama)

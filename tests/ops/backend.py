@@ -1,12 +1,12 @@
-"""Which back end the op tests hold against the oracle: `pytest tests/ops --backend cpu`, `emulator` or `gpu`.
+"""The back end that the op tests compare with the oracle: `pytest tests/ops --backend cpu`, `emulator` or `gpu`.
 
     cpu       the CPU's own ops
     emulator  the CUDA ops on the emulator of tests/emulator: the kernels' own sources, every access guarded
     gpu       the CUDA ops on the machine's GPU
 
-Tests make and compare CPU tensors whatever runs between: on the GPU, arguments are copied there, and results and what the op
-wrote are copied back. What a back end differs in is here and nowhere else: its dtypes, its head sizes, how wide a grid it is
-worth. pytest chooses it once (tests/conftest.py), before any test module is imported.
+Tests always make and compare CPU tensors. For the GPU, arguments are copied there, and results and written arguments are copied
+back. All differences between back ends are in this file: dtypes, head sizes, and how large a grid is affordable. pytest chooses
+the back end once (tests/conftest.py), before it imports any test module.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class BackEnd:
     name: str
     dtypes: tuple[torch.dtype, ...]
     attention_head_sizes: tuple[int, ...] | None  # None: every multiple of 16
-    linear_inputs: int  # must be a multiple of this
-    examples: int  # that Hypothesis tries of a property
-    rows: int  # of the pools whose rows are held against each other: on the CPU and the GPU more than share a read of weights
-    slots: int  # of a whole decode
-    length: int  # to which it decodes them
-    draws: int  # behind a chi-square test
+    linear_inputs: int  # the number of inputs must be a multiple of this
+    examples: int  # examples that Hypothesis tries for each property
+    rows: int  # rows of the invariance tests' pools: on the CPU and the GPU more than share one read of the weights
+    slots: int  # slots of a whole decode
+    length: int  # the length it decodes to
+    draws: int  # draws of a chi-square test
 
 
 CUDA_HEADS = (64, 80, 96, 128, 256)
@@ -48,13 +48,15 @@ SMALL = {"examples": 3, "rows": 40, "slots": 3, "length": 24, "draws": 300}  # a
 BACK_ENDS = {
     "cpu": BackEnd("cpu", (torch.float32, torch.bfloat16), None, 1, **WHOLE),
     "emulator": BackEnd("emulator", (torch.bfloat16,), CUDA_HEADS, 8, **SMALL),
-    "gpu": BackEnd("gpu", (torch.bfloat16,), CUDA_HEADS, 8, **(WHOLE | {"draws": 130_000})),  # half of them go into one call
+    "gpu": BackEnd(
+        "gpu", (torch.bfloat16,), CUDA_HEADS, 8, **(WHOLE | {"draws": 130_000})
+    ),  # half of the draws go into one call
 }
 CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
 
 class Op:
-    """One of torch.ops.ssd, run by the back end; remembers that it was called."""
+    """One op of torch.ops.ssd, run by the back end. It records that it was called."""
 
     called: set[str] = set()  # noqa: RUF012  (by the test that runs now; tests/conftest.py clears it)
 
@@ -71,7 +73,7 @@ class Op:
 
 
 class Ops:
-    """Stands where torch.ops.ssd stands."""
+    """Replaces torch.ops.ssd."""
 
     def __init__(self, run: Callable[..., Any]) -> None:
         self._run = run
@@ -87,12 +89,12 @@ def run_on_cpu(overload: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def run_on_emulator(overload: Any, *args: Any, **kwargs: Any) -> Any:
-    """The implementation that is registered for CUDA, on CPU tensors."""
+    """Run the CUDA implementation on CPU tensors."""
     return overload.redispatch(CUDA, *args, **kwargs)
 
 
 def run_on_gpu(overload: Any, *args: Any, **kwargs: Any) -> Any:
-    """On copies of the tensors, placed in their memory as the originals are: strides, offsets, two views of one storage.
+    """Run on copies of the tensors with the originals' memory layout: strides, offsets, two views of one storage.
 
     Tensors that are on the GPU already are left there.
     """
@@ -122,7 +124,7 @@ def run_on_gpu(overload: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 class no_memory_happens_to_be_right:
-    """Inside, torch.empty gives NaN and the largest integers: outputs and workspaces that nobody writes show."""
+    """Inside this context torch.empty gives NaN and the largest integers, so that unwritten outputs and workspaces show."""
 
     def __enter__(self) -> None:
         self.before = torch.are_deterministic_algorithms_enabled()
@@ -134,14 +136,14 @@ class no_memory_happens_to_be_right:
 
 RUN = {"cpu": run_on_cpu, "emulator": run_on_emulator, "gpu": run_on_gpu}
 
-# What is chosen ------------------------------------------------------------------------------------------------------------------
+# The chosen back end ----------------------------------------------------------------------------------------------------------
 
 chosen = BACK_ENDS["cpu"]
 ssd_ops: Any = torch.ops.ssd
 
 
 def choose(name: str) -> None:
-    """From here on `ssd.ops` and `ssd_ops` run on this back end. Raises pytest.UsageError, in a sentence, where it cannot."""
+    """Make `ssd.ops` and `ssd_ops` run on this back end. Raises pytest.UsageError if that is impossible here."""
     global chosen, ssd_ops
     if name == "emulator":
         load_emulator()
@@ -164,7 +166,7 @@ def load_emulator() -> None:
 
 
 def why_no_gpu() -> str | None:
-    """In a sentence, why the CUDA ops cannot run here; None where they can."""
+    """The reason why the CUDA ops cannot run here, in one sentence; None if they can."""
     if not torch.cuda.is_available():
         return f"torch {torch.__version__} sees no GPU here."
     if not torch._C._dispatch_has_kernel_for_dispatch_key("ssd::linear", "CUDA"):
@@ -177,25 +179,25 @@ def only_on_the_cpu(why: str) -> pytest.MarkDecorator:
 
 
 def fewer(count: int) -> int:
-    """Of `count` slots that a test draws, as many as the back end is worth."""
+    """`count`, or fewer if the back end cannot afford so many slots."""
     return count if chosen.name != "emulator" else min(count, max(4, count // 8))
 
 
-# Sizes that a back end can compute -------------------------------------------------------------------------------------------
+# Sizes that a back end supports --- -------------------------------------------------------------------------------------------
 
 
 def inputs(count: int) -> int:
-    """Inputs of a linear: `count`, or the next number that the back end takes."""
+    """Inputs of a linear: `count`, or the next number that the back end supports."""
     return -(-count // chosen.linear_inputs) * chosen.linear_inputs
 
 
 def attention_head_size(size: int) -> int:
-    """`size`, or the least head size of the back end's attention that is not smaller."""
+    """`size`, or the next larger head size that the back end's attention supports."""
     sizes = chosen.attention_head_sizes
     return size if sizes is None else min(s for s in sizes if s >= size)
 
 
 def set_up_emulator(test: str) -> None:
-    """Each test has an order of threads, a seed and a side to guard tensors at, which depend on its name alone."""
+    """Set the order of threads, the seed and the guarded side of tensors. They depend only on the test's name."""
     number = crc32(test.encode())
     torch.ops.ssd_emulator.configure(ORDERS[number % 3], number, bool(number // 3 % 2))

@@ -1,4 +1,4 @@
-"""What the op tests share: comparing bits, laying keys out in pages, random distributions and random trees.
+"""Helpers of the op tests: comparing bits, placing keys in pages, random distributions and random trees.
 
 Imported as `ops.cases`; pytest is started with tests/ on its path.
 """
@@ -35,10 +35,10 @@ def f32(values: object) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)
 
 
-# Comparing ---------------------------------------------------------------------------------------------------------------------
+# Comparing --------------------------------------------------------------------------------------------------------------------
 
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}
-_LAST_PLACE = {torch.bfloat16: 2.0**-7}  # a unit in it, relative
+_LAST_PLACE = {torch.bfloat16: 2.0**-7}  # the relative size of one unit in the last place
 
 
 def bits(x: Tensor) -> Tensor:
@@ -46,14 +46,14 @@ def bits(x: Tensor) -> Tensor:
 
 
 def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
-    """Equal as bit patterns: −0 is not 0, and a NaN equals itself."""
+    """Assert equal bit patterns: −0 differs from 0, and a NaN equals itself."""
     assert actual.dtype == expected.dtype and actual.shape == expected.shape
     different = (bits(actual) != bits(expected)).nonzero()
     assert len(different) == 0, f"{len(different)} entries differ, the first at {different[0].tolist()}"
 
 
 def assert_rounds_to(actual: Tensor, expected: Tensor, atol: float = 2e-5, rtol: float = 1e-5) -> None:
-    """Equal to the oracle up to float32 rounding, and in a dtype of two bytes to one unit in the last place beyond that."""
+    """Assert equality with the oracle up to float32 rounding; for a two-byte dtype, plus one unit in the last place."""
     assert actual.dtype == expected.dtype
     torch.testing.assert_close(actual, expected, rtol=max(rtol, _LAST_PLACE.get(actual.dtype, 0.0)), atol=atol)
 
@@ -68,16 +68,16 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# Keys in pages ------------------------------------------------------------------------------------------------------------------
+# Keys in pages ----------------------------------------------------------------------------------------------------------------
 
 
 class PagedKeys:
-    """Sequences' keys and values, placed in pages in a random order. Every place that holds none of them is NaN."""
+    """Keys and values of sequences in randomly ordered pages. Every KV slot without a key is NaN."""
 
     def __init__(
         self, lengths: list[int], heads: int, size: int, page_size: int, dtype: torch.dtype, seed: int, placement: int = 0
     ) -> None:
-        """The keys depend on `seed` alone; `placement` seeds which pages and scratch slots hold them."""
+        """The keys depend only on `seed`. `placement` is the seed of the choice of pages and scratch slots."""
         g = generator(seed)
         self.keys = [torch.randn(n, heads, size, generator=g).to(dtype) for n in lengths]
         self.values = [torch.randn(n, heads, size, generator=g).to(dtype) for n in lengths]
@@ -104,9 +104,9 @@ class PagedKeys:
         self.v_cache.flatten(0, 1)[slots.long()] = self.values[s][j]
 
     def see(self, row_seq: list[int], key_count: list[int], suffix: list[int] | None = None) -> dict[str, Tensor]:
-        """The arguments by which each row sees the first key_count keys of its sequence, the last `suffix` of them as suffix.
+        """The arguments with which each row sees the first key_count keys of its sequence, the last `suffix` of them as suffix.
 
-        Only those are written: the paged places of keys that every row of a sequence sees as suffix stay NaN.
+        Only keys that a row sees are written: the paged slots of keys that all rows see as suffix stay NaN.
         """
         suffix = suffix or [0] * len(row_seq)
         prefix = [a - b for a, b in zip(key_count, suffix, strict=True)]
@@ -133,13 +133,13 @@ class PagedKeys:
         return arguments
 
 
-# Distributions ------------------------------------------------------------------------------------------------------------------
+# Distributions ----------------------------------------------------------------------------------------------------------------
 
 
 def sampling(
     rows: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One setting for all rows, in row_stats' order of arguments."""
+    """The same settings for all rows, in the order of row_stats' arguments."""
     return (
         torch.full((rows,), temperature),
         torch.full((rows,), top_k, dtype=torch.int32),
@@ -178,11 +178,11 @@ def oracle_probabilities(logits: Tensor, settings: tuple[Tensor, Tensor, Tensor,
     return torch.stack([reference.distribution(row, *(x[i] for x in columns), f, c) for i, row in enumerate(logits)])
 
 
-# Trees --------------------------------------------------------------------------------------------------------------------------
+# Trees ------------------------------------------------------------------------------------------------------------------------
 
 
 def tree_parents(shape: tuple[int, ...]) -> list[int]:
-    """Breadth first: every node at depth d has shape[d] children. (1, 1, 1) is a chain of three."""
+    """Parents in breadth-first order. Every node at depth d has shape[d] children; (1, 1, 1) is a chain of three."""
     parents, level = [-1], [0]
     for children in shape:
         following = []
@@ -207,13 +207,13 @@ def children_of(parents: list[int], node: int) -> list[int]:
     return [i for i in range(1, len(parents)) if parents[i] == node]
 
 
-# Tables of `verify` -------------------------------------------------------------------------------------------------------------
+# Tables of `verify` -----------------------------------------------------------------------------------------------------------
 
 
 def verify_state(
     slots: int, width: int, length: Tensor, last_token: Tensor, seed: Tensor, max_length: int | Tensor = 1 << 20
 ) -> dict[str, Tensor]:
-    """What verify reads and writes of running sequences, with nothing that stops them."""
+    """The tables of running sequences that verify reads and writes, with nothing that would end a sequence."""
     tokens = torch.full((slots, width), -7, dtype=torch.int32)
     tokens[torch.arange(slots), length.long()] = last_token
     return {

@@ -1,6 +1,6 @@
 """These tests' tensors are too small to share: one thread, unless a test asks for more (test_invariance.py holds 1 against 2).
 
-Nothing of ops/ is imported before pytest has chosen the back end, which it does behind the first conftest files.
+Nothing of ops/ may be imported before pytest has chosen the back end, which happens after the first conftest files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _emulator(request: pytest.FixtureRequest) -> Iterator[None]:
-    """On the emulator: an order of threads of the test's own, and nothing written beside a tensor."""
+    """On the emulator, choose the test's order of threads, and check that nothing was written outside a tensor."""
     from ops import backend
 
     if backend.chosen.name != "emulator":

@@ -1,4 +1,4 @@
-"""One small valid call of every op, as named arguments: what opcheck is given and what the error tests spoil."""
+"""Small valid calls of every op, as named arguments. opcheck runs them, and the error tests change one argument each."""
 
 from __future__ import annotations
 
@@ -139,6 +139,6 @@ def examples() -> list[tuple[str, Arguments]]:
 
 
 def example(op: str) -> Arguments:
-    """The op's first, and fullest, example; fresh tensors each time."""
+    """The op's first example, which has the most arguments; with new tensors each time."""
     arguments = next(arguments for name, arguments in examples() if name == op)
     return {name: x.clone() if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}

@@ -1,4 +1,4 @@
-"""Holds any implementation of fork against the oracle: the suite's own, and the mutant that test_mutants.py breaks on purpose."""
+"""Compares any implementation of fork with the oracle: ours, and the mutant of test_mutants.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def assert_fork(
     id_of = (torch.randperm(3 * vocabulary, generator=g)[:vocabulary].sort().values.int()) if trimmed else None
     known = id_of if id_of is not None else torch.arange(vocabulary, dtype=torch.int32)
     spec_tokens = known[ints(0, vocabulary, (slots, lookahead), g).long()]
-    if trimmed:  # the n-gram fallback may have proposed a token the draft does not know
+    if trimmed:  # the n-gram fallback may propose a token outside the draft's vocabulary
         spec_tokens[::3] = 3 * vocabulary
     spec_len, hit = ints(0, lookahead + 1, (slots,), g), ints(0, 2, (slots,), g).to(torch.uint8)
     table = torch.zeros(2, lookahead + 1, lookahead + 1, dtype=torch.int32)

@@ -1,7 +1,7 @@
-"""Kernels broken on purpose: the real sources with one text replaced each, compiled as ops of a namespace of their own.
+"""Kernels broken on purpose: the real sources with one piece of text replaced, each compiled into its own namespace of ops.
 
-A check that passes on a mutant does not check what it says. Where a kernel is reworded, MUTATIONS follows; the build fails until
-every old text is found exactly once.
+A check that passes on a mutant does not check enough. If a kernel's source changes, MUTATIONS must follow: the build fails
+until every old text occurs exactly once.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ class Mutation:
 
 
 MUTATIONS = {
-    # A miss compared greedily with the target's argmax, at any temperature.
+    # A miss is compared with the target's argmax, at any temperature.
     "greedy_miss": Mutation(
         "cpu/verify.cpp",
         "accepts(u, left.target(token), left.draft(token))",
         "walk.q_logits == nullptr ? walk.p_logits[node * walk.vocabulary + token] == p_stats[kMax]"
         " : accepts(u, left.target(token), left.draft(token))",
     ),
-    # The draft and the verifier share a stream of random numbers.
+    # The draft and the verifier use the same random numbers.
     "shared_stream": Mutation("cpu/verify.cpp", "Purpose::kResample", "Purpose::kDraft"),
-    # All siblings are tried with one uniform.
+    # All siblings are tested with the same uniform number.
     "shared_uniform": Mutation("cpu/verify.cpp", "Purpose::kAccept, sibling, 0", "Purpose::kAccept, 0, 0"),
-    # What a rejected sibling leaves of p is not renormalised.
+    # The residual of p after a rejected sibling is not renormalised.
     "residual_not_renormalised": Mutation("cpu/verify.cpp", "if (normalise(rest)) p_ =", "p_ ="),
-    # What a rejected sibling leaves of q is not renormalised.
+    # The rest of q after a rejected sibling is not renormalised.
     "proposal_not_renormalised": Mutation("cpu/verify.cpp", "normalise(q_);", ""),
-    # A rejected sibling is left in what the next one is judged by.
+    # A rejected sibling is not removed from q before the next one is tested.
     "rejected_sibling_kept": Mutation("cpu/verify.cpp", "q_[static_cast<size_t>(token)] = 0.0f;", ""),
     # fork guesses the drafted token too.
     "drafted_token_not_excluded": Mutation(
@@ -50,7 +50,7 @@ MUTATIONS = {
     ),
 }
 
-# What fork and verify call: the portable inner loops, on one thread.
+# The inner loops that fork and verify call: the portable ones, on one thread.
 KERNELS = """
 #define SSD_ISA portable
 #include "simd/vocabulary.cpp"
@@ -96,8 +96,8 @@ _loaded: dict[str, object] = {}
 
 
 def load_mutants(folder: Path) -> dict[str, object]:
-    """Compiles all mutants into one library in `folder`; returns each one's namespace of ops. Once a process: ops cannot be registered
-    twice."""
+    """Compile all mutants into one library in `folder`. Returns each mutant's namespace of ops. Call it once per process,
+    because ops cannot be registered twice."""
     if _loaded:
         return _loaded
     sources = folder / "csrc"

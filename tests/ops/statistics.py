@@ -7,9 +7,10 @@ from torch import Tensor
 
 
 def chi_square_p(observed: Tensor, law: Tensor, least: float = 5.0) -> float:
-    """The p-value of outcomes [draws] int64 under law [outcomes] float64, cells expecting fewer than `least` pooled.
+    """The p-value of outcomes [draws] int64 under law [outcomes] float64. Cells with an expected count below `least` are
+    pooled.
 
-    0 where something impossible was observed.
+    Returns 0 if an impossible outcome was observed.
     """
     counts = torch.bincount(observed, minlength=len(law)).double()
     expected = law * len(observed)
@@ -20,7 +21,7 @@ def chi_square_p(observed: Tensor, law: Tensor, least: float = 5.0) -> float:
     cells = max(1, int((expected >= least).sum()))
     if cells < len(law) and float(expected[cells:].sum()) >= least:
         cells += 1
-    cell = torch.arange(len(law)).clamp_max(cells - 1)  # the last cell takes the rare outcomes in
+    cell = torch.arange(len(law)).clamp_max(cells - 1)  # the rare outcomes are pooled in the last cell
     count, mean = (torch.zeros(cells, dtype=torch.float64).index_add(0, cell, x) for x in (counts, expected))
     if cells == 1:
         return 1.0

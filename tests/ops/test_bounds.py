@@ -1,4 +1,4 @@
-"""Kernels read nothing behind their arguments: q ends where a page that may not be touched begins."""
+"""Kernels read nothing past the end of their arguments: q ends where a protected page begins."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ ops.verify(
     seed=torch.zeros(1, dtype=torch.int64), eos=whole(0), ignore_eos=torch.zeros(1, dtype=torch.uint8), max_length=whole(1) + 100,
     tokens=whole(1, 64), length=whole(1) + 3, last_token=whole(1), done=torch.zeros(1, dtype=torch.uint8), outcome=outcome,
 )
-assert int(outcome[0, half, 0]) == K, "all must be accepted, so that the bonus token is drawn behind the last row of q"
+assert int(outcome[0, half, 0]) == K, "all must be accepted, so that the bonus token is drawn after the last row of q"
 """
 
 

@@ -1,4 +1,4 @@
-"""The forward pass's ops against the oracle: every dtype, epilogue, page size, head size and head grouping.
+"""The forward pass's ops compared with the oracle: every dtype, epilogue, page size, head size and head grouping.
 
 test_isa.py runs this file again under each lower instruction set of the machine.
 """
@@ -37,7 +37,7 @@ def test_embed_reads_row_0_for_ids_outside_the_table(dtype: torch.dtype) -> None
 
 @dtypes
 @pytest.mark.parametrize("rows, width", [(1, 1), (2, 15), (9, 64), (40, 576), (300, 81)])
-def test_rms_norm(dtype: torch.dtype, rows: int, width: int) -> None:
+def test_rms_norm_equals_the_oracle(dtype: torch.dtype, rows: int, width: int) -> None:
     g = generator(width)
     x = (torch.randn(rows, width, generator=g) * 3).to(dtype)
     weight = torch.randn(width, generator=g).to(dtype)
@@ -89,7 +89,9 @@ def assert_linear(dtype: torch.dtype, epilogue: str, float32_out: bool, rows: in
 @epilogues
 @outputs
 @pytest.mark.parametrize("rows, n_in, n_out, biased", LINEAR_SIZES)
-def test_linear(dtype: torch.dtype, epilogue: str, float32_out: bool, rows: int, n_in: int, n_out: int, biased: bool) -> None:
+def test_linear_equals_the_oracle(
+    dtype: torch.dtype, epilogue: str, float32_out: bool, rows: int, n_in: int, n_out: int, biased: bool
+) -> None:
     assert_linear(dtype, epilogue, float32_out, rows, n_in, n_out, biased)
 
 
@@ -97,15 +99,15 @@ def test_linear(dtype: torch.dtype, epilogue: str, float32_out: bool, rows: int,
 @pytest.mark.parametrize("epilogue", ["none", "add"])
 @outputs
 @pytest.mark.parametrize("rows, n_in, n_out", [(1, 5, 1), (4, 63, 17), (9, 128, 33), (40, 7, 15), (300, 9, 31)])
-def test_linear_with_an_odd_number_of_outputs(
+def test_linear_handles_an_odd_number_of_outputs(
     dtype: torch.dtype, epilogue: str, float32_out: bool, rows: int, n_in: int, n_out: int
 ) -> None:
     assert_linear(dtype, epilogue, float32_out, rows, n_in, n_out, biased=True)
 
 
 @dtypes
-def test_linear_with_very_many_outputs(dtype: torch.dtype) -> None:
-    """So many that a kernel gives more of them to a block; that changes no bit of a row."""
+def test_linear_handles_very_many_outputs(dtype: torch.dtype) -> None:
+    """So many that a kernel gives each block more of them; this changes no bit of a row."""
     g = generator(4)
     n_in, n_out = inputs(40), 16_912
     x, weight = torch.randn(34, n_in, generator=g).to(dtype), torch.randn(n_out, n_in, generator=g).to(dtype)
@@ -118,7 +120,9 @@ def test_linear_with_very_many_outputs(dtype: torch.dtype) -> None:
 @only_on_the_cpu("int8 weights are the CPU's")
 @pytest.mark.parametrize("epilogue, float32_out", [*((epilogue, False) for epilogue in ops.EPILOGUES), ("none", True)])
 @pytest.mark.parametrize("rows, n_in, n_out, biased", LINEAR_SIZES)
-def test_linear_with_int8_weights(epilogue: str, float32_out: bool, rows: int, n_in: int, n_out: int, biased: bool) -> None:
+def test_linear_with_int8_weights_equals_the_oracle(
+    epilogue: str, float32_out: bool, rows: int, n_in: int, n_out: int, biased: bool
+) -> None:
     g = generator(1000 * rows + n_in)
     x = torch.randn(rows, n_in, generator=g).bfloat16()
     weight = torch.randint(-128, 128, (n_out, n_in), generator=g, dtype=torch.int8)
@@ -132,12 +136,12 @@ def test_linear_with_int8_weights(epilogue: str, float32_out: bool, rows: int, n
 
 @dtypes
 @pytest.mark.parametrize("half", [1, 5, 16, 17])
-def test_silu_mul_with_any_number_of_gates(dtype: torch.dtype, half: int) -> None:
+def test_silu_mul_handles_any_number_of_gates(dtype: torch.dtype, half: int) -> None:
     assert_linear(dtype, "silu_mul", False, 3, 40, 2 * half, biased=True)
 
 
 @dtypes
-def test_linear_keeps_what_is_not_finite_in_its_own_row(dtype: torch.dtype) -> None:
+def test_linear_keeps_a_nonfinite_input_in_its_own_row(dtype: torch.dtype) -> None:
     g = generator(3)
     x = torch.randn(6, inputs(37), generator=g).to(dtype)
     weight = ops.pack_weight(torch.randn(21, inputs(37), generator=g).to(dtype), "none")
@@ -149,7 +153,7 @@ def test_linear_keeps_what_is_not_finite_in_its_own_row(dtype: torch.dtype) -> N
     assert_same_bits(spoilt[others], clean[others])
 
 
-# rope_store_kv -------------------------------------------------------------------------------------------------------------------
+# rope_store_kv ----------------------------------------------------------------------------------------------------------------
 
 
 def rope_table(positions: int, size: int) -> torch.Tensor:
@@ -163,7 +167,7 @@ def rope_table(positions: int, size: int) -> torch.Tensor:
     "rows, q_heads, kv_heads, size, page_size",
     [(1, 3, 1, 64, 16), (5, 4, 4, 80, 1), (9, 8, 2, 128, 64), (40, 9, 3, 64, 1), (300, 2, 1, 16, 64)],
 )
-def test_rope_store_kv_on_strided_views(
+def test_rope_store_kv_equals_the_oracle_on_strided_views(
     dtype: torch.dtype, normed: bool, rows: int, q_heads: int, kv_heads: int, size: int, page_size: int
 ) -> None:
     g = generator(rows)
@@ -180,7 +184,7 @@ def test_rope_store_kv_on_strided_views(
 
     ops.rope_store_kv(*arguments)
 
-    # A last bit of the rounded norm passes through the rotation.
+    # An error in the last bit of the rounded norm passes through the rotation.
     atol = 3e-2 if normed and dtype == torch.bfloat16 else 2e-5
     assert_rounds_to(q.contiguous(), expected_q.contiguous(), atol=atol)
     assert_same_bits(qkv[:, q_heads * size :], beside)
@@ -190,10 +194,10 @@ def test_rope_store_kv_on_strided_views(
     assert torch.equal(k_cache.isnan(), expected_k.isnan())
 
 
-# paged_attention -----------------------------------------------------------------------------------------------------------------
+# paged_attention --------------------------------------------------------------------------------------------------------------
 
-# (page size, head size, queries a K/V head, K/V heads): every value of an axis meets every value of each other axis it can
-# disturb; the full product is not worth its time.
+# (page size, head size, queries per K/V head, K/V heads). Values of axes that can interact are all combined; the full product
+# would take too long.
 ATTENTION_SHAPES = [
     (1, 64, 1, 2),
     (1, 80, 3, 1),
@@ -217,14 +221,14 @@ ATTENTION_SHAPES = [s for s in ATTENTION_SHAPES if s[1] in (chosen.attention_hea
 
 
 def assert_attention(got: torch.Tensor, expected: torch.Tensor) -> None:
-    # A kernel may round softmax weights to the run dtype before they meet the values.
+    # A kernel may round softmax weights to the run dtype before it multiplies them with the values.
     assert_rounds_to(got, expected, atol=1e-2 if got.dtype == torch.bfloat16 else 1e-5)
 
 
 @dtypes
 @pytest.mark.parametrize("page_size, size, group, kv_heads", ATTENTION_SHAPES)
-def test_paged_attention(dtype: torch.dtype, page_size: int, size: int, group: int, kv_heads: int) -> None:
-    """Prefixes alone and with suffixes, strided queries, every place that holds no key NaN."""
+def test_paged_attention_equals_the_oracle(dtype: torch.dtype, page_size: int, size: int, group: int, kv_heads: int) -> None:
+    """Prefixes with and without suffixes, and strided queries. Every KV slot without a key is NaN."""
     keys = PagedKeys([150, 3, 40], kv_heads, size, page_size, dtype, seed=page_size + size)
     row_seq = [0, 0, 0, 1, 2, 2, 2, 2]
     arguments = keys.see(row_seq, [1, 129, 150, 3, 17, 33, 40, 40], suffix=[0, 5, 0, 3, 0, 1, 7, 2])
@@ -236,7 +240,7 @@ def test_paged_attention(dtype: torch.dtype, page_size: int, size: int, group: i
 
 @dtypes
 @pytest.mark.parametrize("rows", [*range(1, 10), 40, 300])
-def test_paged_attention_with_any_number_of_rows(dtype: torch.dtype, rows: int) -> None:
+def test_paged_attention_handles_any_number_of_rows(dtype: torch.dtype, rows: int) -> None:
     keys = PagedKeys([20, 30], 1, 64, 16, dtype, seed=rows)
     row_seq = [0] * (rows // 2) + [1] * (rows - rows // 2)
     arguments = keys.see(row_seq, [1 + (7 * row) % 20 for row in range(rows)])
@@ -246,7 +250,7 @@ def test_paged_attention_with_any_number_of_rows(dtype: torch.dtype, rows: int) 
 
 @dtypes
 @pytest.mark.parametrize("size", [64, 80, 96, 128, 256])
-def test_paged_attention_of_many_branches_of_one_sequence(dtype: torch.dtype, size: int) -> None:
+def test_paged_attention_handles_many_branches_of_one_sequence(dtype: torch.dtype, size: int) -> None:
     rows = 24
     keys = PagedKeys([50], 1, size, 16, dtype, seed=size)
     arguments = keys.see([0] * rows, [20 + row for row in range(rows)], [2] * rows)
@@ -256,8 +260,8 @@ def test_paged_attention_of_many_branches_of_one_sequence(dtype: torch.dtype, si
 
 @dtypes
 @pytest.mark.parametrize("size", [64, 80, 96, 128, 256])
-def test_paged_attention_of_many_queries_that_share_keys(dtype: torch.dtype, size: int) -> None:
-    """Rows without a suffix, and more queries a K/V head than a kernel's smallest tile; alone a row has the same bits."""
+def test_paged_attention_handles_many_queries_that_share_keys(dtype: torch.dtype, size: int) -> None:
+    """Rows without a suffix, and more queries per K/V head than a kernel's smallest tile. A row alone gives the same bits."""
     keys = PagedKeys([150], 1, size, 16, dtype, seed=size)
     arguments = keys.see([0] * 10, [1 + 16 * row for row in range(10)])
     q = torch.randn(10, 3, size, generator=generator(size)).to(dtype)
@@ -268,7 +272,7 @@ def test_paged_attention_of_many_queries_that_share_keys(dtype: torch.dtype, siz
 
 
 @dtypes
-def test_paged_attention_beyond_the_fine_tiles(dtype: torch.dtype) -> None:
+def test_paged_attention_handles_prefixes_beyond_the_fine_tiles(dtype: torch.dtype) -> None:
     keys = PagedKeys([2700], 1, 64, 64, dtype, seed=5)
     arguments = keys.see([0, 0, 0, 0], [2047, 2049, 2561, 2700], suffix=[0, 0, 3, 1])
     q = torch.randn(4, 3, 64, generator=generator(5)).to(dtype)
@@ -276,8 +280,8 @@ def test_paged_attention_beyond_the_fine_tiles(dtype: torch.dtype) -> None:
 
 
 @dtypes
-def test_paged_attention_of_many_sequences(dtype: torch.dtype) -> None:
-    """So many that a kernel gives several tiles of a sequence's keys to one block."""
+def test_paged_attention_handles_many_sequences(dtype: torch.dtype) -> None:
+    """So many that a kernel gives each block several tiles of a sequence's keys."""
     lengths = [129 + 17 * s % 150 for s in range(17)]
     keys = PagedKeys(lengths, 8, 64, 16, dtype, seed=7)
     arguments = keys.see(list(range(17)), lengths, suffix=[s % 3 for s in range(17)])
@@ -293,7 +297,7 @@ def test_paged_attention_survives_scores_beyond_the_range_of_exp(dtype: torch.dt
     assert_attention(ops.paged_attention(q, scale=1.0, **arguments), reference.paged_attention(q, scale=1.0, **arguments))
 
 
-# move_kv -------------------------------------------------------------------------------------------------------------------------
+# move_kv ----------------------------------------------------------------------------------------------------------------------
 
 
 @dtypes
@@ -302,13 +306,13 @@ def test_paged_attention_survives_scores_beyond_the_range_of_exp(dtype: torch.dt
     "src, dst",
     [
         ([7], [3]),
-        ([5, 9, 11], [4, 5, 6]),  # a place is read before a later move fills it
-        ([3, 4, 5], [4, 5, 6]),  # moves happen in order: 3 ends up everywhere
-        ([-1, 8, 9, 2], [1, -1, 2, 2]),  # negative skips, staying is allowed
+        ([5, 9, 11], [4, 5, 6]),  # a slot is read before a later move overwrites it
+        ([3, 4, 5], [4, 5, 6]),  # moves happen in order, so slot 3 is copied to all of them
+        ([-1, 8, 9, 2], [1, -1, 2, 2]),  # a negative slot skips the move; a move to the same slot is allowed
         ([], []),
     ],
 )
-def test_move_kv(dtype: torch.dtype, page_size: int, src: list[int], dst: list[int]) -> None:
+def test_move_kv_equals_the_oracle(dtype: torch.dtype, page_size: int, src: list[int], dst: list[int]) -> None:
     pages = -(-16 // page_size)
     kv = torch.randn(3, 2, pages, page_size, 2, 48, generator=generator(8)).to(dtype)
     kv[0, 1].flatten(0, 1)[10] = NAN

@@ -1,6 +1,6 @@
-"""Row, thread and place invariance, bit for bit: what greedy AR = SD = SSD and sampled SSD = SD rest on.
+"""Row, thread and placement invariance, bit for bit. Greedy AR = SD = SSD and sampled SSD = SD rest on it.
 
-A row's result may depend neither on the other rows of the call, nor on the thread count, nor on where its keys lie.
+A row's result may depend neither on the other rows of the call, nor on the number of threads, nor on the KV slots of its keys.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Rows:
     """An op over a pool of MANY rows: `run(index)` calls it on those rows and returns its outputs, row by row."""
 
     run: Callable[[Tensor], list[Tensor]]
-    sequence: Tensor | None = None  # rows of one sequence stay adjacent, where an op has sequences
+    sequence: Tensor | None = None  # each row's sequence, if the op has sequences; rows of one sequence stay adjacent
 
     def arrange(self, index: Tensor) -> Tensor:
         return index if self.sequence is None else index[self.sequence[index].argsort(stable=True)]
@@ -226,7 +226,7 @@ def test_a_row_does_not_depend_on_the_number_of_threads(
 
 @only_on_the_cpu("ops are called from one thread here")
 @pytest.mark.parametrize("pool", [linear, paged_attention, verify], ids=lambda pool: pool.__name__)
-def test_a_row_does_not_depend_on_what_another_thread_computes(
+def test_a_row_does_not_depend_on_calls_from_another_thread(
     pool: Callable[[torch.Generator, torch.dtype], Rows],
 ) -> None:
     """The draft's thread and the target's call the same ops at the same time."""
@@ -245,7 +245,7 @@ def test_a_row_does_not_depend_on_what_another_thread_computes(
                     assert_same_bits(two, one)
 
 
-# Where keys lie ------------------------------------------------------------------------------------------------------------------
+# The placement of keys --------------------------------------------------------------------------------------------------------
 
 
 def attend(keys: PagedKeys, q: Tensor, rows: list[int], counts: list[int], suffix: list[int] | None = None) -> Tensor:

@@ -1,4 +1,5 @@
-"""Every instruction set this machine has computes the same ops: the best by default, any lower one by SSD_CPU_ISA."""
+"""The ops give correct results with every instruction set of this machine: the best by default, a lower one with
+SSD_CPU_ISA."""
 
 from __future__ import annotations
 
@@ -14,34 +15,35 @@ from ssd.native import cpu_isa
 
 pytestmark = only_on_the_cpu("instruction sets are the CPU's")
 
-ISAS = ("portable", "avx2", "avx512bf16")  # each machine has those up to some point
+ISAS = ("portable", "avx2", "avx512bf16")  # every machine has the first ones, up to some point
 CHOSEN = cpu_isa()
 ROOT = Path(__file__).parents[2]
 
 
 def python(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A Python of its own, since the choice is made once; -P: the installed package, whatever the folder."""
+    """Run a separate Python, because the choice is made once per process. -P: import the installed package, whatever the
+    folder."""
     environment = {**os.environ, "SSD_CPU_ISA": isa}
     return subprocess.run([sys.executable, "-P", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-def test_the_instruction_set_in_use_is_the_one_asked_for() -> None:
+def test_the_requested_instruction_set_is_used() -> None:
     assert cpu_isa() == (os.environ.get("SSD_CPU_ISA") or ISAS[ISAS.index(CHOSEN)])
 
 
 @pytest.mark.parametrize("isa", ISAS[: ISAS.index(CHOSEN)])
-def test_the_ops_hold_under_a_lower_instruction_set(isa: str) -> None:
-    """The grids against the oracle and the invariances, again."""
+def test_the_op_tests_pass_with_a_lower_instruction_set(isa: str) -> None:
+    """This runs the comparisons with the oracle and the invariance tests again."""
     here = "tests/ops"
     run = python(
         isa, "-m", "pytest", "-q", "-p", "no:cacheprovider",
-        f"{here}/test_isa.py::{test_the_instruction_set_in_use_is_the_one_asked_for.__name__}",
+        f"{here}/test_isa.py::{test_the_requested_instruction_set_is_used.__name__}",
         f"{here}/test_forward_ops.py", f"{here}/test_sampling_ops.py", f"{here}/test_speculation_ops.py", f"{here}/test_invariance.py",
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-1000:]
 
 
-def test_an_instruction_set_that_is_not_there_is_refused_with_a_sentence() -> None:
+def test_a_missing_instruction_set_is_refused_in_one_sentence() -> None:
     run = python("abacus", "-c", "from ssd.native import cpu_isa; cpu_isa()")
     assert run.returncode != 0
     assert "SSD_CPU_ISA=abacus is not available here" in run.stderr

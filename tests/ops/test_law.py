@@ -1,7 +1,7 @@
-"""Speculation leaves the target's law alone: the joint law of the first three tokens, enumerated exactly.
+"""Speculation does not change the target's distribution: the joint law of the first three tokens, enumerated exactly.
 
-200,000 draws a configuration; a chi-square test at 0.001 divided by the number of configurations. test_mutants.py shows that
-the same check finds the mistakes it is there to find.
+200,000 draws per configuration, with a chi-square test at 0.001 divided by the number of configurations. test_mutants.py shows
+that the check rejects broken kernels.
 """
 
 from __future__ import annotations
@@ -30,6 +30,6 @@ DECODINGS = [
 ]
 
 
-@pytest.mark.parametrize("how", DECODINGS, ids=str)
-def test_decoding_follows_the_target_s_law(how: Decoding) -> None:
-    assert law_p_value(ssd_ops.verify, how) > 0.001 / len(DECODINGS)
+@pytest.mark.parametrize("decoding", DECODINGS, ids=str)
+def test_decoding_follows_the_targets_law(decoding: Decoding) -> None:
+    assert law_p_value(ssd_ops.verify, decoding) > 0.001 / len(DECODINGS)

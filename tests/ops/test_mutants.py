@@ -1,4 +1,4 @@
-"""The checks of test_law.py and of fork find the mistakes they are there to find: each must reject a kernel broken on purpose."""
+"""The checks of test_law.py and of fork reject kernels that are broken on purpose."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = [
     only_on_the_cpu("the mutants are of the CPU's ops"),
 ]
 
-REJECTED = 1e-9  # far below what any passing configuration of test_law.py may show
+REJECTED = 1e-9  # far below the p-value of any passing configuration of test_law.py
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def mutants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "name, how",
+    "name, decoding",
     [
         ("greedy_miss", Decoding((1, 1, 1), drawn=False)),
         ("shared_stream", Decoding((1, 1, 1))),
@@ -35,19 +35,19 @@ def mutants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     ],
     ids=str,
 )
-def test_the_law_rejects(mutants: dict[str, object], name: str, how: Decoding) -> None:
-    assert law_p_value(mutants[name].verify, how) < REJECTED
+def test_the_law_rejects_a_broken_kernel(mutants: dict[str, object], name: str, decoding: Decoding) -> None:
+    assert law_p_value(mutants[name].verify, decoding) < REJECTED
 
 
-def test_a_chain_does_not_notice_what_siblings_share(mutants: dict[str, object]) -> None:
-    """The mutants differ from the kernel in what they are named for, and in nothing else."""
+def test_mutants_of_sibling_tests_do_not_change_a_chain(mutants: dict[str, object]) -> None:
+    """So these mutants differ from the kernel only in their treatment of siblings."""
     assert law_p_value(mutants["shared_uniform"].verify, Decoding((1, 1, 1))) > 1e-4
 
 
-def test_fork_s_check_rejects_the_drafted_token(mutants: dict[str, object]) -> None:
+def test_the_check_of_fork_rejects_guessing_the_drafted_token(mutants: dict[str, object]) -> None:
     with pytest.raises(AssertionError, match="slot"):
         assert_fork(mutants["drafted_token_not_excluded"].fork, seed=1, lookahead=3, vocabulary=64, budget=8, levels=1000)
 
 
-def test_fork_s_check_passes_where_nothing_was_drafted(mutants: dict[str, object]) -> None:
+def test_the_check_of_fork_passes_the_mutant_if_nothing_was_drafted(mutants: dict[str, object]) -> None:
     assert_fork(mutants["drafted_token_not_excluded"].fork, seed=1, lookahead=0, vocabulary=64, budget=8, levels=1000)

@@ -1,4 +1,4 @@
-"""ngram_propose: what followed the longest earlier match of a sequence's own ending, against the oracle and by example."""
+"""ngram_propose: the tokens after the longest earlier match of a sequence's ending, compared with the oracle and by example."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ops.cases import generator, i32, ints
 from ssd import ops
 
 
-def propose(sequence: list[int], lookahead: int, behind: int = 0) -> list[int]:
-    """For one sequence, with `behind` places of old tokens that do not belong to it."""
-    tokens = i32([sequence + [sequence[-1]] * behind])
+def propose(sequence: list[int], lookahead: int, stale: int = 0) -> list[int]:
+    """Propose for one sequence, followed by `stale` old tokens that do not belong to it."""
+    tokens = i32([sequence + [sequence[-1]] * stale])
     spec_tokens, spec_len = ops.ngram_propose(tokens, i32([len(sequence) - 1]), lookahead)
     assert spec_tokens.shape == (1, lookahead) and spec_tokens.dtype == spec_len.dtype == torch.int32
     count = int(spec_len)
@@ -30,15 +30,15 @@ def propose(sequence: list[int], lookahead: int, behind: int = 0) -> list[int]:
         st.builds(lambda a, b: a + b + a, *[st.lists(st.integers(0, 9), min_size=1, max_size=40)] * 2),
     ),
     lookahead=st.integers(0, 8),
-    behind=st.integers(0, 5),
+    stale=st.integers(0, 5),
 )
-def test_what_is_proposed_is_what_the_oracle_proposes(sequence: list[int], lookahead: int, behind: int) -> None:
-    assert propose(sequence, lookahead, behind) == reference.ngram_propose(sequence, lookahead)
+def test_proposals_equal_the_oracles(sequence: list[int], lookahead: int, stale: int) -> None:
+    assert propose(sequence, lookahead, stale) == reference.ngram_propose(sequence, lookahead)
 
 
 @pytest.mark.parametrize("period", [1, 2, 3, 17, 700])
 @pytest.mark.parametrize("length", [1_500, 4_000])
-def test_long_sequences_that_repeat_themselves(period: int, length: int) -> None:
+def test_a_long_periodic_sequence_continues_its_period(period: int, length: int) -> None:
     """The match is as long as the sequence less one period."""
     sequence = (torch.arange(length) % period).tolist()
     assert propose(sequence, 5) == sequence[length - period :][:5]
@@ -46,7 +46,7 @@ def test_long_sequences_that_repeat_themselves(period: int, length: int) -> None
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_longest_of_several_long_matches_wins(seed: int) -> None:
-    """Pieces of the ending, of 10 to 1400 tokens, stand at random places; what follows each is its own number."""
+    """Copies of the last 10 to 1400 tokens are placed at random positions, each followed by a number of its own."""
     g = generator(seed)
     ending = ints(100, 120, (1_400,), g).tolist()
     sequence: list[int] = []
@@ -65,7 +65,7 @@ def test_of_equally_long_matches_the_most_recent_wins() -> None:
     assert propose([5, 1, 6, 1, 7, 1], 1) == [7]
 
 
-def test_a_proposal_ends_where_the_sequence_does() -> None:
+def test_a_proposal_ends_at_the_end_of_the_sequence() -> None:
     assert propose([4, 1, 2, 1], 5) == [2, 1]
 
 
@@ -73,21 +73,21 @@ def test_a_match_may_overlap_the_ending() -> None:
     assert propose([3, 3, 3, 3], 4) == [3]
 
 
-def test_nothing_is_proposed_where_nothing_matches() -> None:
+def test_nothing_is_proposed_without_a_match() -> None:
     assert propose([1, 2, 3, 4], 3) == []
 
 
-def test_a_first_token_has_nothing_before_it() -> None:
+def test_nothing_is_proposed_after_a_first_token() -> None:
     assert propose([1], 3) == []
 
 
-def test_tokens_behind_the_sequence_are_not_read() -> None:
+def test_tokens_after_the_end_of_the_sequence_are_not_read() -> None:
     tokens = i32([[1, 2, 3, 9, 3, 8, 3]])
     spec_tokens, spec_len = ops.ngram_propose(tokens, i32([2]), 3)
     assert (spec_tokens.tolist(), spec_len.tolist()) == ([[0, 0, 0]], [0])
 
 
-def test_every_sequence_is_matched_with_itself() -> None:
+def test_a_sequence_is_matched_only_with_itself() -> None:
     tokens = i32([[1, 2, 1, 0, 0], [3, 4, 5, 0, 0], [6, 7, 8, 6, 7]])
     spec_tokens, spec_len = ops.ngram_propose(tokens, i32([2, 2, 4]), 2)
     assert spec_tokens.tolist() == [[2, 1], [0, 0], [8, 6]]

@@ -1,4 +1,4 @@
-"""Every op refuses what it cannot read, and its message names the argument that is wrong."""
+"""Every op refuses arguments that it cannot read, with an error that names the wrong argument."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def assert_refused(op: str, arguments: Arguments, name: str) -> None:
 
 
 @pytest.mark.parametrize("op, name, spoil", SPOILT, ids=[f"{op}-{name}-{spoil.__name__}" for op, name, spoil in SPOILT])
-def test_a_tensor_of_another_kind_is_refused_by_name(op: str, name: str, spoil: Callable[[Tensor], Tensor]) -> None:
+def test_a_tensor_of_a_wrong_dtype_or_layout_is_refused_by_name(op: str, name: str, spoil: Callable[[Tensor], Tensor]) -> None:
     arguments = example(op)
     assert_refused(op, arguments | {name: spoil(arguments[name])}, name)
 
 
-# (op, the argument the message names, what is passed instead)
+# (op, the argument that the message names, the values passed instead)
 MISFITS: list[tuple[str, str, Arguments]] = [
     ("pack_weight", "epilogue", {"epilogue": "gelu"}),
     ("pack_weight", "weight", {"weight": torch.zeros(5, 4), "epilogue": "silu_mul"}),
@@ -100,7 +100,7 @@ MISFITS: list[tuple[str, str, Arguments]] = [
 ]
 
 
-# Values in tensors: the CPU reads them before it starts.
+# Values in tensors, which the CPU reads before it starts.
 WRONG_VALUES: list[tuple[str, str, Arguments]] = [
     ("rope_store_kv", "positions", {"positions": i32([0, 7, 3])}),
     ("rope_store_kv", "kv_slots", {"kv_slots": i32([1, 12, 4])}),
@@ -108,7 +108,7 @@ WRONG_VALUES: list[tuple[str, str, Arguments]] = [
     ("paged_attention", "row_seq", {"row_seq": i32([0, 0, 2])}),
     ("paged_attention", "prefix_len", {"prefix_len": i32([2, -1, 3])}),
     ("paged_attention", "prefix_len", {"prefix_len": i32([2, 100, 3])}),
-    ("paged_attention", "prefix_len", {"prefix_len": i32([2, 0, 3])}),  # and no suffix: no key at all
+    ("paged_attention", "prefix_len", {"prefix_len": i32([2, 0, 3])}),  # without a suffix, so the row has no key
     ("paged_attention", "suffix_len", {"suffix_len": i32([1, 0, 4])}),
     ("paged_attention", "suffix_slots", {"suffix_slots": torch.full((3, 3), 1 << 20, dtype=torch.int32)}),
     ("move_kv", "src", {"src": i32([5, 12])}),
@@ -132,7 +132,7 @@ def named(cases: list[tuple[str, str, Arguments]]) -> dict[str, Any]:
 
 
 def changed(op: str, changes: dict[str, Any]) -> Arguments:
-    """The op's example with other arguments, of the run dtype where the example's are."""
+    """The op's example with some arguments changed; they get the run dtype if the example's have it."""
     arguments = example(op)
     for name, value in changes.items():
         both = isinstance(value, Tensor) and isinstance(arguments[name], Tensor)
@@ -151,7 +151,7 @@ def test_a_value_out_of_range_is_refused_by_name(op: str, name: str, changes: di
     assert_refused(op, changed(op, changes), name)
 
 
-# More that a host cannot read, at which a kernel must not go astray.
+# More values that the host cannot check; a kernel must not access other memory because of them.
 LARGEST, LEAST = 2**31 - 1, -(2**31)
 ABSURD_VALUES: list[tuple[str, str, Arguments]] = [
     ("fork", "table", {"table": torch.full((2, 3, 3), LARGEST)}),
@@ -172,7 +172,7 @@ DECISIONS = ("fork", "verify", "cache_lookup", "ngram_propose")
 
 @pytest.mark.skipif(chosen.name == "cpu", reason="cpu: refuses them, as above")
 @pytest.mark.parametrize("op, name, changes", **named([case for case in WRONG_VALUES if case[0] in DECISIONS] + ABSURD_VALUES))
-def test_a_value_out_of_range_touches_no_memory_but_the_op_s_own(op: str, name: str, changes: dict[str, Any]) -> None:
+def test_a_value_out_of_range_touches_no_memory_outside_the_ops_tensors(op: str, name: str, changes: dict[str, Any]) -> None:
     getattr(ssd_ops, op)(**changed(op, changes))
 
 
@@ -185,7 +185,7 @@ def test_int8_weights_need_their_scales_and_a_bfloat16_input() -> None:
     assert_refused("linear", {"x": torch.zeros(2, 4), "weight": packed, "out_features": 6, "epilogue": "none"}, "x")
 
 
-# What CUDA asks beyond the CPU.
+# Limits of CUDA that the CPU does not have.
 BEYOND_THE_CPU: list[tuple[str, str, Arguments]] = [
     ("embed", "table must have one of the dtypes", {"table": torch.zeros(4, 6)}),
     ("pack_weight", "weight must have a multiple of 8 inputs", {"weight": torch.zeros(6, 12)}),
@@ -204,7 +204,7 @@ BEYOND_THE_CPU: list[tuple[str, str, Arguments]] = [
 
 @pytest.mark.skipif(chosen.name == "cpu", reason="cpu: can compute these")
 @pytest.mark.parametrize("op, sentence, changes", **named(BEYOND_THE_CPU))
-def test_what_a_cuda_kernel_cannot_compute_is_refused_by_name(op: str, sentence: str, changes: dict[str, Any]) -> None:
+def test_arguments_beyond_a_cuda_kernels_limits_are_refused_by_name(op: str, sentence: str, changes: dict[str, Any]) -> None:
     arguments = example(op)
     dtype = torch.float32 if "dtypes" in sentence else chosen.dtypes[0]
     for name, value in changes.items():
@@ -213,7 +213,7 @@ def test_what_a_cuda_kernel_cannot_compute_is_refused_by_name(op: str, sentence:
             arguments |= {n: torch.zeros(*x.shape[:-1], value, dtype=x.dtype) for n, x in heads.items() if x is not None}
         elif not isinstance(value, Tensor):
             arguments[name] = value
-        else:  # rounding a view makes a tensor of its own, which starts where it likes
+        else:  # rounding a view makes a new tensor, with an alignment of its own
             shape, stride, offset = value.shape, value.stride(), value.storage_offset()
             whole = torch.zeros(value.untyped_storage().nbytes() // 4, dtype=dtype)
             arguments[name] = whole.as_strided(shape, stride, offset)
@@ -222,7 +222,7 @@ def test_what_a_cuda_kernel_cannot_compute_is_refused_by_name(op: str, sentence:
 
 
 @pytest.mark.skipif(chosen.name == "cpu", reason="cpu: has no counters")
-def test_more_rows_than_there_are_counters_for_are_refused() -> None:
+def test_more_rows_than_the_kernel_has_counters_for_are_refused() -> None:
     rows = 65537
     arguments = {"logits": torch.zeros(rows, 1), "temperature": torch.ones(rows), "top_k": torch.zeros(rows, dtype=torch.int32)}
     with pytest.raises(RuntimeError, match="at most 65536 results .* not 65537; pass fewer rows at a time"):
@@ -230,8 +230,8 @@ def test_more_rows_than_there_are_counters_for_are_refused() -> None:
 
 
 @only_on_the_cpu("has no threads that could find a mistake each")
-def test_an_op_that_refused_on_several_threads_still_works() -> None:
-    """What is wrong with one slot may be found by any thread; it must reach the caller, and leave nothing behind."""
+def test_an_op_still_works_after_errors_on_several_threads() -> None:
+    """Any thread may find an error in a slot. The error must reach the caller, and the next call must work."""
     arguments = example("fork")
     many = {name: arguments[name].repeat_interleave(50, 0) for name in ("logits", "spec_tokens", "spec_len", "hit")}
     with threads(2):

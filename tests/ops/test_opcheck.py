@@ -1,4 +1,5 @@
-"""torch.library.opcheck on every op: the schema says what is written, and the meta function says what comes out."""
+"""torch.library.opcheck on every op: the schema names all written arguments, and the meta function gives the results'
+shapes."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("op, arguments", [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_schema_and_meta_function_tell_the_truth(op: str, arguments: Arguments) -> None:
+def test_schema_and_meta_function_agree_with_the_op(op: str, arguments: Arguments) -> None:
     overload = getattr(torch.ops.ssd, op).default
     if chosen.name == "gpu":
         arguments = {name: x.cuda() if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}

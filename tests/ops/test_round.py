@@ -1,7 +1,7 @@
-"""Whole decodes put together from the ops, over ops.law's tiny language: the speculation cache changes no token.
+"""Whole decodes built from the ops, in ops.law's tiny language: the speculation cache changes no token.
 
-Sampled SSD equals sampled SD token for token, since a hit and a miss draft the same prefix with the same noise; greedy SSD equals
-autoregressive decoding.
+Sampled SSD equals sampled SD token for token, because a hit and a miss draft the same prefix with the same noise. Greedy SSD
+equals autoregressive decoding.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Decoded:
     length: Tensor  # [SLOTS]
     rounds: int
     hits: int
-    hits_behind_accepted: int  # of those, with k ≥ 1
+    hits_after_accepted: int  # the hits with k ≥ 1
 
 
 def state_at(tokens: Tensor, length: Tensor) -> Tensor:
-    """The language's state behind the token at `length`, the prompt's one token being state 0."""
+    """The language's state after the token at `length`. The prompt is one token, with state 0."""
     state = torch.zeros(len(tokens), dtype=torch.int64)
     for place in range(1, int(length.max()) + 1):
         state = torch.where(place <= length, next_state(state, tokens[:, place]), state)
@@ -54,8 +54,8 @@ def decode(lookahead: int, budget: int, settings: tuple[Tensor, Tensor, Tensor],
     def stats(logits: Tensor, c: float = 1.0) -> Tensor:
         return ops.row_stats(logits, *settings, torch.zeros(SLOTS), 2 if c < 1 else 0, c)
 
-    def draft_behind(state: Tensor, length: Tensor, half: int, address: int) -> Tensor:
-        """A chain [SLOTS, lookahead] behind the token at `length`, its q kept at [half, address]."""
+    def draft_after(state: Tensor, length: Tensor, half: int, address: int) -> Tensor:
+        """Draft a chain [SLOTS, lookahead] after the token at `length`, and store its q at [half, address]."""
         tokens = torch.zeros(SLOTS, lookahead, dtype=torch.int32)
         for step in range(lookahead):
             logits = draft[state]
@@ -71,19 +71,19 @@ def decode(lookahead: int, budget: int, settings: tuple[Tensor, Tensor, Tensor],
             table[:, spec_len, guess % (spec_len + 1)] += 1
     written = {name: torch.zeros(SLOTS, dtype=torch.int32) for name in ("draft_length", "draft_last_token")}
     speculation = {
-        "spec_tokens": draft_behind(state_at(running["tokens"], start), start, 0, budget),
+        "spec_tokens": draft_after(state_at(running["tokens"], start), start, 0, budget),
         "spec_len": torch.full((SLOTS,), lookahead, dtype=torch.int32),
         "hit": torch.zeros(SLOTS, dtype=torch.uint8),
         "q_address": torch.full((SLOTS,), budget, dtype=torch.int32),
     }
-    rounds, hits, hits_behind_accepted = 0, 0, 0
+    rounds, hits, hits_after_accepted = 0, 0, 0
     while not bool(running["done"].all()):
         rounds += 1
         length, half = running["length"].clone(), int(running["parity"])
-        behind = [state_at(running["tokens"], length)]
+        states = [state_at(running["tokens"], length)]
         for step in range(lookahead):
-            behind.append(next_state(behind[-1], speculation["spec_tokens"][:, step]))
-        trunk = torch.stack(behind, dim=1)
+            states.append(next_state(states[-1], speculation["spec_tokens"][:, step]))
+        trunk = torch.stack(states, dim=1)
 
         guess, guess_k = ops.fork(
             draft[trunk], speculation["spec_tokens"], speculation["spec_len"], table, speculation["hit"], budget
@@ -92,7 +92,7 @@ def decode(lookahead: int, budget: int, settings: tuple[Tensor, Tensor, Tensor],
         for b in range(budget):
             k = guess_k[:, b].clamp_min(0)
             state = next_state(trunk[all_slots, k.long()], guess[:, b])
-            branches[:, b] = draft_behind(state, length + k + 1, 1 - half, b)
+            branches[:, b] = draft_after(state, length + k + 1, 1 - half, b)
 
         p_logits = target[trunk]
         p_stats = torch.stack([stats(p_logits[:, i].contiguous()) for i in range(lookahead + 1)], dim=1)
@@ -108,11 +108,11 @@ def decode(lookahead: int, budget: int, settings: tuple[Tensor, Tensor, Tensor],
             running["done"], running["parity"], *written.values(), *speculation.values(),
         )  # fmt: skip
         hit = speculation["hit"].bool() & ~was_done.bool()
-        hits, hits_behind_accepted = hits + int(hit.sum()), hits_behind_accepted + int((hit & (accepted > 0)).sum())
-        fallback = draft_behind(state_at(running["tokens"], running["length"]), running["length"], 1 - half, budget)
+        hits, hits_after_accepted = hits + int(hit.sum()), hits_after_accepted + int((hit & (accepted > 0)).sum())
+        fallback = draft_after(state_at(running["tokens"], running["length"]), running["length"], 1 - half, budget)
         missed = speculation["q_address"] == budget
         speculation["spec_tokens"][missed] = fallback[missed]
-    return Decoded(running["tokens"], running["length"], rounds, hits, hits_behind_accepted)
+    return Decoded(running["tokens"], running["length"], rounds, hits, hits_after_accepted)
 
 
 @pytest.mark.parametrize("saguaro_c", [1.0, 0.3])
@@ -121,7 +121,7 @@ def test_sampled_ssd_equals_sampled_sd_token_for_token(saguaro_c: float) -> None
     assert torch.equal(cached.tokens, plain.tokens)
     assert torch.equal(cached.length, plain.length)
     assert plain.hits == 0
-    assert cached.hits_behind_accepted > SLOTS * MAX_LENGTH // 48
+    assert cached.hits_after_accepted > SLOTS * MAX_LENGTH // 48
 
 
 def test_greedy_ssd_and_sd_equal_autoregressive_decoding() -> None:

@@ -1,4 +1,5 @@
-"""What a token is drawn from (row_stats) and drawing it (sample), against the oracle and against their own law."""
+"""row_stats (the distribution of a token) and sample (drawing it), compared with the oracle; and the law of the drawn
+tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from ops.cases import f32, generator, i32, oracle_probabilities, probabilities, 
 from ops.statistics import chi_square_p
 from ssd import ops
 
-# row_stats -----------------------------------------------------------------------------------------------------------------------
+# row_stats --------------------------------------------------------------------------------------------------------------------
 
 
 def assert_row_stats(logits: Tensor, settings: tuple[Tensor, Tensor, Tensor, Tensor], f: int = 0, c: float = 1.0) -> None:
@@ -29,7 +30,7 @@ def assert_row_stats(logits: Tensor, settings: tuple[Tensor, Tensor, Tensor, Ten
 
 
 def clear_of_the_cuts(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> bool:
-    """Does float32 rounding leave the kept set alone?"""
+    """Whether the set of kept tokens is the same under float32 rounding."""
     kept = [
         reference.distribution(logits, temperature, top_k, min(1.0, top_p * s) if top_p < 1 else 1.0, min_p * s) > 0
         for s in (1 - 1e-5, 1.0, 1 + 1e-5)
@@ -47,7 +48,7 @@ def test_row_stats_describe_the_processed_distribution(temperature: float, top_k
 
 
 @pytest.mark.parametrize("settings", [(1.0, 0, 1.0, 0.0), (0.8, 40, 0.95, 0.01), (0.0, 0, 1.0, 0.0)])
-def test_row_stats_over_a_large_vocabulary(settings: tuple[float, int, float, float]) -> None:
+def test_row_stats_handle_a_large_vocabulary(settings: tuple[float, int, float, float]) -> None:
     logits = 4 * torch.randn(2, 20_011, generator=generator(1))
     assert_row_stats(logits, sampling(2, *settings), f=5, c=0.3)
 
@@ -106,17 +107,17 @@ def test_masked_logits_have_no_probability() -> None:
 
 
 @given(seed=st.integers(0, 10_000), shift=st.sampled_from([-3e4, -70.0, 70.0, 3e4]))
-def test_row_stats_are_those_of_shifted_logits(seed: int, shift: float) -> None:
-    logits = (torch.randn(1, 25, generator=generator(seed)) * 64).round() / 64  # a shift rounds nothing away
+def test_row_stats_do_not_change_if_the_logits_are_shifted(seed: int, shift: float) -> None:
+    logits = (torch.randn(1, 25, generator=generator(seed)) * 64).round() / 64  # multiples of 1/64, so that a shift is exact
     usual, shifted = (probabilities(z, ops.row_stats(z, *sampling(1, 0.7, 9))) for z in (logits, logits + shift))
     torch.testing.assert_close(shifted, usual, rtol=3e-5, atol=1e-9)
 
 
-# sample --------------------------------------------------------------------------------------------------------------------------
+# sample -----------------------------------------------------------------------------------------------------------------------
 
 
 def clear_ranks(weights: Tensor, seed: int, position: int) -> int:
-    """How many of the oracle's first ranks stand apart by more than float32 rounding."""
+    """How many of the oracle's first ranks differ by more than float32 rounding."""
     times = reference.race_times(seed, position, reference.DRAFT, weights)
     ordered = times[times.isfinite()].sort().values
     close = ((ordered[1:] - ordered[:-1]) <= 1e-5 * ordered[1:]).nonzero().flatten()
@@ -127,9 +128,7 @@ def clear_ranks(weights: Tensor, seed: int, position: int) -> int:
     "vocabulary, rows, m", [(1, 3, 1), (7, 60, 1), (7, 60, 3), (6, 20, 9), (130, 12, 2), (1000, 4, 64), (2500, 3, 8)]
 )
 @pytest.mark.parametrize("settings", [(1.0, 0, 1.0, 0.0), (0.7, 5, 0.95, 0.01)])
-def test_sample_draws_what_the_oracle_draws(
-    vocabulary: int, rows: int, m: int, settings: tuple[float, int, float, float]
-) -> None:
+def test_sample_draws_the_oracles_tokens(vocabulary: int, rows: int, m: int, settings: tuple[float, int, float, float]) -> None:
     g = generator(vocabulary)
     logits = 2 * torch.randn(rows, vocabulary, generator=g)
     seed = torch.randint(-(2**63), 2**63 - 1, (rows,), generator=g)
@@ -147,7 +146,7 @@ def test_sample_draws_what_the_oracle_draws(
     assert compared >= 0.9 * rows * m
 
 
-def test_a_draw_depends_on_the_seed_and_position_alone() -> None:
+def test_a_draw_depends_only_on_the_seed_and_position() -> None:
     logits = torch.randn(1, 50, generator=generator(1)).repeat(6, 1)
     stats = ops.row_stats(logits, *sampling(6))
     seed, position = torch.tensor([1, 1, 2, 1, 2, 2]), i32([5, 6, 5, 5, 6, 5])
@@ -156,21 +155,21 @@ def test_a_draw_depends_on_the_seed_and_position_alone() -> None:
     assert len({tuple(row) for row in drawn}) == 4
 
 
-def test_a_greedy_row_gives_its_largest_in_order() -> None:
+def test_a_greedy_row_gives_its_largest_tokens_in_order() -> None:
     logits = f32([[1, 3, 3, 0, 2], [5, 5, 5, 5, 5], [-4, -3, -2, -1, 0]])
     stats = ops.row_stats(logits, *sampling(3, temperature=0.0))
     drawn = ops.sample(logits, stats, torch.arange(3), i32([1, 2, 3]), 4)
     assert drawn.tolist() == [[1, 2, 4, 0], [0, 1, 2, 3], [4, 3, 2, 1]]
 
 
-def test_greedy_and_sampled_rows_share_a_call() -> None:
+def test_greedy_and_sampled_rows_can_share_a_call() -> None:
     logits = f32([[0, 1, 2], [0, 1, 2]])
     stats = ops.row_stats(logits, f32([0.0, 1.0]), i32([0, 1]), f32([1, 1]), f32([0, 0]))
     assert ops.sample(logits, stats, torch.arange(2), i32([0, 0]), 2).tolist() == [[2, 1], [2, -1]]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_places_past_the_vocabulary_are_minus_one(temperature: float) -> None:
+def test_draws_beyond_the_vocabulary_are_minus_one(temperature: float) -> None:
     logits = torch.randn(4, 3, generator=generator(2))
     stats = ops.row_stats(logits, *sampling(4, temperature))
     drawn = ops.sample(logits, stats, torch.arange(4), i32([0, 1, 2, 3]), 5)
@@ -179,7 +178,7 @@ def test_places_past_the_vocabulary_are_minus_one(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_sample_answers_in_target_ids(temperature: float) -> None:
+def test_sample_returns_target_ids(temperature: float) -> None:
     g = generator(3)
     logits, id_of = torch.randn(30, 9, generator=g), i32([2, 3, 5, 7, 11, 13, 17, 19, 23])
     stats = ops.row_stats(logits, *sampling(30, temperature))
@@ -190,7 +189,7 @@ def test_sample_answers_in_target_ids(temperature: float) -> None:
     assert torch.equal(ops.sample(logits, stats, seed, position, 12, id_of), named)
 
 
-# The law of what is drawn --------------------------------------------------------------------------------------------------------
+# The law of the drawn tokens --------------------------------------------------------------------------------------------------
 
 DRAWS = chosen.draws // 2
 SETTINGS = [(1.0, 0, 1.0, 0.0, 0, 1.0), (0.7, 6, 0.95, 0.02, 0, 1.0), (1.3, 0, 1.0, 0.0, 2, 0.3)]
@@ -198,7 +197,7 @@ PASS = 0.001 / (3 * len(SETTINGS))
 
 
 def draws(settings: tuple[float, int, float, float, int, float], position: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """(DRAWS rows of m tokens under as many seeds, the oracle's distribution)."""
+    """Returns (DRAWS rows of m tokens, each with its own seed; the oracle's distribution)."""
     *processing, f, c = settings
     logits = torch.randn(1, 8, generator=generator(11))
     stats = ops.row_stats(logits, *sampling(1, *processing), f, c)

@@ -1,4 +1,4 @@
-"""The speculation cache and its verification: fork, verify, cache_lookup, against the oracle and by example."""
+"""The speculation cache and its verification: fork, verify and cache_lookup, compared with the oracle and by example."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ops.cases import (
 from ops.fork_check import assert_fork
 from ssd import ops
 
-# fork ----------------------------------------------------------------------------------------------------------------------------
+# fork -------------------------------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -40,21 +40,21 @@ from ssd import ops
     budget=st.integers(0, 12),
     levels=st.sampled_from([1, 3, 1000]),
 )
-def test_fork_guesses_what_the_oracle_guesses(seed: int, lookahead: int, vocabulary: int, budget: int, levels: int) -> None:
-    """Few levels of logits make ties; small vocabularies leave places empty."""
+def test_forks_guesses_equal_the_oracles(seed: int, lookahead: int, vocabulary: int, budget: int, levels: int) -> None:
+    """Few distinct logits make ties; small vocabularies leave guesses unused."""
     assert_fork(ssd_ops.fork, seed, lookahead, vocabulary, budget, levels)
 
 
 @given(seed=st.integers(0, 2**20), levels=st.sampled_from([3, 1000]))
-def test_fork_answers_in_target_ids(seed: int, levels: int) -> None:
+def test_fork_returns_target_ids(seed: int, levels: int) -> None:
     assert_fork(ssd_ops.fork, seed, 3, 9, 7, levels, trimmed=True)
 
 
-def test_fork_leaves_out_the_drafted_token_where_it_was_drafted() -> None:
+def test_fork_excludes_the_drafted_token_at_its_position() -> None:
     logits = f32([[[9, 8, 7, 6], [9, 8, 7, 6], [9, 8, 7, 6]]])
     table = i32([[[0] * 3, [0] * 3, [2, 2, 2]]] * 2)
     guess, guess_k = ops.fork(logits, i32([[0, 2]]), i32([2]), table, torch.zeros(1, dtype=torch.uint8), 6)
-    assert guess.tolist() == [[1, 2, 0, 1, 0, 1]]  # behind the last drafted token nothing is left out
+    assert guess.tolist() == [[1, 2, 0, 1, 0, 1]]  # after the last drafted token nothing is excluded
     assert guess_k.tolist() == [[0, 0, 1, 1, 2, 2]]
 
 
@@ -64,26 +64,26 @@ def test_fork_ranks_equal_logits_by_the_lower_id() -> None:
     assert guess.tolist() == [[0, 2, 3, 0]]
 
 
-def test_fork_takes_the_table_of_a_hit_after_a_hit() -> None:
+def test_fork_uses_the_table_for_hits_after_a_hit() -> None:
     table = i32([[[3, 0], [3, 0]], [[3, 0], [1, 2]]])
     logits, spec = torch.zeros(2, 2, 6), (i32([[5], [5]]), i32([1, 1]))
     _, guess_k = ops.fork(logits, *spec, table, torch.tensor([0, 1], dtype=torch.uint8), 3)
     assert guess_k.tolist() == [[0, 0, 0], [0, 1, 1]]
 
 
-def test_fork_without_an_outcome_to_guess_leaves_places_empty() -> None:
+def test_fork_leaves_guesses_unused_if_there_are_too_few_outcomes() -> None:
     table = i32([[[4, 0], [2, 2]]] * 2)
     guess, guess_k = ops.fork(torch.zeros(1, 2, 2), i32([[1]]), i32([1]), table, torch.zeros(1, dtype=torch.uint8), 4)
     assert guess.tolist() == [[0, 0, 0, 1]]
     assert guess_k.tolist() == [[0, -1, 1, 1]]
 
 
-# verify, against the oracle ------------------------------------------------------------------------------------------------------
+# verify, against the oracle ---------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Round:
-    """One call of verify and what the oracle says of it."""
+    """One call of verify, and the oracle's results."""
 
     arguments: dict[str, Tensor | None]
     expected: list[reference.Verdict | None]  # None: a done slot
@@ -100,7 +100,7 @@ def random_round(
     undrawn: float = 0.2,
     parity: int = 0,
 ) -> Round:
-    """Random p and q that resemble each other; proposals drawn from q, or (δ) from nothing. Padding and unused q are NaN."""
+    """Random p and q that are similar; proposals drawn from q, or chosen without drawing (δ). Padding and unused q are NaN."""
     g = generator(seed)
     chain = parents is None
     parents = (parents or [list(range(-1, lookahead))] * slots)[: fewer(slots if parents is None else len(parents))]
@@ -140,7 +140,9 @@ def random_round(
         parent = parents[s][: present + 1]
         for node in range(present + 1):
             if children := children_of(parent, node):
-                at = length[s : s + 1] + 1 + node  # drawn at another position than the real one: the oracle does not mind
+                at = (
+                    length[s : s + 1] + 1 + node
+                )  # not the position that a draft would use, but the oracle does not depend on it
                 tokens = ops.sample(
                     drawn_from[s, node, None], drawn_stats[s, node, None], seeds[s, None], at, len(children), id_of.int()
                 )[0]
@@ -179,7 +181,7 @@ def random_round(
 
 
 def verify(arguments: dict[str, Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
-    """(path, what the state has become)."""
+    """Returns (path, the arguments after the call)."""
     after = copied(arguments)
     path = ssd_ops.verify(**after)
     return path, {name: after[name] for name in ("tokens", "length", "last_token", "done", "outcome")}
@@ -220,7 +222,7 @@ def random_trees(seed: int, slots: int, nodes: int, max_children: int) -> list[l
 
 @pytest.mark.parametrize("parity", [0, 1])
 @pytest.mark.parametrize("vocabulary, lookahead, slots", [(6, 3, 120), (8, 5, 120), (8, 1, 60), (1000, 4, 24), (2500, 2, 6)])
-def test_verify_walks_chains_as_the_oracle_does(vocabulary: int, lookahead: int, slots: int, parity: int) -> None:
+def test_verify_equals_the_oracle_on_chains(vocabulary: int, lookahead: int, slots: int, parity: int) -> None:
     assert_verdicts(random_round(lookahead, vocabulary, lookahead=lookahead, slots=slots, parity=parity))
 
 
@@ -228,20 +230,20 @@ def test_verify_walks_chains_as_the_oracle_does(vocabulary: int, lookahead: int,
 @pytest.mark.parametrize(
     "vocabulary, nodes, max_children, slots", [(7, 9, 3, 120), (8, 16, 5, 80), (1000, 8, 3, 16), (2500, 5, 4, 6)]
 )
-def test_verify_walks_trees_as_the_oracle_does(vocabulary: int, nodes: int, max_children: int, slots: int, parity: int) -> None:
+def test_verify_equals_the_oracle_on_trees(vocabulary: int, nodes: int, max_children: int, slots: int, parity: int) -> None:
     parents = random_trees(nodes, slots, nodes, max_children)
     assert_verdicts(random_round(nodes, vocabulary, parents, parity=parity))
 
 
 @pytest.mark.parametrize("tree", [False, True], ids=["chain", "tree"])
 @pytest.mark.parametrize("vocabulary, draft_vocabulary", [(8, 5), (300, 170)])
-def test_verify_maps_target_ids_to_the_draft_s_columns(vocabulary: int, draft_vocabulary: int, tree: bool) -> None:
+def test_verify_maps_target_ids_to_the_drafts_columns(vocabulary: int, draft_vocabulary: int, tree: bool) -> None:
     parents = random_trees(5, 40, 8, 3) if tree else None
     assert_verdicts(random_round(3, vocabulary, parents, draft_vocabulary=draft_vocabulary))
 
 
 @pytest.mark.parametrize("tree", [False, True], ids=["chain", "tree"])
-def test_proposals_that_were_not_drawn_need_no_q(tree: bool) -> None:
+def test_undrawn_proposals_need_no_q(tree: bool) -> None:
     case = random_round(4, 7, random_trees(6, 80, 8, 3) if tree else None, slots=80, undrawn=1.1)
     case.arguments["q_logits"] = case.arguments["q_stats"] = None
     assert_verdicts(case)
@@ -255,7 +257,7 @@ def test_greedy_slots_need_no_q(tree: bool) -> None:
 
 
 @given(seed=st.integers(0, 2**20), lookahead=st.integers(0, 6), vocabulary=st.sampled_from([6, 90]), trimmed=st.booleans())
-def test_a_chain_is_the_tree_with_one_child_a_node(seed: int, lookahead: int, vocabulary: int, trimmed: bool) -> None:
+def test_a_chain_equals_a_tree_with_one_child_per_node(seed: int, lookahead: int, vocabulary: int, trimmed: bool) -> None:
     chain = random_round(
         seed, vocabulary, lookahead=lookahead, slots=8, draft_vocabulary=vocabulary - 2 if trimmed else None
     ).arguments
@@ -266,13 +268,14 @@ def test_a_chain_is_the_tree_with_one_child_a_node(seed: int, lookahead: int, vo
         assert_same_bits(tree_state[name], value)
 
 
-def test_verifying_nothing_draws_from_the_target() -> None:
-    """K = 0 is autoregressive decoding."""
+def test_verify_without_proposals_draws_from_the_target() -> None:
+    """This is autoregressive decoding, K = 0."""
     assert_verdicts(random_round(6, 9, lookahead=0, slots=100))
 
 
-def test_a_place_that_drew_nothing_is_never_accepted() -> None:
-    """Temperature 1 with top_k 2 under a node of four children: two places are empty, and their subtrees with them."""
+def test_a_missing_node_is_never_accepted() -> None:
+    """At temperature 1 with top_k 2, a node with room for four children has two; the other two and their subtrees are
+    missing."""
     parents = tree_parents((4, 2))
     g = generator(12)
     slots, nodes = fewer(60), len(parents)
@@ -280,7 +283,7 @@ def test_a_place_that_drew_nothing_is_never_accepted() -> None:
     settings = sampling(slots * nodes, 1.0, 2)
     stats = ops.row_stats(logits.flatten(0, 1), *settings).unflatten(0, (slots, nodes))
     spec = torch.full((slots, nodes - 1), -1, dtype=torch.int32)
-    spec[:, :2] = logits[:, 0].topk(2).indices.int()  # drawn without replacement: both, in some order
+    spec[:, :2] = logits[:, 0].topk(2).indices.int()  # without replacement, both are drawn, in either order
     state = verify_state(
         slots, 12, torch.zeros(slots, dtype=torch.int32), torch.zeros(slots, dtype=torch.int32), torch.arange(slots)
     )
@@ -302,11 +305,11 @@ def test_a_place_that_drew_nothing_is_never_accepted() -> None:
     assert int(after["tokens"][:, 1].min()) >= 0
 
 
-# verify, by example: greedy slots over ten ids -----------------------------------------------------------------------------------
+# verify, by example: greedy slots over ten ids --------------------------------------------------------------------------------
 
 
 def greedy_round(argmax: list[int], spec: list[int], spec_len: int | None = None, length: int = 4, **changes: Tensor) -> dict:
-    """One slot whose target says argmax[i] behind node i."""
+    """One slot whose target has argmax[i] after node i."""
     nodes = len(argmax)
     p_logits = torch.nn.functional.one_hot(torch.tensor([argmax]), 10).float()
     state = verify_state(1, length + nodes + 1, i32([length]), i32([5]), torch.tensor([3]))
@@ -365,7 +368,7 @@ def test_decoding_ends_at_an_accepted_end_of_sequence() -> None:
     assert (said["committed"], said["path"], said["done"]) == ([1, 2], [0, 1], True)
 
 
-def test_decoding_ends_at_a_recovered_end_of_sequence() -> None:
+def test_decoding_ends_at_an_end_of_sequence_drawn_after_a_rejection() -> None:
     said = decided(greedy_round([1, 9, 3, 4], [1, 2, 3], eos=i32([9])))
     assert (said["committed"], said["done"]) == ([1, 9], True)
 
@@ -380,7 +383,7 @@ def test_a_rejected_end_of_sequence_ends_nothing() -> None:
     assert (said["committed"], said["done"]) == ([1, 9], False)
 
 
-def test_ignore_eos_decodes_on() -> None:
+def test_ignore_eos_continues_past_an_end_of_sequence() -> None:
     ignore = torch.ones(1, dtype=torch.uint8)
     said = decided(greedy_round([1, 2, 3, 4], [1, 2, 3], eos=i32([2, 4]), ignore_eos=ignore))
     assert (said["committed"], said["done"]) == ([1, 2, 3, 4], False)
@@ -393,14 +396,14 @@ def test_decoding_ends_at_max_length(room: int) -> None:
 
 
 @pytest.mark.parametrize("parity", [0, 1])
-def test_only_this_round_s_half_of_the_outcome_is_written(parity: int) -> None:
+def test_only_this_rounds_half_of_the_outcome_is_written(parity: int) -> None:
     arguments = greedy_round([1, 2, 3, 4], [1, 2, 3], parity=i32([parity]))
     _, after = verify(arguments)
     assert after["outcome"][0, parity].tolist() == [3, 4]
     assert torch.equal(after["outcome"][0, 1 - parity], arguments["outcome"][0, 1 - parity])
 
 
-def test_a_done_slot_is_left_alone() -> None:
+def test_a_done_slot_is_left_unchanged() -> None:
     arguments = greedy_round([1, 2, 3, 4], [1, 2, 3], done=torch.ones(1, dtype=torch.uint8))
     path, after = verify(arguments)
     assert after["outcome"][0, 0].tolist() == [-1, -1]
@@ -409,15 +412,15 @@ def test_a_done_slot_is_left_alone() -> None:
         assert torch.equal(after[name], arguments[name])
 
 
-def test_a_tree_fits_where_its_deepest_path_does() -> None:
-    """tokens is max_context + K + 1 wide, K being a tree's depth, not its number of nodes."""
+def test_a_tree_fits_if_its_deepest_path_fits() -> None:
+    """The table `tokens` is max_context + K + 1 wide, where K is the tree's depth, not its number of nodes."""
     parents = i32([[-1, 0, 0, 0, 0, 1]])
     tokens = torch.full((1, 4 + 2 + 2), -7, dtype=torch.int32)
     said = decided(greedy_round([1, 2, 0, 0, 0, 3], [1, 4, 5, 6, 2], parent=parents, tokens=tokens))
     assert said["committed"] == [1, 2, 3]
 
 
-# cache_lookup --------------------------------------------------------------------------------------------------------------------
+# cache_lookup -----------------------------------------------------------------------------------------------------------------
 
 
 def lookup_arguments(
@@ -451,14 +454,14 @@ def look_up(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
     return after
 
 
-def test_a_hit_hands_out_its_branch() -> None:
+def test_a_hit_writes_its_branch_as_the_speculation() -> None:
     after = look_up(lookup_arguments([[1, 4]], [[0, 1, 1]], [[4, 3, 4]], lookahead=2))
     assert (int(after["hit"]), int(after["q_address"]), int(after["spec_len"])) == (1, 2, 2)
     assert after["spec_tokens"].tolist() == [[4, 5]]
 
 
 @pytest.mark.parametrize("outcome", [[0, 3], [1, 5], [2, 4]])
-def test_a_miss_is_handed_to_the_fallback(outcome: list[int]) -> None:
+def test_a_miss_is_left_to_the_fallback(outcome: list[int]) -> None:
     after = look_up(lookup_arguments([outcome], [[0, 1, 1]], [[4, 3, 4]], lookahead=2))
     assert (int(after["hit"]), int(after["q_address"]), int(after["spec_len"])) == (0, 3, 2)
 
@@ -470,13 +473,13 @@ def test_an_empty_cache_always_misses() -> None:
     assert after["spec_len"].tolist() == [3, 3]
 
 
-def test_an_empty_place_is_never_hit() -> None:
+def test_an_unused_guess_is_never_hit() -> None:
     after = look_up(lookup_arguments([[-1, 0]], [[-1, -1]], [[0, 0]], lookahead=2))
     assert int(after["hit"]) == 0
 
 
 @pytest.mark.parametrize("parity", [0, 1])
-def test_the_outcome_is_read_at_the_parity_which_then_flips(parity: int) -> None:
+def test_the_outcome_is_read_at_the_parity_and_the_parity_flips(parity: int) -> None:
     after = look_up(lookup_arguments([[1, 4]], [[1]], [[4]], lookahead=2, parity=parity))
     assert int(after["hit"]) == 1
     assert after["parity"].tolist() == [1 - parity]
@@ -484,7 +487,7 @@ def test_the_outcome_is_read_at_the_parity_which_then_flips(parity: int) -> None
 
 @pytest.mark.parametrize("left, room", [(0, 0), (1, 0), (2, 1), (3, 2), (4, 3), (5, 3)])
 def test_the_speculation_shrinks_at_the_end_of_a_sequence(left: int, room: int) -> None:
-    """With `left` tokens to come a round commits at most that many: one fewer are speculated."""
+    """With `left` tokens to go, a round commits at most that many, so one fewer are speculated."""
     arguments = lookup_arguments([[1, 4]], [[1]], [[4]], lookahead=3)
     arguments["max_length"] = arguments["length"] + 1 + left
     assert int(look_up(arguments)["spec_len"]) == room
@@ -497,14 +500,14 @@ def test_a_done_slot_gets_no_speculation() -> None:
     assert (int(after["hit"]), int(after["spec_len"])) == (0, 0)
 
 
-def test_the_draft_s_copy_of_the_state_is_latched() -> None:
+def test_the_drafts_copy_of_the_state_is_latched() -> None:
     after = look_up(lookup_arguments([[1, 4], [0, 1]], [[1], [0]], [[4], [2]], lookahead=2))
     assert torch.equal(after["draft_length"], after["length"])
     assert torch.equal(after["draft_last_token"], after["last_token"])
 
 
 @given(seed=st.integers(0, 2**20), budget=st.integers(0, 9), lookahead=st.integers(1, 5), parity=st.integers(0, 1))
-def test_cache_lookup_finds_what_the_oracle_finds(seed: int, budget: int, lookahead: int, parity: int) -> None:
+def test_cache_lookup_equals_the_oracle(seed: int, budget: int, lookahead: int, parity: int) -> None:
     g = generator(seed)
     slots = 30
     outcomes = torch.stack([ints(0, 3, (slots,), g), ints(0, 4, (slots,), g)], dim=1)

@@ -1,4 +1,4 @@
-"""Executors, the trace, the draft's thread, and the memory there is."""
+"""Executors, the trace, the draft's thread, and the available memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ssd.runtime.worker import Worker
 
 
 class Clock:
-    """Time that passes only when somebody works or sleeps."""
+    """A clock that advances only during work and sleep."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
         self.now = 100.0
@@ -41,7 +41,7 @@ class Clock:
 
 
 def model_that_works(clock: Clock, seconds: float) -> Any:
-    """A model whose passes take so long, with their logits or without."""
+    """A model whose passes take this long, with or without logits."""
     passing = SimpleNamespace(config=None, dtype=None, device=None, vocab_size=0)
     passing.forward = passing.next_logits = lambda *arguments: clock.work(seconds)
     passing.logits = lambda hidden: hidden
@@ -50,7 +50,7 @@ def model_that_works(clock: Clock, seconds: float) -> Any:
 
 @pytest.mark.parametrize("least", [0.200, 0.024])
 @pytest.mark.parametrize("method", ["forward", "next_logits"])
-def test_a_paced_pass_waits_for_what_is_left_of_its_least_time(
+def test_a_paced_pass_waits_for_the_rest_of_its_minimum_time(
     monkeypatch: pytest.MonkeyPatch, method: str, least: float
 ) -> None:
     clock = Clock(monkeypatch, "ssd.runtime.paced")
@@ -110,7 +110,7 @@ def test_spans_overlap_by_what_they_share(other: tuple[float, float], overlap: f
     assert Span("target", "a", 1.0, 2.0).overlap_ms(Span("draft", "b", *other)) == pytest.approx(overlap)
 
 
-def test_nothing_is_kept_until_recording_begins(tmp_path: Path) -> None:
+def test_no_span_is_kept_until_recording_begins(tmp_path: Path) -> None:
     trace = Trace()
     with trace.span("target", "prefill"):
         pass
@@ -171,7 +171,7 @@ def worker() -> Iterator[Worker]:
     worker.close()
 
 
-def test_work_runs_on_one_thread_that_is_not_the_caller_s(worker: Worker) -> None:
+def test_work_runs_on_one_thread_other_than_the_callers(worker: Worker) -> None:
     threads = {worker.submit(threading.get_ident).result() for _ in range(5)}
     assert len(threads) == 1
     assert threading.get_ident() not in threads
@@ -183,14 +183,14 @@ def test_a_worker_has_its_own_number_of_intra_op_threads(worker: Worker) -> None
     assert torch.get_num_threads() == before
 
 
-def test_a_worker_s_results_carry_no_gradient(worker: Worker) -> None:
+def test_a_workers_results_carry_no_gradient(worker: Worker) -> None:
     assert worker.submit(torch.is_inference_mode_enabled).result()
 
 
-def test_what_is_raised_on_a_worker_is_handed_to_the_caller(worker: Worker) -> None:
+def test_an_exception_on_a_worker_is_raised_to_the_caller(worker: Worker) -> None:
     error = worker.submit(int, "three").exception()
     assert isinstance(error, ValueError)
-    assert worker.submit(int, "3").result() == 3  # and the thread goes on
+    assert worker.submit(int, "3").result() == 3  # and the thread continues
 
 
 # Memory -----------------------------------------------------------------------------------------------------------------------
@@ -202,19 +202,19 @@ MEMINFO = "MemTotal:       32768 kB\nMemFree:          512 kB\nMemAvailable:   1
     "limit,used,cache,expected",
     [
         ("", "", "", 16384 * 1024),  # no container
-        ("max\n", "1024\n", "", 16384 * 1024),  # one without a limit
+        ("max\n", "1024\n", "", 16384 * 1024),  # a container without a limit
         ("10000000\n", "4000000\n", "", 6_000_000),
         (
             "10000000\n",
             "4000000\n",
             "anon 5\ninactive_file 3000000\nactive_file 7\n",
             9_000_000,
-        ),  # it gives its page cache back
+        ),  # its page cache can be reclaimed
         ("10000000\n", "12000000\n", "", 0),
         ("10000000000\n", "1000000\n", "", 16384 * 1024),
     ],
 )
-def test_available_memory_is_what_machine_and_container_can_give(
+def test_available_memory_is_the_smaller_of_machine_and_container(
     monkeypatch: pytest.MonkeyPatch, limit: str, used: str, cache: str, expected: int
 ) -> None:
     files = {"meminfo": MEMINFO, "memory.max": limit, "memory.current": used, "memory.stat": cache}
@@ -222,7 +222,7 @@ def test_available_memory_is_what_machine_and_container_can_give(
     assert available_memory() == expected
 
 
-def test_without_linux_s_account_memory_is_what_the_system_says_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_meminfo_available_memory_comes_from_sysconf(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ssd.runtime.memory._read", lambda path: "")
     monkeypatch.setattr("ssd.runtime.memory.os.sysconf", {"SC_AVPHYS_PAGES": 7, "SC_PAGE_SIZE": 4096}.__getitem__)
     assert available_memory() == 7 * 4096

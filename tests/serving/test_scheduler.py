@@ -1,4 +1,4 @@
-"""Requests to slots and pages: first come, first served, and nothing is owned twice or lost."""
+"""Assigning slots and pages to requests: first come, first served; nothing is owned twice or lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Desk:
         self.scheduler = Scheduler(slots, self.pages, SLACK)
 
     def add(self, *lengths: int) -> list[Request]:
-        """Requests of this many tokens in all, three of them prompt."""
+        """Add requests of these total lengths; three tokens of each are its prompt."""
         requests = [Request([7, 8, 9], SamplingParams(max_new_tokens=n - 3, temperature=0.5), 11, None) for n in lengths]
         for request in requests:
             self.scheduler.add(request)
@@ -53,7 +53,7 @@ def test_a_released_slot_goes_to_the_next_request() -> None:
     assert [request.slot for request in requests[3:]] == [0, 2]
 
 
-def test_the_batch_ends_with_the_highest_slot_in_use() -> None:
+def test_the_batch_extends_to_the_highest_slot_in_use() -> None:
     desk = Desk()
     first, second, third = desk.add(8, 8, 8)
     desk.admit_all()
@@ -67,7 +67,7 @@ def test_the_batch_ends_with_the_highest_slot_in_use() -> None:
 
 
 @pytest.mark.parametrize("length,pages", [(20, 2), (21, 3), (36, 3), (37, 4)])
-def test_a_request_owns_the_pages_it_and_a_round_beyond_it_can_need(length: int, pages: int) -> None:
+def test_a_request_owns_pages_for_its_length_and_one_round_more(length: int, pages: int) -> None:
     desk = Desk()
     (request,) = desk.add(length)
     desk.admit_all()
@@ -84,10 +84,10 @@ def test_no_page_is_owned_twice() -> None:
     assert 0 not in owned  # the null page
 
 
-def test_a_request_waits_until_there_are_pages_for_all_of_it() -> None:
+def test_a_request_waits_until_all_its_pages_are_free() -> None:
     desk = Desk(pages=8)
     small, large, other = desk.add(36, 84, 36)
-    assert desk.admit_all() == [small]  # nor is anything behind the one that waits let through
+    assert desk.admit_all() == [small]  # no later request overtakes the one that waits
     assert desk.pages.available == 5
     desk.scheduler.release(small)
     assert desk.admit_all() == [large]
@@ -101,12 +101,12 @@ def test_releasing_gives_every_page_back_once() -> None:
     desk.admit_all()
     for request in requests:
         desk.scheduler.release(request)
-        desk.scheduler.release(request)  # what has ended is released again when its call ends
+        desk.scheduler.release(request)  # a finished request is released again when its call ends
     assert desk.pages.available == desk.pages.capacity
     assert not desk.scheduler.busy
 
 
-def test_a_request_that_waits_is_forgotten_when_it_is_released() -> None:
+def test_a_waiting_request_is_dropped_when_it_is_released() -> None:
     desk = Desk(slots=1)
     first, second = desk.add(8, 8)
     desk.admit_all()
@@ -125,7 +125,7 @@ def test_rounds_do_not_cover_a_request_whose_prompt_is_still_being_stored() -> N
     assert set(desk.scheduler.admitted) == {0, 1}
 
 
-def test_a_page_that_is_held_twice_or_lost_is_found() -> None:
+def test_a_page_that_is_held_twice_or_lost_is_detected() -> None:
     desk = Desk()
     first, second = desk.add(8, 8)
     desk.admit_all()
