@@ -1,6 +1,7 @@
-# The commands of the project. `make demo` and `make test` do all the set-up themselves, in .venv; the rest is for developers.
+# The commands of the project. `make demo` and `make test` set everything up themselves, in .venv. The others are for
+# developers.
 #
-# PYTHON=python3.12 chooses the Python; a torch that it can import is used. Otherwise TORCH_SPEC is installed.
+# PYTHON=python3.12 chooses the Python. If it can import torch, that torch is used; otherwise TORCH_SPEC is installed.
 
 PYTHON ?= python3
 TORCH_SPEC ?= torch==2.13.0
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 SOURCES := $(shell find cmake csrc -type f) CMakeLists.txt
 CXX_FILES := $(shell find csrc tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CUDA_HEADER := $(firstword $(wildcard $(CUDA_HOME)/include/cuda_runtime.h /usr/local/cuda/include/cuda_runtime.h /usr/include/cuda_runtime.h))
-# The outer Python's scripts too: cmake or ninja may be there already.
+# The scripts of the outer Python may include cmake or ninja.
 export PATH := $(abspath $(BIN)):$(shell $(OUTER) -c 'import sysconfig; print(sysconfig.get_path("scripts"))' 2>/dev/null):$(PATH)
 OLDEST_CMAKE := $(shell sed -n 's/^cmake_minimum_required(VERSION \([0-9.]*\)).*/\1/p' CMakeLists.txt)
 # Not empty if a Ninja and a CMake that is new enough are on the path.
@@ -27,7 +28,7 @@ help:
 	@echo "make demo     decode with a real model, three ways (sets everything up first)"
 	@echo "make test     run the tests (sets everything up first)"
 	@echo "make dev      the developer's tools and an editable install"
-	@echo "make check    lint, types and formats       make format   put them right"
+	@echo "make check    lint, types and formats       make format   correct what a tool can"
 	@echo "make kernels  compile the CUDA kernels; needs nvcc, and CMake $(OLDEST_CMAKE) and Ninja or a Python to fetch them"
 	@echo "make test-emulator  run the CUDA kernels' tests on the CPU; needs CUDA's headers, no GPU"
 	@echo "make gpu-check      build, test and time kernels and decodes on this machine's GPU"
@@ -62,7 +63,7 @@ kernels: $(if $(BUILD_TOOLS),,$(VENV)/tools)
 	cmake -G Ninja -S . -B build/kernels -DSSD_KERNELS_ONLY=ON $(if $(SSD_CUDA_ARCHS),"-DSSD_CUDA_ARCHS=$(SSD_CUDA_ARCHS)")
 	cmake --build build/kernels --target ssd_kernels --parallel 2
 
-# With a CPU torch and the CUDA toolkit: does the torch side of the kernels compile?
+# Compiles the torch side of the kernels, with a CPU build of torch and the CUDA toolkit.
 cuda-ops: $(VENV)/ready
 	cmake -G Ninja -S . -B build/cuda_ops -DSSD_CUDA_OPS_CHECK=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	cmake --build build/cuda_ops --target cuda_ops_check
@@ -72,10 +73,10 @@ emulator: $(VENV)/test
 	cmake -G Ninja -S . -B build/emulator -DSSD_EMULATOR=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	cmake --build build/emulator --target ssd_emulator ssd_emulator_mistakes --parallel 2
 
-# SKIP_CODE=1 where not running them is a failure.
+# SKIP_CODE=1 makes it a failure if they cannot run.
 ifeq ($(CUDA_HEADER),)
 test-emulator:
-	@echo "SKIPPED: the kernels' tests on the emulator; CUDA's headers are not here (cuda_runtime.h; CUDA_HOME says where)."
+	@echo "SKIPPED: the kernels' tests on the emulator; cuda_runtime.h was not found, so install the CUDA toolkit or set CUDA_HOME."
 	@exit $(or $(SKIP_CODE),0)
 else
 test-emulator: emulator
@@ -84,16 +85,16 @@ test-emulator: emulator
 	wait $$on_emulator; emulator=$$?; cat build/emulator/tests.log; exit $$((ops | emulator))
 endif
 
-# Uses the Python on this machine and its CUDA torch; nothing is downloaded. STEPS=build,smoke runs some of the steps, RESULTS=DIR is
-# the folder of the result files, and LARGE=1 adds a pair of 70 GB.
+# Uses the Python on this machine and its CUDA torch; nothing is downloaded. STEPS=build,smoke runs some of the steps,
+# RESULTS=DIR is the folder of the result files, and LARGE=1 adds a pair of 70 GB.
 gpu-check:
 	$(PYTHON) profiling/gpu_check.py $(if $(STEPS),--steps $(STEPS)) $(if $(RESULTS),--results "$(RESULTS)") $(if $(LARGE),--large)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info ssd/*.so ssd/_build_info.py
 
-# Set-up, in three stamps: an environment with torch and the build's tools; the package; what tests or developers add. A fourth,
-# `tools`, is CMake and Ninja alone.
+# Set-up, in stamps: `ready` is an environment with torch and the build's tools, `built` has the package, `test` and `dev` add
+# packages. `tools` has CMake and Ninja only.
 
 $(VENV)/tools: CMakeLists.txt
 	@test -x $(BIN)/python || $(OUTER) -m venv $(VENV)
@@ -103,14 +104,14 @@ $(VENV)/tools: CMakeLists.txt
 $(VENV)/ready: pyproject.toml setup.py
 	@$(OUTER) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "ssd needs Python 3.11 or later; choose one with PYTHON=..."; exit 1; }
-	@echo "Setting up $(VENV). What is downloaded, unless it is cached or here already:"
+	@echo "Setting up $(VENV). These are downloaded, unless they are cached or installed already:"
 	@$(OUTER) -c 'import torch; print("  torch       nothing: the torch", torch.__version__, "of $(OUTER) is used")' 2>/dev/null || \
-	  echo "  torch       $(TORCH_SPEC): 0.2 GB for a CPU build; a CUDA build brings up to 3 GB"
-	@echo "  packages    0.1 GB: what ssd is built with and runs on (cmake, ninja, numpy, transformers, ..)"
+	  echo "  torch       $(TORCH_SPEC): 0.2 GB for a CPU build, up to 3 GB for a CUDA build"
+	@echo "  packages    0.1 GB: build tools and dependencies of ssd (cmake, ninja, numpy, transformers, ..)"
 	@echo "  the model   0.1 GB: SmolLM2-135M, for 'make demo' and 'make test'"
 	@echo "  test tools  0.1 GB at most: for 'make test' only"
 	@test -x $(BIN)/python || $(OUTER) -m venv $(VENV)
-	@# What the outer Python can import can be imported here, after our own: its torch is not downloaded again.
+	@# Packages of the outer Python can be imported here, after our own, so that its torch is not downloaded again.
 	@if $(OUTER) -c 'import torch' 2>/dev/null; then \
 	  $(OUTER) -c 'import sys; print(*[p for p in sys.path if p.endswith("-packages")], sep="\n")' \
 	    > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth; \
@@ -122,7 +123,7 @@ $(VENV)/ready: pyproject.toml setup.py
 	@touch $@
 
 $(VENV)/built: $(VENV)/ready $(SOURCES)
-	@echo "Building ssd and installing what it runs on .."
+	@echo "Building ssd and installing its dependencies .."
 	@$(PIP) --no-build-isolation -e .
 	@touch $@
 

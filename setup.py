@@ -1,7 +1,8 @@
-"""Builds `ssd._C` with CMake and Ninja, and writes down in `ssd/_build_info.py` what it was built with.
+"""Builds `ssd._C` with CMake and Ninja, and records the torch and the architectures of the build in `ssd/_build_info.py`.
 
-Environment: SSD_CUDA=1 builds the CUDA kernels or says why it cannot, SSD_CUDA=0 leaves them out; unset, they are built where
-nvcc and a CUDA torch are found. SSD_CUDA_ARCHS="80;90a-real" chooses their architectures. Everything else is pyproject.toml.
+Environment: with SSD_CUDA=1 the CUDA kernels are built, or the build fails and says why. With SSD_CUDA=0 they are left out. Without it
+they are built if nvcc and a CUDA build of torch are found. SSD_CUDA_ARCHS="80;90a-real" chooses their architectures. pyproject.toml has
+everything else.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 11)
-CUDA_ARCHS = "80;90a-real"  # sm_80 with its PTX for later chips, and sm_90a
+CUDA_ARCHS = "80;90a-real"  # sm_80, with its PTX for later chips, and sm_90a
 
 DEPENDENCIES = [
     "gguf>=0.17",
@@ -34,7 +35,7 @@ DEPENDENCIES = [
 
 
 def find_program(name: str) -> str | None:
-    """cmake or ninja: the one of its PyPI package, which is a build requirement, else the one on the path."""
+    """The path of cmake or ninja: from its PyPI package, which is a build requirement, else from PATH."""
     try:
         package = import_module(name)
     except ImportError:
@@ -51,7 +52,7 @@ def find_nvcc() -> str | None:
 
 
 def nvcc_release(nvcc: str | None) -> str | None:
-    """The CUDA release of an nvcc, "13.0"; None without one."""
+    """The CUDA release of nvcc, such as "13.0"; None without nvcc."""
     if nvcc is None:
         return None
     words = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
@@ -59,10 +60,10 @@ def nvcc_release(nvcc: str | None) -> str | None:
 
 
 def why_no_cuda(choice: str, torch_version: str, torch_cuda: str | None, nvcc_cuda: str | None) -> str | None:
-    """Why the CUDA kernels are left out, or None where they are built.
+    """The reason why the CUDA kernels are left out, or None if they are built.
 
-    choice: SSD_CUDA, "1", "0", or "" to build them where that is possible. torch_cuda, nvcc_cuda: the CUDA releases of torch and
-    of nvcc. Raises SystemExit with one sentence if the kernels are asked for and cannot be built.
+    choice: SSD_CUDA, which is "1", "0", or "" to build them if that is possible. torch_cuda, nvcc_cuda: the CUDA releases of torch and
+    of nvcc. Raises SystemExit with one sentence if choice is "1" and the kernels cannot be built.
     """
     if choice not in ("", "0", "1"):
         raise SystemExit(f"SSD_CUDA is {choice!r}; it can be 1 (build the CUDA kernels), 0 (do not) or unset.")
@@ -70,18 +71,16 @@ def why_no_cuda(choice: str, torch_version: str, torch_cuda: str | None, nvcc_cu
     if torch_cuda is None:
         reason = f"torch {torch_version} is a CPU build; install a CUDA build of torch first"
     elif nvcc_cuda is None:
-        reason = "there is no nvcc; install the CUDA toolkit or set CUDA_HOME to where it is"
+        reason = "there is no nvcc; install the CUDA toolkit or set CUDA_HOME to its folder"
     elif nvcc_cuda.split(".")[0] != torch_cuda.split(".")[0]:
-        reason = (
-            f"nvcc is of CUDA {nvcc_cuda} and torch {torch_version} of CUDA {torch_cuda}; CUDA_HOME chooses another toolkit"
-        )
+        reason = f"nvcc is of CUDA {nvcc_cuda} and torch {torch_version} of CUDA {torch_cuda}; set CUDA_HOME to another toolkit"
     if choice == "1" and reason:
         raise SystemExit(f"SSD_CUDA=1, but {reason}.")
     return "SSD_CUDA=0 was set" if choice == "0" else reason
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds the CMake target `_C`, and puts it where setuptools wants the extension."""
+    """Builds the CMake target `_C` and copies it to the path that setuptools expects."""
 
     def build_extension(self, ext: Extension) -> None:
         torch = import_torch()
@@ -92,7 +91,7 @@ class CMakeBuild(build_ext):
         if cmake is None or ninja is None:
             raise SystemExit("The build needs cmake and ninja; `pip install cmake ninja` has both.")
 
-        # Not setuptools' build_temp: that is a fresh folder for every editable install, and this one makes rebuilds cheap.
+        # Not setuptools' build_temp, which is a new folder for every editable install. This folder makes rebuilds cheap.
         folder = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{torch.__version__}"
         configure = [cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(folder)]
         options = {
@@ -120,13 +119,13 @@ class CMakeBuild(build_ext):
     def call(self, command: list[str]) -> None:
         self.announce(" ".join(command), level=2)
         if code := subprocess.call(command):
-            raise SystemExit(f"Building ssd._C failed: {Path(command[0]).name} ended with {code}; its words are above.")
+            raise SystemExit(f"Building ssd._C failed: {Path(command[0]).name} ended with {code}; its output is above.")
 
 
 def write_build_info(folder: Path, torch_version: str, no_cuda: str | None, archs: str) -> Path:
     path = folder / "_build_info.py"
     lines = [
-        '"""What this installation was built with. Written by setup.py."""\n',
+        '"""The torch and the CUDA architectures that this installation was built with. Written by setup.py."""\n',
         f"TORCH_VERSION = {str(torch_version)!r}",
         f"CUDA = {no_cuda is None}",
         f"CUDA_ARCHS = {tuple(archs.split(';')) if no_cuda is None else ()}",
@@ -149,7 +148,7 @@ def import_torch():  # type: ignore[no-untyped-def]
 
 
 if __name__ == "__main__":
-    # The extension fits only the torch it was compiled against, so the wheel asks for exactly that one.
+    # The extension works only with the torch that it was compiled against, so the wheel requires exactly that release.
     torch_release = import_torch().__version__.split("+")[0]
     setup(
         ext_modules=[Extension("ssd._C", sources=[])],

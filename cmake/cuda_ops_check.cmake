@@ -1,5 +1,6 @@
-# cuda_ops_check: compiles csrc/cuda_ops, and what csrc/runtime has for CUDA, with a CPU torch, for machines that have the CUDA
-# toolkit but no CUDA torch. Its objects are linked to nothing. Such a torch has every header but the one that its CUDA build generates.
+# cuda_ops_check: compiles csrc/cuda_ops, and the CUDA part of csrc/runtime, with a CPU build of torch, for machines that have
+# the CUDA toolkit but no CUDA torch. The objects are not linked. A CPU build of torch has all headers but one, which is
+# generated here.
 find_package(CUDAToolkit REQUIRED)
 set(generated ${CMAKE_CURRENT_BINARY_DIR}/generated)
 file(WRITE ${generated}/c10/cuda/impl/cuda_cmake_macros.h "#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n")

@@ -1,12 +1,12 @@
-# ssd_emulator: csrc/cuda compiled as C++ for the emulator (tests/emulator), with csrc/cuda_ops, as one library that torch loads.
-# Needs CUDA's headers; neither nvcc nor a GPU.
+# ssd_emulator: csrc/cuda, compiled as C++ for the emulator (tests/emulator), and csrc/cuda_ops, in one library that torch
+# loads. It needs CUDA's headers, but neither nvcc nor a GPU.
 find_path(SSD_CUDA_INCLUDE cuda_runtime.h HINTS $ENV{CUDA_HOME} /usr/local/cuda PATH_SUFFIXES include REQUIRED)
 
 file(GLOB kernel_sources CONFIGURE_DEPENDS csrc/cuda/*.cu)
-list(FILTER kernel_sources EXCLUDE REGEX "/(condition|overlap).cu$") # about graphs and launches, which the emulator does not have
+list(FILTER kernel_sources EXCLUDE REGEX "/(condition|overlap).cu$") # for graphs and launches, which the emulator does not have
 file(GLOB cuda_ops_sources CONFIGURE_DEPENDS csrc/cuda_ops/*.cpp)
 
-# The kernels as the emulator wants them. A variable that nobody sets holds nonsense, and never happens to be right.
+# The kernels, compiled for the emulator. A variable that nobody has set holds nonsense, so that it is never right by chance.
 add_library(ssd_emulated_kernels OBJECT ${kernel_sources} tests/emulator/emulator.cpp)
 set_source_files_properties(${kernel_sources} PROPERTIES LANGUAGE CXX)
 target_compile_options(ssd_emulated_kernels PRIVATE -O1 -Wno-unknown-pragmas -ftrivial-auto-var-init=pattern)

@@ -11,18 +11,18 @@ if(NOT SSD_CUDA)
   list(FILTER runtime_sources EXCLUDE REGEX "/(conditional|green_context).cpp$")
 endif()
 
-# What every object of the extension is compiled with. Of OpenMP only the vectorised loops: threads are csrc/cpu/parallel.h's.
+# Options of every object of the extension. OpenMP is used for vectorised loops only; csrc/cpu/parallel.h has the threads.
 add_library(ssd_extension INTERFACE)
 target_include_directories(ssd_extension INTERFACE ${CMAKE_CURRENT_SOURCE_DIR}/csrc)
 target_compile_options(ssd_extension INTERFACE -fopenmp-simd)
 target_link_libraries(ssd_extension INTERFACE ssd_warnings pybind11::module torch::torch)
 
-# The same kernels once per instruction set; csrc/cpu chooses at run time. Nothing here is -march=native.
+# Compiles the kernels for one instruction set. csrc/cpu/dispatch.cpp chooses one at run time, so nothing here is -march=native.
 function(ssd_simd isa)
   add_library(ssd_cpu_${isa} OBJECT ${simd_sources})
   target_compile_definitions(ssd_cpu_${isa} PRIVATE SSD_ISA=${isa})
   target_compile_options(ssd_cpu_${isa} PRIVATE -ffp-contract=fast -fno-math-errno -fno-trapping-math ${ARGN})
-  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU") # GCC bug 105593: its own AVX-512 intrinsics read a variable before it is set
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU") # GCC bug 105593: GCC's AVX-512 intrinsics read a variable before it is set
     target_compile_options(ssd_cpu_${isa} PRIVATE -Wno-uninitialized -Wno-maybe-uninitialized)
   endif()
   target_link_libraries(ssd_cpu_${isa} PRIVATE ssd_extension)
@@ -50,11 +50,11 @@ if(SSD_CUDA)
   target_link_libraries(ssd_host PRIVATE CUDA::cudart)
 endif()
 
-# The order matters: of an inline function compiled in several objects the linker keeps the first, and that one must run on any
-# machine. So ssd_host and portable come before the others.
+# The order matters. If several objects hold the same inline function, the linker keeps the first, which must run on any
+# machine. So ssd_host and portable come first.
 add_library(_C MODULE $<TARGET_OBJECTS:ssd_host> ${simd_objects})
 target_link_libraries(_C PRIVATE $<$<BOOL:${SSD_CUDA}>:ssd_kernels;CUDA::cudart> torch::torch)
 
-# Imported after torch, whose libraries are then already loaded: no run path, and the file can be moved.
+# The module is imported after torch, so torch's libraries are already loaded. It has no run path, and the file can be moved.
 set_target_properties(
   _C PROPERTIES PREFIX "" SUFFIX ".${Python_SOABI}.so" LINKER_LANGUAGE CXX BUILD_WITH_INSTALL_RPATH ON)

@@ -1,6 +1,6 @@
-# ssd_kernels: the device code of csrc/cuda, on raw pointers and streams. Needs CMake, Ninja and nvcc alone.
+# ssd_kernels: the device code of csrc/cuda, on raw pointers and streams. It needs only CMake, Ninja and nvcc.
 #
-# SSD_CUDA_ARCHS: sm_80 with its PTX, which later chips compile for themselves, and what is special to Hopper for sm_90a.
+# SSD_CUDA_ARCHS: sm_80 with its PTX, which the driver compiles for later chips, and sm_90a for Hopper.
 set(SSD_CUDA_ARCHS "80;90a-real" CACHE STRING "CUDA architectures, as CMAKE_CUDA_ARCHITECTURES spells them")
 set(CMAKE_CUDA_ARCHITECTURES ${SSD_CUDA_ARCHS})
 set(CMAKE_CUDA_STANDARD 20)

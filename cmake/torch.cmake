@@ -1,4 +1,4 @@
-# torch::torch, from the torch of one Python: its own TorchConfig.cmake would also configure every optional dependency.
+# torch::torch: the torch of Python_EXECUTABLE. Torch's own TorchConfig.cmake would also configure every optional dependency.
 find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)
 
 if(NOT SSD_TORCH_DIR)

@@ -1,4 +1,4 @@
-# ssd_warnings: link to it and warnings are errors. Headers that are not ours come in as SYSTEM and are not judged.
+# ssd_warnings: turns warnings into errors for targets that link to it. Headers of other projects are SYSTEM and exempt.
 add_library(ssd_warnings INTERFACE)
 target_compile_options(
   ssd_warnings INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Werror>

@@ -1,8 +1,8 @@
-// What every op asks of its arguments' dtypes, shapes and layouts, once for all back ends: a function an op, with the op's own
-// arguments in their order, that raises naming the argument that is wrong and returns the sizes they agree on.
+// The checks of every op's arguments (dtypes, shapes, layouts), written once for all back ends. There is one function for each
+// op. It takes the op's arguments in their order, raises with the name of a wrong argument, and returns the sizes.
 //
-// Two things stay with a back end. What it cannot compute for a reason of its own (a head size, an alignment), and values (an id
-// out of range, a length): the CPU refuses those, CUDA cannot, since the host does not read a device's memory.
+// A back end adds two kinds of checks. It refuses shapes that only it cannot compute (a head size, an alignment). The CPU also
+// refuses wrong values (an id out of range, a length); CUDA does not, because the host does not read a device's memory.
 #pragma once
 
 #include <string_view>
@@ -12,7 +12,7 @@
 
 namespace ssd {
 
-using RunDtypes = at::ArrayRef<at::ScalarType>;  // what a back end's activations, weights and K/V may be
+using RunDtypes = at::ArrayRef<at::ScalarType>;  // dtypes that a back end takes for activations, weights and K/V
 
 // The forward pass --------------------------------------------------------------------------------------------------------------
 
@@ -51,10 +51,10 @@ inline Epilogue parse_epilogue(std::string_view name) {
 struct WeightSizes {
   int64_t outputs, inputs;
   Epilogue epilogue;
-  bool int8 = false;  // whole numbers, and a scale for each output
+  bool int8 = false;  // int8 weights, with a scale for each output
 };
 
-// dtypes: of weights; int8 goes with a scale.
+// dtypes: allowed dtypes of the weight. An int8 weight needs a scale, and no other weight may have one.
 inline WeightSizes check_pack_weight(const Tensor& weight, std::string_view epilogue_name, const OptionalTensor& scale,
                                      RunDtypes dtypes) {
   check_run_dtype(weight, "weight", dtypes);
@@ -69,7 +69,7 @@ inline WeightSizes check_pack_weight(const Tensor& weight, std::string_view epil
 }
 
 struct LinearSizes {
-  int64_t rows, inputs, outputs, columns;  // outputs: rows of the weight; columns: of y
+  int64_t rows, inputs, outputs, columns;  // outputs: rows of the weight before packing; columns: of the result
   Epilogue epilogue;
   bool int8;
 };
@@ -78,7 +78,8 @@ struct PackedShape {
   int64_t outputs, inputs;
 };
 
-// packed_shape: a back end's own, from the weight's sizes. takes_int8: as weights, for a bfloat16 x.
+// packed_shape: the back end's function from a weight's sizes to its packed shape. takes_int8: whether int8 weights are
+// allowed, which need a bfloat16 x.
 inline LinearSizes check_linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::string_view epilogue_name,
                                 const OptionalTensor& bias, const OptionalTensor& residual, RunDtypes dtypes,
                                 PackedShape packed_shape(const WeightSizes&), bool takes_int8 = false) {
@@ -103,7 +104,7 @@ inline LinearSizes check_linear(const Tensor& x, const Tensor& weight, int64_t o
 }
 
 struct RopeSizes {
-  int64_t rows, query_heads, kv_heads, head_dim, table_rows, places;
+  int64_t rows, query_heads, kv_heads, head_dim, table_rows, kv_slots;
 };
 
 inline RopeSizes check_rope_store_kv(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos_sin,
@@ -131,14 +132,14 @@ inline RopeSizes check_rope_store_kv(const Tensor& q, const Tensor& k, const Ten
           .kv_heads = kv_heads,
           .head_dim = head_dim,
           .table_rows = cos_sin.size(0),
-          .places = k_cache.size(0) * k_cache.size(1)};
+          .kv_slots = k_cache.size(0) * k_cache.size(1)};
 }
 
 struct AttentionSizes {
   int64_t rows, query_heads, kv_heads, head_dim, pages, page_size, sequences, table_width, suffix_width;
 };
 
-// max_group: query heads that may share a K/V head.
+// max_group: the most query heads that may share a K/V head.
 inline AttentionSizes check_paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                                             const Tensor& page_table, const Tensor& row_seq, const Tensor& prefix_len,
                                             const OptionalTensor& suffix_slots, const OptionalTensor& suffix_len,
@@ -169,7 +170,7 @@ inline AttentionSizes check_paged_attention(const Tensor& q, const Tensor& k_cac
 }
 
 struct MoveSizes {
-  int64_t planes, places, place_bytes, moves;  // a plane is one layer's K or V
+  int64_t planes, kv_slots, slot_bytes, moves;  // a plane is one layer's K or V
 };
 
 inline MoveSizes check_move_kv(const Tensor& kv, const Tensor& src, const Tensor& dst, RunDtypes dtypes) {
@@ -178,12 +179,12 @@ inline MoveSizes check_move_kv(const Tensor& kv, const Tensor& src, const Tensor
   check(src, "src", at::kInt, {-1});
   check(dst, "dst", at::kInt, {src.size(0)});
   return {.planes = 2 * kv.size(0),
-          .places = kv.size(2) * kv.size(3),
-          .place_bytes = kv.size(4) * kv.size(5) * static_cast<int64_t>(kv.element_size()),
+          .kv_slots = kv.size(2) * kv.size(3),
+          .slot_bytes = kv.size(4) * kv.size(5) * static_cast<int64_t>(kv.element_size()),
           .moves = src.size(0)};
 }
 
-// What tokens are drawn from, and drawing ---------------------------------------------------------------------------------------
+// Distributions, and drawing from them ------------------------------------------------------------------------------------------
 
 struct LogitsSizes {
   int64_t rows, vocabulary;
@@ -239,7 +240,7 @@ inline ForkSizes check_fork(const Tensor& logits, const Tensor& spec_tokens, con
 constexpr int64_t kMaxNodes = 64;  // of a tree of proposals, the root included
 
 struct VerifySizes {
-  int64_t slots, nodes, vocabulary, draft_vocabulary, addresses, q_rows, eos_count, places;
+  int64_t slots, nodes, vocabulary, draft_vocabulary, addresses, q_rows, eos_count, capacity;
 };
 
 inline VerifySizes check_verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTensor& q_logits,
@@ -282,7 +283,7 @@ inline VerifySizes check_verify(const Tensor& p_logits, const Tensor& p_stats, c
           .addresses = addresses,
           .q_rows = q_rows,
           .eos_count = eos.size(0),
-          .places = tokens.size(1)};
+          .capacity = tokens.size(1)};
 }
 
 struct LookupSizes {
@@ -316,14 +317,14 @@ inline LookupSizes check_cache_lookup(const Tensor& outcome, const Tensor& guess
 }
 
 struct NgramSizes {
-  int64_t slots, places;
+  int64_t slots, capacity;
 };
 
 inline NgramSizes check_ngram_propose(const Tensor& tokens, const Tensor& length, int64_t lookahead) {
   check(tokens, "tokens", at::kInt, {-1, -1});
   check(length, "length", at::kInt, {tokens.size(0)});
   TORCH_CHECK(lookahead >= 0, "lookahead must not be negative, not ", lookahead);
-  return {.slots = tokens.size(0), .places = tokens.size(1)};
+  return {.slots = tokens.size(0), .capacity = tokens.size(1)};
 }
 
 }  // namespace ssd

@@ -1,4 +1,4 @@
-// What every op asks of its arguments before it takes a raw pointer; the message names the argument.
+// Checks of one tensor, which run before an op takes its raw pointer. An error names the argument.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,7 +12,7 @@ namespace ssd {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// A size of -1 in `shape` is any size. `inner` counts the trailing dimensions that must be contiguous (-1: all of them).
+// A size of -1 in `shape` allows any size. inner: how many of the last dimensions must be contiguous (-1: all of them).
 inline void check(const Tensor& t, const char* name, at::ScalarType dtype, std::initializer_list<int64_t> shape,
                   int64_t inner = -1) {
   TORCH_CHECK(t.scalar_type() == dtype, name, " must be ", dtype, ", not ", t.scalar_type());

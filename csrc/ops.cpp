@@ -1,13 +1,14 @@
-// Every op's schema, once. Both back ends (csrc/cpu, csrc/cuda_ops) implement these; ssd/ops.py documents them argument by
-// argument: shapes, dtypes, errors, and the section of the method each comes from.
+// The schema of every op. Both back ends (csrc/cpu, csrc/cuda_ops) implement all of them. ssd/ops.py documents each argument:
+// shapes, dtypes, errors, and the section of the method that the op comes from.
 //
-// Conventions: tables are slot first, so that the first S slots of any of them are one contiguous block; ids, lengths and slots
-// are int32, seeds int64, statistics and logits float32; (x!) marks what an op writes.
+// Conventions: the first dimension of a table is the slot, so that the first S slots of any table are one contiguous block.
+// Ids, lengths and slots are int32, seeds are int64, statistics and logits are float32. (x!) marks an argument that the op
+// writes.
 
 #include <torch/library.h>
 
 TORCH_LIBRARY(ssd, m) {
-  // The forward pass. R rows; rows of one sequence are adjacent.
+  // The forward pass. Rows of one sequence are adjacent.
   m.def("pack_weight(Tensor weight, str epilogue, Tensor? scale=None) -> Tensor");
   m.def("embed(Tensor ids, Tensor table) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
@@ -22,13 +23,13 @@ TORCH_LIBRARY(ssd, m) {
       "float scale, Tensor? suffix_slots=None, Tensor? suffix_len=None) -> Tensor");
   m.def("move_kv(Tensor(a!) kv, Tensor src, Tensor dst) -> ()");
 
-  // What tokens are drawn from, and drawing.
+  // Distributions, and drawing from them.
   m.def(
       "row_stats(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, int saguaro_f=0, "
       "float saguaro_c=1.0) -> Tensor");
   m.def("sample(Tensor logits, Tensor stats, Tensor seed, Tensor position, int m=1, Tensor? id_of=None) -> Tensor");
 
-  // The speculation cache and its verification. S sequence slots.
+  // The speculation cache and its verification.
   m.def(
       "fork(Tensor logits, Tensor spec_tokens, Tensor spec_len, Tensor table, Tensor hit, int budget, "
       "Tensor? id_of=None) -> (Tensor guess, Tensor guess_k)");

@@ -1,10 +1,11 @@
-"""Decode speed of every mode on the same prompts, in turn, beside its floor and its peers.
+"""Decode speed of every mode on the same prompts, beside the floor and other engines (peers).
 
     python profiling/decode.py --prompts humaneval.jsonl:prompt --limit 8 --runs 3 --threads 2 \\
         --peer "llama.cpp bf16=python peer.py model.gguf humaneval.jsonl --threads 2"
 
-A peer is a name and a command that prints a JSON object with `decode_tokens_per_s_median`. Peers and modes take turns (A B C A B C),
-because machines drift. The result is one JSON file in profiling/results; profiling/tables.py makes the pages from those.
+A peer is a name and a command whose last line of output is a JSON object with `decode_tokens_per_s_median`. Modes and peers
+take turns (A B C A B C), because machines drift. The result is one JSON file in profiling/results; profiling/tables.py makes
+the pages from it.
 """
 
 from __future__ import annotations
@@ -16,54 +17,42 @@ import resource
 import shlex
 import subprocess
 from dataclasses import asdict
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
-import machine
 import torch
-import workload
+from common import machine
+from common.options import add_flags
+from common.results import DECODE, write_result
+from common.statistics import hits_per_k, interval, middle
+from common.workload import Workload, add_options, prepared
 
 from ssd import Completion, SamplingParams
 
 
-def interval(values: list[float]) -> list[float]:
-    """95 % of the mean, by Student's t for few values (normal beyond 30)."""
-    quantiles = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23]
-    n = len(values)
-    if n < 2:
-        return [values[0], values[0]]
-    t = quantiles[n - 2] if n - 2 < len(quantiles) else 2.04 if n < 31 else 1.96
-    half = t * stdev(values) / math.sqrt(n)
-    return [mean(values) - half, mean(values) + half]
-
-
 def of_mode(completions: list[Completion], floor_s: float) -> dict[str, Any]:
-    """One mode's figures over all prompts and runs; times are medians of the sequences' medians."""
+    """One mode's figures over all prompts and runs; times are medians of the sequences' medians.
+
+    floor_s: the floor of one target pass.
+    """
     stats = [c.stats for c in completions]
 
-    def middle(name: str) -> float | None:
-        values = [getattr(s, name) for s in stats if getattr(s, name) is not None]
-        return median(values) if values else None
+    def median_of(name: str) -> float | None:
+        return middle(getattr(s, name) for s in stats)
 
     rates = [s.decode_tokens_per_s for s in stats if s.decode_tokens_per_s is not None]
-    verify_ms = middle("t_verify_ms") or math.nan
-    per_k: dict[int, list[int]] = {}
-    for s in stats:
-        for k, (hits, look_ups) in s.hits_per_k.items():
-            entry = per_k.setdefault(k, [0, 0])
-            entry[0] += hits
-            entry[1] += look_ups
+    verify_ms = median_of("t_verify_ms") or math.nan
     return {
         "decode_tokens_per_s": {"median": median(rates), "mean_95": interval(rates), "min": min(rates), "max": max(rates)},
-        "time_to_first_token_s": middle("time_to_first_token_s"),
+        "time_to_first_token_s": median_of("time_to_first_token_s"),
         "tokens_per_round": mean(s.accepted_per_round + 1 for s in stats),
-        "acceptance_rate": middle("acceptance_rate"),
-        "hit_rate": middle("hit_rate"),
-        "hits_per_k": per_k,
+        "acceptance_rate": median_of("acceptance_rate"),
+        "hit_rate": median_of("hit_rate"),
+        "hits_per_k": hits_per_k(stats),
         "t_verify_ms": verify_ms,
-        "t_draft_ms": middle("t_draft_ms"),
-        "t_fallback_ms": middle("t_fallback_ms"),
-        "hidden_draft_ms": middle("hidden_draft_ms"),
+        "t_draft_ms": median_of("t_draft_ms"),
+        "t_fallback_ms": median_of("t_fallback_ms"),
+        "hidden_draft_ms": median_of("hidden_draft_ms"),
         "branches_unused": sum(s.branches_unused for s in stats),
         "verify_floor_ms": floor_s * 1e3,
         "verify_fraction_of_floor": floor_s * 1e3 / verify_ms,
@@ -73,16 +62,15 @@ def of_mode(completions: list[Completion], floor_s: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    workload.add_options(parser, "decode")
-    parser.add_argument("--temperature", type=float, default=0.0)
+    add_options(parser, DECODE.what)
+    add_flags(parser, "temperature")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
     args = parser.parse_args()
-    with workload.prepared(args) as work:
-        measure(args, work)
+    measure(args, prepared(args))
 
 
-def measure(args: argparse.Namespace, work: workload.Workload) -> None:
+def measure(args: argparse.Namespace, work: Workload) -> None:
     prompts, modes = work.prompts, work.modes
     params = SamplingParams(
         max_new_tokens=args.max_new_tokens, temperature=args.temperature, ignore_eos=args.ignore_eos, seed=0
@@ -116,7 +104,7 @@ def measure(args: argparse.Namespace, work: workload.Workload) -> None:
         "weight_bytes": {m: e.target_model.weight_bytes() for m, e in engines.items()},
         "read_bandwidth_bytes_per_s": bandwidth,
         "threads": {m: e.threads for m, e in engines.items()},
-        "modes": {m: of_mode(completions[m], engines[m].target_model.weight_bytes() / bandwidth[m]) for m in modes},
+        DECODE.figures: {m: of_mode(completions[m], engines[m].target_model.weight_bytes() / bandwidth[m]) for m in modes},
         "identical": {m: [c.token_ids for c in completions[m]] == expected for m in modes} if args.temperature == 0 else None,
         "peers": {
             n: {"decode_tokens_per_s": [r["decode_tokens_per_s_median"] for r in rs], "first": rs[0]} for n, rs in peers.items()
@@ -127,7 +115,7 @@ def measure(args: argparse.Namespace, work: workload.Workload) -> None:
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "stats": {m: [asdict(c.stats) for c in completions[m]] for m in modes},
     }
-    machine.write_result(args.name, result, args.results)
+    print(write_result(result, args.results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Timing kernels as a decode runs them: captured once, replayed, and never on data that the last call left in the cache."""
+"""Times of kernels as a decode runs them: captured, replayed, and never on data that an earlier call left in the cache."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from statistics import median
 from typing import Any
 
 import torch
-from machine import gpu_seconds
+from common.machine import gpu_seconds
 
 Call = Callable[[], Any]
-LEAST_SECONDS = 0.05  # of measuring, for a figure
-REPLAYS = (10, 200)  # at least and at most
+LEAST_SECONDS = 0.05  # measured time behind a figure, unless REPLAYS ends it before
+REPLAYS = (10, 200)  # least and most replays behind a figure
 
 
 def captured(calls: list[Call]) -> torch.cuda.CUDAGraph:
-    """All calls, in order, as one graph. They have run once before: libraries choose their kernels then."""
+    """All calls, in order, as one graph. Each runs once before the capture, because libraries choose their kernels at the
+    first call."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -30,7 +31,7 @@ def captured(calls: list[Call]) -> torch.cuda.CUDAGraph:
 
 
 def seconds_a_call(calls: list[Call], reset: Call = lambda: None) -> dict[str, float]:
-    """Median, least and largest time of a call, from replays of a graph of them all. reset: runs before each replay, not timed."""
+    """Median, least and most seconds of a call, from replays of one graph of all calls. reset: runs untimed before each."""
     reset()
     graph = captured(calls)
     times: list[float] = []
@@ -42,12 +43,12 @@ def seconds_a_call(calls: list[Call], reset: Call = lambda: None) -> dict[str, f
 
 
 def rotation(bytes_a_call: int, least_calls: int = 1) -> int:
-    """How many calls, each on data of its own, it takes for none to find its data in the cache."""
+    """The number of calls, each on its own data, after which a replay finds none of its data in the cache."""
     cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
     return max(least_calls, 1 + 3 * cache // max(bytes_a_call, 1)) if bytes_a_call < 3 * cache else least_calls
 
 
 def launch_seconds() -> float:
-    """The floor of a small kernel: one more node in a graph, doing next to nothing."""
+    """The floor of a small kernel: the time of one more node in a graph, which adds 1 to one number."""
     one = torch.zeros(1, device="cuda")
     return seconds_a_call([lambda: one.add_(1)] * 200)["median"]

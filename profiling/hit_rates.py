@@ -1,27 +1,29 @@
-"""Hit rates of every fan-out on the same decode, and what Saguaro sampling trades: arXiv 2603.03251, sections 4.1 and 4.2.
+"""Hit rates of every fan-out on the same decode, and the trade of Saguaro sampling: arXiv 2603.03251, sections 4.1 and 4.2.
 
     python profiling/hit_rates.py --prompts humaneval.jsonl:prompt --prompts gsm8k.jsonl:question --limit 32
 
-With the neural fallback a hit and a miss hand out the same speculation, so the outcomes of a decode do not depend on the fan-out:
-one decode records, for every look-up, how many tokens had been accepted and at which rank of the draft's list the next one stood,
-and every fan-out and budget is replayed on that record. The engine's own hits are replayed too, and must come out the same.
-Intervals are 95 % of the mean over prompts, paired. Saguaro sampling changes the decode itself: a decode for each C.
+With the neural fallback a hit and a miss lead to the same speculation, so the outcomes of a decode do not depend on the
+fan-out. One decode therefore records two numbers for every look-up: the accepted count, and the rank of the next token in the
+draft's list. Every fan-out and budget is replayed on that record. The engine's own fan-out is replayed too, and must give the
+engine's own hits. Intervals are 95 % confidence intervals of the mean over prompts, paired. Saguaro sampling changes the
+decode itself, so each C has a decode of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import machine
-from decode import interval
-from workload import prompts_of
+from common import machine
+from common.options import add_flags
+from common.results import HIT_RATES, settings_of, write_result
+from common.spans import recorded_decode
+from common.statistics import interval, tokens_per_round, total_accepted, total_hits
+from common.workload import PromptFile
 
 from ssd import Completion, Engine, SamplingParams
 from ssd.decoding.cache import SpeculationCache
@@ -32,6 +34,11 @@ FAN_OUTS = ("measured", "geometric", "uniform")
 
 @dataclass
 class LookUp:
+    """One look-up in the speculation cache.
+
+    request: index of its prompt. k: accepted count. rank: place of the next token in the draft's list.
+    """
+
     request: int
     spec_len: int
     k: int
@@ -40,34 +47,32 @@ class LookUp:
 
 @dataclass
 class Record:
-    """A decode's look-ups: rounds in order, in each the slots that looked an outcome up."""
+    """A decode's look-ups, round by round."""
 
     rounds: list[list[LookUp]]
     completions: list[Completion] = field(repr=False)
 
 
 def record(engine: Engine, prompts: Sequence[str], params: SamplingParams) -> Record:
-    engine.trace.record()
-    completions = engine.decode(list(prompts), params)
-    events = engine.trace.timeline()["traceEvents"]
+    spans, completions = recorded_decode(engine, prompts, params)
     in_slot: dict[int, int] = {}
     rounds, admitted = [], 0
-    for event in events:
-        if event["name"] == "prefill" and event["tid"] == 0:  # requests are admitted in order
-            in_slot[event["args"]["slot"]] = admitted
+    for span in spans:
+        if span.name == "prefill" and span.lane == "target":  # requests are admitted in order
+            in_slot[span.details["slot"]] = admitted
             admitted += 1
-        if event["name"] == "look up":
-            seen = enumerate(event["args"]["seen"])
+        if span.name == "look up":
+            seen = enumerate(span.details["seen"])
             rounds.append([LookUp(in_slot[slot], length, k, rank) for slot, (_, length, k, rank) in seen if k >= 0])
     assert admitted == len(prompts)
     return Record(rounds, completions)
 
 
 def replay(recorded: Record, fan_out: str | Sequence[int], lookahead: int, budget: int) -> list[tuple[int, int]]:
-    """(hits, look-ups) of every request, had the guesses been shared out so."""
+    """(hits, look-ups) of every request if the budget had been shared out by this fan-out."""
     measured = Measured(lookahead, budget) if fan_out == "measured" else None
     newest = tables(fan_out, lookahead, budget).tolist()
-    in_use = newest  # the guesses that a look-up meets were made two rounds' learning ago
+    in_use = newest  # a look-up meets guesses that were made from the tables of two rounds before
     was_hit = dict.fromkeys(range(len(recorded.completions)), False)
     counts = [[0, 0] for _ in recorded.completions]
     for round_ in recorded.rounds:
@@ -92,7 +97,7 @@ def rates(counts: Sequence[tuple[int, int]]) -> list[float]:
 
 
 def compare(counts: dict[str, list[tuple[int, int]]]) -> dict[str, Any]:
-    """Pooled hit rates, and how much more than the others "measured" hits, prompt by prompt."""
+    """Pooled hit rates, and the hit rate of "measured" less each other one's, prompt by prompt."""
     by_prompt = {name: rates(each) for name, each in counts.items()}
     return {
         "hit_rate": {n: sum(h for h, _ in each) / max(1, sum(t for _, t in each)) for n, each in counts.items()},
@@ -106,52 +111,50 @@ def compare(counts: dict[str, list[tuple[int, int]]]) -> dict[str, Any]:
 
 
 def acceptance(recorded: Record) -> dict[str, float]:
+    """Pooled tokens a round, and the share of all proposed tokens that was accepted."""
     stats = [c.stats for c in recorded.completions]
-    rounds = sum(s.rounds for s in stats)
-    return {
-        "tokens_per_round": 1 + sum(s.accepted_per_round * s.rounds for s in stats) / rounds,
-        "acceptance_rate": sum(s.accepted_per_round * s.rounds for s in stats)
-        / sum(length * n for s in stats for length, n in s.proposed_counts.items()),
-    }
+    proposed = sum(length * n for s in stats for length, n in s.proposed_counts.items())
+    return {"tokens_per_round": tokens_per_round(stats), "acceptance_rate": total_accepted(stats) / proposed}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", action="append", required=True, metavar="FILE.jsonl:FIELD")
-    parser.add_argument("--limit", type=int, default=32, help="prompts of each file")
-    parser.add_argument("--target", default="smollm2-135m")
-    parser.add_argument("--draft", default="self:25")
-    parser.add_argument("--lookahead", type=int, default=4)
+    parser.add_argument("--limit", type=int, default=32, help="prompts taken from each file")
+    add_flags(parser, "target", "lookahead", "threads", draft="self:25", max_new_tokens=128, max_batch=8)
     parser.add_argument("--budgets", default="8,16")
     parser.add_argument("--temperatures", default="0,1")
-    parser.add_argument("--saguaro-c", default="1,0.7,0.5,0.3", help="at temperatures above 0")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--max-batch", type=int, default=8)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--name", default="hit-rates", help="of the result file")
+    parser.add_argument("--saguaro-c", default="1,0.7,0.5,0.3", help="values of C, used at temperatures above 0")
+    parser.add_argument("--name", default=HIT_RATES.what, help="name of the result file")
     args = parser.parse_args()
     budgets = [int(b) for b in args.budgets.split(",")]
-    files = [(Path(path), name) for path, _, name in (each.rpartition(":") for each in args.prompts)]
-    sets = {path.stem: prompts_of(path, name, args.limit) for path, name in files}
+    files = [PromptFile.parse(each) for each in args.prompts]
+    sets = {file.path.stem: file.prompts(args.limit) for file in files}
 
     cases = []
     for temperature in map(float, args.temperatures.split(",")):
         for c in map(float, args.saguaro_c.split(",")) if temperature > 0 else (1.0,):
-            # F follows from the budget, so a C below 1 has a decode of its own for each.
+            # F follows from the budget. It matters for a C below 1 only, which therefore needs a decode for each budget.
             for group in [budgets] if c == 1 else [[b] for b in budgets]:
-                alone = [0] * args.lookahead + [1]  # what the engine itself guesses: as little as it can
+                alone = [0] * args.lookahead + [1]  # the engine's own fan-out: as few guesses as possible
                 options = {"saguaro_c": c, "saguaro_f": group[0] // (args.lookahead + 1) + 1, "threads": args.threads}
                 engine = Engine(
-                    args.target, args.draft, "ssd", args.lookahead, 1, alone, "neural", max_batch=args.max_batch, **options
+                    args.target,
+                    args.draft,
+                    "ssd",
+                    lookahead=args.lookahead,
+                    budget=1,
+                    fan_out=alone,
+                    fallback="neural",
+                    max_batch=args.max_batch,
+                    **options,
                 )
                 params = SamplingParams(temperature=temperature, max_new_tokens=args.max_new_tokens)
                 with engine:
                     records = {name: record(engine, prompts, params) for name, prompts in sets.items()}
                 for recorded in records.values():
-                    own = sum(hits for c in recorded.completions for hits, _ in c.stats.hits_per_k.values())
-                    assert own == sum(hits for hits, _ in replay(recorded, alone, args.lookahead, 1)), (
-                        "the replay is not the decode"
-                    )
+                    replayed = sum(count for count, _ in replay(recorded, alone, args.lookahead, 1))
+                    assert replayed == total_hits([c.stats for c in recorded.completions]), "the replay differs from the decode"
                 for budget in group:
                     counts = {
                         name: {f: replay(recorded, f, args.lookahead, budget) for f in FAN_OUTS}
@@ -164,10 +167,8 @@ def main() -> None:
                     cases.append(case | {"all": compare(pooled) | acceptance(everything)})
                     print(json.dumps(cases[-1]["all"] | case | {"sets": None}), flush=True)
 
-    settings = {k: v for k, v in vars(args).items() if k not in ("name", "prompts")}
-    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path, _ in files}
-    result = {"what": args.name, "machine": machine.describe(), "settings": settings | {"prompts": digests}, "hit_rates": cases}
-    machine.write_result(args.name, result)
+    settings = settings_of(args) | {"prompts": {file.path.name: file.sha256 for file in files}}
+    print(write_result({"what": args.name, "machine": machine.describe(), "settings": settings, HIT_RATES.figures: cases}))
 
 
 if __name__ == "__main__":

@@ -1,47 +1,36 @@
-"""A small trained model in a large model's shape: the same function, so real acceptance and hit rates, at the large shape's cost.
+"""A small trained model in a large model's shape: the same function, real acceptance and hit rates, the large shape's cost.
 
     python profiling/inflate.py smollm2-135m --shape Llama-3.1-8B --out DIR
 
-Everything added is zero where it would be heard: spare width, heads and neurons; whole layers whose output projections are zero.
-What a larger shape changes by itself is undone: the RMSNorms' mean over more lanes by their weights and eps, attention's scale by
-the queries, the rotary frequencies by theta. Ids beyond the small vocabulary get logits far below all others, from one spare lane that
-holds a tiny constant. The directory has no tokenizer, so that an engine computes the whole head: prompts are ids of the small model.
+Everything added is silent: spare width, heads and neurons are zero, and so are the output projections of the added layers. A
+larger shape changes three things by itself, and each is undone: the RMSNorms average over more lanes (their weights and eps
+make up for it), attention scales differently (the queries make up for it), and rotary frequencies depend on the head size
+(theta makes up for it). Ids beyond the small vocabulary get logits far below all others, from one spare lane that holds a
+tiny constant. The directory written has no tokenizer, so that an engine computes the whole head; prompts are token ids of the
+small model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from shapes import SHAPES, LazyTensors
 from torch import Tensor
 
 from ssd.models import registry
 from ssd.models.config import ModelConfig
 from ssd.models.weights import EMBEDDINGS, LM_HEAD, expected_tensors, load_checkpoint
 
-CONSTANT = 2.0**-10  # in the spare lane of every embedding: next to nothing in a norm
+CONSTANT = 2.0**-10  # in the spare lane of every embedding; too small to change a norm
 FINAL_NORM = "model.norm.weight"
-LOUD = 2.0**30  # a padding row's answer to it
+LOUD = 2.0**30  # a padding row's weight on that lane, negated
 SIZES = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
-
-
-class LazyTensors(dict[str, Tensor]):
-    """A checkpoint's tensors, each made when it is taken: a large model is never in memory twice. make: of a name and its shape."""
-
-    def __init__(self, shapes: dict[str, tuple[int, ...]], make: Callable[[str, tuple[int, ...]], Tensor]) -> None:
-        super().__init__()
-        self.shapes, self._make = shapes, make
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.shapes
-
-    def pop(self, name: str) -> Tensor:  # type: ignore[override]
-        return self._make(name, self.shapes.pop(name))
 
 
 def inflate(
@@ -51,16 +40,19 @@ def inflate(
     said: Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[ModelConfig, LazyTensors]:
-    """tensors: the small model's, by their Hugging Face names. shape: its sizes count, and whether the head is tied. said: [V] bool,
-    the small model's ids that may ever be said (None: all). device: where the large model's tensors are made. Returns its configuration
-    and tensors, float32. Raises ValueError where the small model does not fit in."""
+    """The small model in the large shape: its configuration and its tensors, float32.
+
+    tensors: the small model's, by their Hugging Face names. shape: the sizes, and whether the head is tied; nothing else is
+    read. said: [V] bool, the ids of the small model that may be proposed (None: all). device: where the large tensors are
+    made. Raises ValueError where the small model does not fit into the shape.
+    """
     _check(small, shape, LM_HEAD in tensors)
     large = replace(
         small,
         **{name: getattr(shape, name) for name in SIZES},
         tie_embeddings=shape.tie_embeddings,
         rms_norm_eps=small.rms_norm_eps * small.hidden_size / shape.hidden_size,
-        rope_theta=small.rope_theta ** (shape.head_dim / small.head_dim),  # the first pairs turn as they did
+        rope_theta=small.rope_theta ** (shape.head_dim / small.head_dim),  # the first pairs turn as in the small model
     )
     width = range(small.hidden_size)
     neurons = range(small.intermediate_size)
@@ -71,7 +63,7 @@ def inflate(
     keys = [head * large.head_dim + lane for head in range(small.num_kv_heads) for lane in rotated]
     values = [head * large.head_dim + lane for head in range(small.num_kv_heads) for lane in plain]
     seen = [head * large.head_dim + lane for head in query_heads for lane in plain]
-    places: dict[str, tuple[Sequence[int], Sequence[int]]] = {  # of a weight's rows and columns
+    lanes: dict[str, tuple[Sequence[int], Sequence[int]]] = {  # the rows and columns that take a small weight
         "q_proj": (queries, width), "k_proj": (keys, width), "v_proj": (values, width), "o_proj": (width, seen),
         "gate_proj": (neurons, width), "up_proj": (neurons, width), "down_proj": (width, neurons),
     }  # fmt: skip
@@ -82,7 +74,7 @@ def inflate(
     said = torch.ones(small.vocab_size, dtype=torch.bool) if said is None else said
     silent = torch.cat([~said, torch.ones(large.vocab_size - small.vocab_size, dtype=torch.bool)])  # [large V]
     if bool(silent.any()) and large.hidden_size == small.hidden_size:
-        raise ValueError("ids that are never said need a spare lane, so a larger hidden_size")
+        raise ValueError("ids that are never said need a spare lane; choose a shape with a larger hidden_size.")
     spare = small.hidden_size if bool(silent.any()) else None
 
     def make(name: str, size: tuple[int, ...]) -> Tensor:
@@ -96,7 +88,7 @@ def inflate(
             if spare is not None and (name == LM_HEAD or large.tie_embeddings):
                 weight[silent, spare] = -LOUD
         elif name not in tensors:  # an added layer
-            if kind in places and kind not in ("o_proj", "down_proj"):
+            if kind in lanes and kind not in ("o_proj", "down_proj"):
                 weight.normal_(0, size[-1] ** -0.5, generator=generator)
             elif "norm" in kind:
                 weight[: small.hidden_size] = 1
@@ -105,7 +97,7 @@ def inflate(
             if name == FINAL_NORM and spare is not None:
                 weight[spare] = 1
         else:
-            rows, columns = (torch.tensor(each, device=device) for each in places[kind])
+            rows, columns = (torch.tensor(each, device=device) for each in lanes[kind])
             source = tensors[name].to(device).float() * (query_scale if kind == "q_proj" else 1)
             if source.dim() == 1:  # a bias
                 weight[rows] = source
@@ -118,18 +110,21 @@ def inflate(
 
 def _check(small: ModelConfig, shape: ModelConfig, own_head: bool) -> None:
     if shape.tie_embeddings and own_head:
-        raise ValueError("the small model's head is its own, and the shape's is tied")
+        raise ValueError("the small model's head is its own, and the shape's is tied; choose a shape whose head is not tied.")
     if small.qk_norm or small.frequency_factors is not None:
-        raise ValueError("a model with norms on its heads, or with frequency factors, cannot be inflated")
+        raise ValueError("a model with norms on its heads, or with frequency factors, cannot be inflated; choose another one.")
     for name in SIZES:
         if getattr(shape, name) < getattr(small, name):
-            raise ValueError(f"{name} is {getattr(shape, name)}; the small model has {getattr(small, name)}")
+            raise ValueError(
+                f"{name} is {getattr(shape, name)}; the small model has {getattr(small, name)}, so choose a larger shape."
+            )
     if shape.num_heads // shape.num_kv_heads < small.num_heads // small.num_kv_heads:
-        raise ValueError("more query heads share a key head in the small model than in the large one")
+        raise ValueError("more query heads share a key head in the small model than in the large one; choose another shape.")
 
 
 def _lanes(small: ModelConfig, large: ModelConfig, *, rotated: bool) -> list[int]:
-    """Where a head's lanes go: the two halves of a rotated head each to the beginning of a half."""
+    """The lanes of a large head that take a small head's lanes. Each half of a rotated head goes to the start of the large
+    half."""
     if not rotated:
         return list(range(small.head_dim))
     half, large_half = small.head_dim // 2, large.head_dim // 2
@@ -137,8 +132,6 @@ def _lanes(small: ModelConfig, large: ModelConfig, *, rotated: bool) -> list[int
 
 
 def main() -> None:
-    from shapes import SHAPES
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("small", help="a known model, a directory or a .gguf file")
     parser.add_argument("--shape", choices=sorted(SHAPES), required=True)

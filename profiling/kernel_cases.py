@@ -1,4 +1,4 @@
-"""What profiling/kernels.py times: each kernel at the shapes of Llama-3.1-8B and Qwen3-0.6B.
+"""The cases that profiling/kernels.py times: each kernel at the shapes of Llama-3.1-8B and Qwen3-0.6B.
 
 Random weights, random keys in scattered pages, logits of a vocabulary of 128,256: each call has its own, so that none finds them in
 the cache. Activations stay there, as they do in a pass. Cases are made as they are timed, and their memory is free for the next.
@@ -59,10 +59,10 @@ ATTENTIONS = [
 @dataclass
 class Case:
     kernel: str
-    name: str  # of the case, beside its kernel
+    name: str  # of the case, without its kernel
     shape: dict[str, Any]
     calls: list[Call]
-    bytes: int  # that a call must read: its floor
+    bytes: int  # bytes that a call must read; they give its floor
     peers: dict[str, list[Call]] = field(default_factory=dict)
     reset: Call = lambda: None  # undoes what the calls did, outside the timing
 

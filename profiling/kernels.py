@@ -1,57 +1,52 @@
-"""Time of every CUDA kernel beside its floor and its peers, and whether it is as fast as it must be.
+"""Times of every CUDA kernel beside its floor and its peers, and whether they keep their limits.
 
     python profiling/kernels.py [--only linear,attention] [--results profiling/results]
 
-Calls are captured in a graph, each with weights, keys or logits that no call before left in the cache, and the graph is
-replayed. A floor is the bytes a call must read over the bandwidth measured beside it, or one more node in a graph, whichever is
-longer. The result is one JSON file; profiling/tables.py makes the pages from those.
+Calls are captured in a graph and the graph is replayed; no call finds its weights, keys or logits in the cache. The floor of
+a call is the time to read its bytes at the bandwidth measured in the same run, or the time of one more node in a graph if
+that is longer. The result is one JSON file; profiling/tables.py makes the pages from it.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import machine
 import torch
+from common import machine, musts
+from common.musts import Must
+from common.results import KERNELS, RESULTS, Row, write_result
 from graph_timing import launch_seconds, seconds_a_call
 from kernel_cases import Case, attentions, draws, linears, small_kernels, speculation
 from passes import passes
 
-RESULTS = Path(__file__).parent / "results"
-Row = dict[str, Any]
-
-
-# What must hold ----------------------------------------------------------------------------------------------------------------
+# Musts -------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Must:
-    """Of the rows that `of` chooses, the worst figure must be within the limit."""
+class KernelMust:
+    """A limit for the worst figure of a kernel's rows. chosen: whether a row counts. figure: of a row."""
 
     kernel: str
-    what: str
-    of: Callable[[Row], bool]
+    chosen: Callable[[Row], bool]
     figure: Callable[[Row], float]
-    at_least: float | None = None
-    at_most: float | None = None
+    must: Must
 
 
 def over(row: Row, rows: list[Row], /, **other: Any) -> float:
-    """The row's time over that of the case which differs in `other` alone."""
+    """The row's time over the time of the case that differs from it only in `other`."""
     shape = row["shape"] | other
     return float(
         row["us"]["median"] / next(r["us"]["median"] for r in rows if r["kernel"] == row["kernel"] and r["shape"] == shape)
     )
 
 
-def musts(rows: list[Row]) -> list[Must]:
+def kernel_musts(rows: list[Row]) -> list[KernelMust]:
     def fraction(row: Row) -> float:
         return float(row["fraction_of_floor"])
 
@@ -74,40 +69,53 @@ def musts(rows: list[Row]) -> list[Must]:
     widest = shaped(model="Llama-3.1-8B", rows=64)
     long = "32/8 heads of 128, 8 × 16k keys"
     return [
-        Must("linear", "weights of 100 MB and more, 1 to 8 rows: of the floor", lambda r: large(r) and few(r), fraction, 0.85),
-        Must("linear", "Llama-3.1-8B's smaller weights, 1 to 8 rows: of the floor", small, fraction, 0.75),
-        Must("linear", "Llama-3.1-8B, 64 rows over 1 row", widest, lambda r: over(r, rows, rows=1), None, 1.3),
-        Must("paged_attention", f"{long}: of the floor", shaped(sequences=8, rows=1), fraction, 0.8),
-        Must(
-            "paged_attention",
-            f"{long}, 8 rows over 1 row",
-            shaped(sequences=8, rows=8),
-            lambda r: over(r, rows, rows=1),
-            None,
-            1.2,
+        KernelMust(
+            "linear",
+            lambda row: large(row) and few(row),
+            fraction,
+            Must("weights of 100 MB and more, 1 to 8 rows: floor over time", at_least=0.85),
         ),
-        Must("paged_attention", "32/8 heads of 128, 1 × 512 keys: µs", shaped(heads=32, keys=512, rows=1), us, None, 8),
-        Must("verify", "1 slot, K = 7, temperature 1: µs", shaped(slots=1, settings="temperature 1"), us, None, 20),
-        Must("fork", "1 slot, K = 7: µs", shaped(slots=1), us, None, 15),
-        Must("cache_lookup", "1 slot: µs", shaped(slots=1), us, None, 5),
-        Must("sample", "1 row, temperature 1: µs", shaped(rows=1, settings="temperature 1"), us, None, 15),
-        Must("pass", "Llama-3.1-8B, 1 row, 512 keys: of the floor", shaped(model="Llama-3.1-8B", rows=1), fraction, 0.85),
-        Must("pass", "Qwen3-0.6B, 1 row: µs", shaped(model="Qwen3-0.6B", rows=1), us, None, 800),
-        Must("pass", "Qwen3-0.6B, 24 branch rows: µs", shaped(model="Qwen3-0.6B", rows=24), us, None, 1000),
+        KernelMust(
+            "linear", small, fraction, Must("Llama-3.1-8B's smaller weights, 1 to 8 rows: floor over time", at_least=0.75)
+        ),
+        KernelMust(
+            "linear", widest, lambda row: over(row, rows, rows=1), Must("Llama-3.1-8B, 64 rows over 1 row", at_most=1.3)
+        ),
+        KernelMust("paged_attention", shaped(sequences=8, rows=1), fraction, Must(f"{long}: floor over time", at_least=0.8)),
+        KernelMust(
+            "paged_attention",
+            shaped(sequences=8, rows=8),
+            lambda row: over(row, rows, rows=1),
+            Must(f"{long}, 8 rows over 1 row", at_most=1.2),
+        ),
+        KernelMust(
+            "paged_attention", shaped(heads=32, keys=512, rows=1), us, Must("32/8 heads of 128, 1 × 512 keys: µs", at_most=8)
+        ),
+        KernelMust(
+            "verify", shaped(slots=1, settings="temperature 1"), us, Must("1 slot, K = 7, temperature 1: µs", at_most=20)
+        ),
+        KernelMust("fork", shaped(slots=1), us, Must("1 slot, K = 7: µs", at_most=15)),
+        KernelMust("cache_lookup", shaped(slots=1), us, Must("1 slot: µs", at_most=5)),
+        KernelMust("sample", shaped(rows=1, settings="temperature 1"), us, Must("1 row, temperature 1: µs", at_most=15)),
+        KernelMust(
+            "pass",
+            shaped(model="Llama-3.1-8B", rows=1),
+            fraction,
+            Must("Llama-3.1-8B, 1 row, 512 keys: floor over time", at_least=0.85),
+        ),
+        KernelMust("pass", shaped(model="Qwen3-0.6B", rows=1), us, Must("Qwen3-0.6B, 1 row: µs", at_most=800)),
+        KernelMust("pass", shaped(model="Qwen3-0.6B", rows=24), us, Must("Qwen3-0.6B, 24 branch rows: µs", at_most=1000)),
     ]
 
 
 def judged(rows: list[Row]) -> list[Row]:
-    """What must hold, the worst figure measured for it, and whether it holds; nothing where no case was timed."""
+    """Every must of these rows, judged by its worst figure. A must whose cases were not timed is left out."""
     result = []
-    for must in musts(rows):
-        figures = [must.figure(row) for row in rows if row["kernel"] == must.kernel and must.of(row)]
-        if not figures:
-            continue
-        worst = min(figures) if must.at_least is not None else max(figures)
-        held = worst >= must.at_least if must.at_least is not None else worst <= (must.at_most or 0)
-        limits = {"at_least": must.at_least, "at_most": must.at_most}
-        result.append({"kernel": must.kernel, "what": must.what, **limits, "worst": worst, "holds": held})
+    for each in kernel_musts(rows):
+        measured = [each.figure(row) for row in rows if row["kernel"] == each.kernel and each.chosen(row)]
+        if measured:
+            worst = min(measured) if each.must.at_least is not None else max(measured)
+            result.append({"kernel": each.kernel} | each.must.judged(worst))
     return result
 
 
@@ -130,7 +138,11 @@ def timed(case: Case, bandwidth: float, launch: float) -> Row:
     for name, calls in case.peers.items():
         try:
             peers[name] = {"us": seconds_a_call(calls)["median"] * 1e6}
-        except (RuntimeError, ValueError, TypeError) as error:  # a peer that cannot do this shape is said to, and no more
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+        ) as error:  # a peer that refuses this shape is reported, and the run goes on
             peers[name] = {"failed": str(error).partition("\n")[0]}
     return {
         "kernel": case.kernel,
@@ -145,7 +157,7 @@ def timed(case: Case, bandwidth: float, launch: float) -> Row:
 
 
 def call_once(families: list[str]) -> None:
-    """Inside NVTX ranges: one around all, and one a case."""
+    """Call each case once, in an NVTX range of its own; the range "profiled" is around them all."""
     with torch.cuda.nvtx.range("profiled"):
         for family in families:
             for case in FAMILIES[family]():
@@ -161,15 +173,15 @@ def line(row: Row) -> str:
         for name, peer in row["peers"].items()
     )
     return (
-        f"{row['kernel']:16} {row['case']:44} {row['us']['median']:8.1f} µs, {row['fraction_of_floor']:4.0%} of the floor"
+        f"{row['kernel']:16} {row['case']:44} {row['us']['median']:8.1f} µs, floor / time {row['fraction_of_floor']:4.0%}"
         f"{'; ' + peers if peers else ''}"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help=f"some of {', '.join(FAMILIES)}, with commas")
-    parser.add_argument("--once", action="store_true", help="call each case once and time nothing: for profilers")
+    parser.add_argument("--only", help=f"families to time, separated by commas: {', '.join(FAMILIES)}")
+    parser.add_argument("--once", action="store_true", help="one call of each case and no timing, for profilers")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result file")
     args = parser.parse_args()
     families = args.only.split(",") if args.only else list(FAMILIES)
@@ -194,21 +206,17 @@ def main() -> None:
             gc.collect()
             torch.cuda.empty_cache()
     result = {
-        "what": "kernels",
+        "what": KERNELS.what,
         "machine": info,
         "read_bandwidth_bytes_per_s": bandwidth,
         "launch_us": launch * 1e6,
-        "kernels": rows,
+        KERNELS.figures: rows,
         "musts": judged(rows),
     }
     for must in result["musts"]:
-        limit = f"at least {must['at_least']}" if must["at_least"] is not None else f"at most {must['at_most']}"
-        print(f"{'holds' if must['holds'] else 'DOES NOT HOLD'}: {must['kernel']}, {must['what']} {must['worst']:.2f}, {limit}")
-    args.results.mkdir(exist_ok=True, parents=True)
-    name = "kernels" if not args.only else f"kernels-{args.only.replace(',', '-')}"
-    path = args.results / f"{info['date']}-{machine.slug(info['device'])}-{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(path)
+        print(musts.line(must))
+    name = f"{KERNELS.what}-{args.only.replace(',', '-')}" if args.only else None
+    print(write_result(result, args.results, name))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Nsight Compute on one kernel, at the shapes of profiling/kernels.py: one report of its first launches.
 #
-#   profiling/ncu.sh FAMILY [KERNEL [COUNT]]      FAMILY as in kernels.py --only; KERNEL a pattern for its name
+#   profiling/ncu.sh FAMILY [KERNEL [COUNT]]      FAMILY as in kernels.py --only, KERNEL a pattern for its name, COUNT launches
 #
-# Clocks are left as they are: fix them, or read ratios alone. Needs a stock Nsight Compute, and permission to read counters.
+# Clocks are not fixed: fix them yourself, or read only ratios. Needs a stock Nsight Compute, and permission to read counters.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if ! command -v ncu > /dev/null; then

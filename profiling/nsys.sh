@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Nsight Systems: what runs when, and the gaps between.
+# Nsight Systems: a timeline of kernels, and of the gaps between them.
 #
-#   profiling/nsys.sh kernels [FAMILIES]     profiling/kernels.py, as with its --only; all of them without
-#   profiling/nsys.sh decode [OPTIONS]       a whole decode, as profiling/rounds.py takes it: its rounds by name, and each graph's kernels
+#   profiling/nsys.sh kernels [FAMILIES]     the cases of profiling/kernels.py; FAMILIES as in its --only (all by default)
+#   profiling/nsys.sh decode [OPTIONS]       a whole decode, with rounds by name and every kernel of every graph; OPTIONS as
+#                                            in profiling/rounds.py
 #
-# A decode without options is of random weights: ssd, Llama-3.1-8B with 3.2-1B as draft. Recording starts and ends with the NVTX range
+# Without options the decode is ssd with random weights, Llama-3.1-8B with 3.2-1B as draft. Recording covers the NVTX range
 # "profiled". Needs a stock Nsight Systems, and the Python package nvtx for the names of rounds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -27,7 +28,7 @@ case $what in
 esac
 mkdir -p build/profiles
 out=build/profiles/$what
-# torch's NVTX strings are not registered ones.
+# torch's NVTX strings are not registered, so nsys must accept others.
 nsys profile --force-overwrite true --output "$out" --trace cuda,nvtx --cuda-graph-trace node \
   --capture-range nvtx --nvtx-capture profiled --env-var NSYS_NVTX_PROFILER_REGISTER_ONLY=0 \
   "${PYTHON:-python3}" "${command[@]}"

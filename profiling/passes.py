@@ -1,4 +1,4 @@
-"""Whole forward passes of models with random weights, as one graph each: what the kernels come to together."""
+"""Whole forward passes of models with random weights, each as one graph: all kernels of a pass together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ssd.kv.cache import KVCache, Rows
 
 
 def decode_rows(keys: int, rows: int, suffix: int) -> tuple[Rows, int]:
-    """`rows` rows of one sequence that see `keys` keys each, the last `suffix` of them in places of their own; (rows, pages)."""
+    """(`rows` rows of one sequence, pages of K/V they need). Each row sees `keys` keys, the last `suffix` of them in its own
+    KV slots."""
     prefix = keys - suffix
     pages = -(-keys // PAGE_SIZE)
     own = pages * PAGE_SIZE + torch.arange(rows * max(suffix, 1)).view(rows, -1)  # [rows, suffix]

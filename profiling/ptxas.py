@@ -1,16 +1,15 @@
-"""What the compiler makes of the kernels: registers, spills and stack of each, by architecture.
+"""Registers, spills and stack of each compiled kernel, by architecture.
 
     python profiling/ptxas.py [--archs 80,90a]
 
-Compiles every csrc/cuda/*.cu by itself, as the build does, and reads what ptxas says. Needs nvcc alone. The result is one JSON file;
-profiling/tables.py makes docs/kernels.md from the newest.
+Compiles every csrc/cuda/*.cu by itself, as the build does, and reads the report of ptxas. Needs only nvcc. The result is one
+JSON file; profiling/tables.py makes docs/kernels.md from the newest.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import re
 import shutil
 import subprocess
@@ -19,8 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common.results import PTXAS, write_result
+
 ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results"
 FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xptxas", "-v", "-Icsrc", "-c", "-o", "/dev/null"]
 
 ENTRY = re.compile(
@@ -32,7 +32,8 @@ ENTRY = re.compile(
 
 
 def readable(mangled: list[str]) -> list[str]:
-    """Kernels' names without namespaces and arguments, which are one parameter struct each. Also of launch()'s lambdas."""
+    """Kernels' names without namespaces and without their argument, which is one parameter struct. Lambdas of launch() get
+    their kernel's name."""
     if not mangled:
         return []
     done = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True)
@@ -47,7 +48,7 @@ def readable(mangled: list[str]) -> list[str]:
 
 
 def compiled(source: Path, arch: str) -> tuple[list[dict[str, Any]], float]:
-    """(what ptxas says of each kernel, seconds)."""
+    """(ptxas's figures for each kernel, seconds to compile)."""
     start = time.perf_counter()
     target = f"-gencode=arch=compute_{arch},code=sm_{arch}"
     done = subprocess.run(["nvcc", target, *FLAGS, str(source)], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -65,7 +66,7 @@ def compiled(source: Path, arch: str) -> tuple[list[dict[str, Any]], float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--archs", default="80,90a")
+    parser.add_argument("--archs", default="80,90a", help="architectures, separated by commas")
     args = parser.parse_args()
     if shutil.which("nvcc") is None:
         sys.exit("SKIPPED: ptxas.py; there is no nvcc here.")
@@ -80,17 +81,14 @@ def main() -> None:
             seconds.setdefault(source.name, {})[f"sm_{arch}"] = round(took, 1)
             print(f"{source.name:28} sm_{arch:4} {len(entries):3} kernels {took:5.1f} s", flush=True)
     result = {
-        "what": "ptxas",
+        "what": PTXAS.what,
         "date": datetime.date.today().isoformat(),
         "nvcc": release.partition("release ")[2].partition(",")[0],
         "commit": subprocess.run(commit, capture_output=True, text=True, check=False).stdout.strip() or None,
         "seconds": seconds,
-        "kernels": kernels,
+        PTXAS.figures: kernels,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{result['date']}-nvcc-{str(result['nvcc']).replace('.', '-')}-ptxas.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(path)
+    print(write_result(result))
 
 
 if __name__ == "__main__":

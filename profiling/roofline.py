@@ -1,8 +1,9 @@
-"""Plots a result of profiling/kernels.py: bytes a second against bytes, under the two roofs that a kernel which only reads can have.
+"""Plots a result of profiling/kernels.py: bytes/s over bytes, under the two limits of a kernel that only reads.
 
     python profiling/roofline.py RESULT.json [--out PLOT.png]
 
-The slanted roof is a launch, the level one the bandwidth measured. Each point is a case; beside it hang its peers.
+The slanted line is the time of a launch, the level line the measured bandwidth. Each dot is a case, each cross a peer at the
+same bytes.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def plot(result: dict[str, Any], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path)
-    parser.add_argument("--out", type=Path, help="without it, beside the result")
+    parser.add_argument("--out", type=Path, help="path of the plot; the result's own path with .png by default")
     args = parser.parse_args()
     out = args.out or args.result.with_suffix(".png")
     try:

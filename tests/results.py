@@ -6,10 +6,10 @@ that is cut off keeps the outcomes so far.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,33 +67,38 @@ class Results:
     def _write(self, **more: Any) -> None:
         if not self.writes:
             return
-        sys.path.insert(0, str(PROFILING))
-        import machine
+        with profiling_on_the_path():
+            from common import machine
+            from common.results import CPU_TESTS, EMULATOR_TESTS, GPU_TESTS, write_result
 
-        sys.path.remove(str(PROFILING))
         name = backend.chosen.name
         if self._machine is None:  # once, and early: a GPU that a test has broken does not answer any more
             self._machine = machine.describe_gpu() if name == "gpu" else machine.describe()
+        kind = {"cpu": CPU_TESTS, "emulator": EMULATOR_TESTS, "gpu": GPU_TESTS}[name]
         result: dict[str, Any] = {
-            "what": f"{name}-tests",
+            "what": kind.what,
             "machine": self._machine,
             "outcomes": self.outcomes,
             "skipped": self.skipped,
             "failed": self.failed,
-            "ops": self.ops,
+            kind.figures: self.ops,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        part = f"-{self.part}" if self.part else ""
-        path = self.folder / f"{self._machine['date']}-{machine.slug(self._machine['device'])}-{name}-tests{part}.json"
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(result | more, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        write_result(result | more, self.folder, f"{kind.what}-{self.part}" if self.part else None)
+
+
+@contextmanager
+def profiling_on_the_path() -> Iterator[None]:
+    sys.path.insert(0, str(PROFILING))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(PROFILING))
 
 
 def largest_blocks() -> dict[str, dict[str, int]]:
-    """The largest block of each kernel that the emulator ran (threads, bytes of shared memory), by profiling/ptxas.py's
-    names."""
-    import ptxas
+    """The largest block of each kernel that the emulator ran: (threads, bytes of shared memory), by profiling/ptxas.py's names."""
+    with profiling_on_the_path():
+        import ptxas
 
     names, threads, shared_bytes = torch.ops.ssd_emulator.launched()
     readable = ptxas.readable([f"_Z{name}" for name in names])

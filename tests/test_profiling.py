@@ -36,7 +36,7 @@ def test_a_requirement_is_judged_by_its_worst_case() -> None:
 
     rows = [row("linear", 50, fraction, 200_000_000, rows=n) for n, fraction in ((1, 0.9), (8, 0.84), (16, 0.1))]
     (must,) = [m for m in judged(rows) if "100 MB" in m["what"]]
-    assert (must["worst"], must["holds"]) == (0.84, False)
+    assert (must["measured"], must["holds"]) == (0.84, False)
 
 
 def test_a_ratio_of_times_compares_the_same_shape() -> None:
@@ -44,7 +44,7 @@ def test_a_ratio_of_times_compares_the_same_shape() -> None:
 
     rows = [row("linear", us, 0.9, model="Llama-3.1-8B", part="qkv", rows=n) for n, us in ((1, 20.0), (64, 25.0))]
     (must,) = [m for m in judged(rows) if "64 rows" in m["what"]]
-    assert (must["worst"], must["holds"]) == (1.25, True)
+    assert (must["measured"], must["holds"]) == (1.25, True)
 
 
 def test_a_requirement_without_timings_is_not_judged() -> None:
@@ -53,54 +53,65 @@ def test_a_requirement_without_timings_is_not_judged() -> None:
     assert judged([]) == []
 
 
+def test_a_result_is_named_by_its_date_its_device_and_its_run(tmp_path: Path) -> None:
+    from common.results import RESULTS, write_result
+
+    kept = sorted(RESULTS.glob("*.json"))
+    assert kept
+    for path in kept:
+        written = write_result(json.loads(path.read_text(encoding="utf-8")), tmp_path)
+        assert (written.name, written.read_text(encoding="utf-8")) == (path.name, path.read_text(encoding="utf-8"))
+    kernels = {"what": "kernels", "machine": {"device": "some GPU (80 GB)", "date": "2030-01-01"}}
+    assert write_result(kernels, tmp_path, "kernels-linear").name == "2030-01-01-some-gpu-80-gb-kernels-linear.json"
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_random_model_is_created_tensor_by_tensor(tied: bool) -> None:
-    from shapes import _shape, random_model
+    from shapes import model_shape, random_model
 
-    model = random_model(_shape(64, 32, 48, 2, 4, 2, 16, tied=tied, qk_norm=True), device="cpu")
+    model = random_model(model_shape(64, 32, 48, 2, 4, 2, 16, tied=tied, qk_norm=True), device="cpu")
     assert model.vocab_size == 64 and model.config.num_layers == 2
 
 
 def test_engines_of_random_weights_share_their_target(monkeypatch: pytest.MonkeyPatch) -> None:
     import shapes
+    from common.models import Models
 
-    small = {"large": shapes._shape(96, 32, 48, 3, 4, 2, 16, tied=False, qk_norm=True)}
-    small["little"] = shapes._shape(96, 32, 48, 1, 4, 2, 16, tied=True, qk_norm=False)
+    small = {"large": shapes.model_shape(96, 32, 48, 3, 4, 2, 16, tied=False, qk_norm=True)}
+    small["little"] = shapes.model_shape(96, 32, 48, 1, 4, 2, 16, tied=True, qk_norm=False)
     monkeypatch.setattr(shapes, "SHAPES", small)
-    with shapes.engines("cpu"):
-        options = {"dtype": "float32", "threads": 1, "max_batch": 1}
-        with (
-            Engine("random:large", None, "ar", **options) as ar,
-            Engine("random:large", "random:little", "ssd", **options) as ssd,
-        ):
-            assert ar.target_model is ssd.target_model
-            params = SamplingParams(max_new_tokens=12)
-            assert ar.decode([5, 6], params).token_ids == ssd.decode([5, 6], params).token_ids
+    models, options = Models("random:large", "random:little", {"dtype": "float32"}), {"threads": 1, "max_batch": 1}
+    with models.engine("ar", **options) as ar, models.engine("ssd", **options) as ssd:
+        assert (ar.mode, ssd.mode) == ("ar", "ssd")
+        assert ar.target_model is ssd.target_model
+        params = SamplingParams(max_new_tokens=12)
+        assert ar.decode([5, 6], params).token_ids == ssd.decode([5, 6], params).token_ids
     with pytest.raises(SsdError, match="random:large"):
         Engine("random:large")
 
 
 def test_an_inflated_pair_has_the_small_pairs_acceptance_and_hits(monkeypatch: pytest.MonkeyPatch) -> None:
     import shapes
+    from common.models import SMALL, Models, ids_of
 
     try:
-        registry.resolve(shapes.SMALL)
+        registry.resolve(SMALL)
     except SsdError as error:
         pytest.skip(str(error))
     monkeypatch.setattr(
         shapes,
         "SHAPES",
         {
-            "wider": shapes._shape(49408, 640, 1600, 31, 12, 4, 64, tied=True, qk_norm=False),
-            "wider draft": shapes._shape(49408, 608, 1536, 5, 9, 3, 64, tied=True, qk_norm=False),
+            "wider": shapes.model_shape(49408, 640, 1600, 31, 12, 4, 64, tied=True, qk_norm=False),
+            "wider draft": shapes.model_shape(49408, 608, 1536, 5, 9, 3, 64, tied=True, qk_norm=False),
         },
     )
-    options = {"dtype": "float32", "max_batch": 1, "fan_out": "uniform", "fallback": "neural"}
+    options = {"max_batch": 1, "fan_out": "uniform", "fallback": "neural"}
     params = SamplingParams(max_new_tokens=24)
-    (prompt,) = shapes.ids_of(["Write a function that adds two numbers."])
-    with Engine(shapes.SMALL, "auto", "ssd", **options) as engine:
+    (prompt,) = ids_of(["Write a function that adds two numbers."])
+    with Engine(SMALL, "auto", "ssd", dtype="float32", **options) as engine:
         expected = engine.decode(prompt, params)
-    with shapes.engines("cpu"), Engine("inflated:wider", "inflated-draft:wider draft", "ssd", **options) as engine:
+    with Models("inflated:wider", "inflated-draft:wider draft", {"dtype": "float32"}).engine("ssd", **options) as engine:
         found = engine.decode(prompt, params)
     assert found.token_ids == expected.token_ids
     assert (found.stats.rounds, found.stats.hits_per_k) == (expected.stats.rounds, expected.stats.hits_per_k)
@@ -113,11 +124,11 @@ def test_a_decode_with_random_weights_is_measured(
 ) -> None:
     """From the command line to the page."""
     import shapes
-    from tables import benchmarks
+    from pages import benchmarks
 
-    large = shapes._shape(12_000, 32, 48, 3, 4, 2, 16, tied=False, qk_norm=True)
+    large = shapes.model_shape(12_000, 32, 48, 3, 4, 2, 16, tied=False, qk_norm=True)
     monkeypatch.setattr(shapes, "SHAPES", {"large": large, "little": replace(large, num_layers=1)})
-    monkeypatch.setattr("machine.read_bandwidth", lambda threads: 1e10)
+    monkeypatch.setattr("common.machine.read_bandwidth", lambda threads: 1e10)
     common = [
         "--target",
         "random:large",
@@ -140,14 +151,14 @@ def test_a_decode_with_random_weights_is_measured(
             measured[mode]["gap_after_miss_ms"] > 0 and measured[mode]["gap_after_hit_ms"] is None for mode in ("ar", "sd")
         )
     assert measured["ssd"]["footprint" if tool == "rounds" else "hit_rate"] is not None
-    page = benchmarks([result])
+    page = benchmarks.page([result])
     assert "random:large" in page and "2 prompts of random" in page
-    assert ("Projected for a device each" in page) == (tool == "rounds")
+    assert ("Projected for two devices" in page) == (tool == "rounds")
 
 
-def test_the_requirements_on_rounds_on_a_gpu() -> None:
+def test_the_requirements_on_rounds_on_a_gpu_are_judged() -> None:
+    from pages.benchmarks import rounds_section
     from rounds import judged
-    from tables import rounds_section
 
     mode = {
         "t_verify_ms": 5.0, "t_draft_ms": 4.0, "hidden_draft_ms": 3.7, "gap_after_hit_ms": 0.012, "gap_after_miss_ms": 0.014,
@@ -174,16 +185,17 @@ def test_the_requirements_on_rounds_on_a_gpu() -> None:
 
 
 def test_the_status_page_says_which_decodes_were_not_run() -> None:
-    from tables import DECODES, decodes_on_gpus
+    from common.results import GPU_DECODES
+    from pages.gpu_status import decodes_table
 
     machine = {"device": "some GPU", "torch": "2", "commit": "abc", "date": "2030-01-01"}
-    page = decodes_on_gpus([{"what": "decode-random", "machine": machine}])
+    page = decodes_table([{"what": "decode-random", "machine": machine}])
     assert "(`decode-random`) | some GPU | abc | 2030-01-01 |" in page
-    assert page.count("not yet run") == len(DECODES) - 1
+    assert page.count("not yet run") == len(GPU_DECODES) - 1
 
 
 def test_the_drafts_page_counts_repeating_texts_separately() -> None:
-    from tables import drafts_section
+    from pages.benchmarks import drafts_section
 
     def row(prompts: int, mean: float) -> dict[str, Any]:
         return {"prompts": prompts, "mean": mean, "mean_95": [mean - 0.1, mean + 0.1], "pooled": mean}
@@ -208,7 +220,7 @@ def test_the_drafts_page_counts_repeating_texts_separately() -> None:
 
 
 def test_the_figures_in_the_readme_equal_the_result_files() -> None:
-    from tables import readme, speed
+    from pages.readme import page, speed
 
     machine = {"device": "a CPU", "instruction_set": "avx512", "torch": "2", "commit": "c", "date": "d"}
     rate = {"median": 50.0}
@@ -235,7 +247,7 @@ def test_the_figures_in_the_readme_equal_the_result_files() -> None:
     assert "| llama.cpp | 41.0 | 0.82 | – | – |" in text
     assert "a 2.50; 2.25 over all" in text
     assert speed([]) == "Not measured yet.\n"
-    assert text in readme([decode, drafts])
+    assert text in page([decode, drafts])
 
 
 def test_a_text_whose_ending_repeats_itself_is_recognised() -> None:
@@ -253,18 +265,18 @@ def test_a_text_whose_ending_repeats_itself_is_recognised() -> None:
     assert not runs_in_a_circle(words) and not runs_in_a_circle([])
 
 
-def test_the_status_page_names_every_op_and_says_what_was_not_run() -> None:
-    from tables import gpu_status, op_names
+def test_the_status_page_names_every_op_and_everything_that_was_not_run() -> None:
+    from pages.gpu_status import op_names, page
 
     assert set(op_names()) == {
         name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("ssd::")
     }
-    page = gpu_status([])
-    assert page.count("| not yet run | not yet run | not yet run |") == len(op_names())
+    text = page([])
+    assert text.count("| not yet run | not yet run | not yet run |") == len(op_names())
 
 
 def test_the_status_page_counts_the_tests_of_an_op() -> None:
-    from tables import gpu_status
+    from pages.gpu_status import page
 
     machine = {"device": "some GPU", "torch": "2", "commit": "abc", "date": "2030-01-01"}
     run = {
@@ -274,11 +286,31 @@ def test_the_status_page_counts_the_tests_of_an_op() -> None:
         "skipped": {},
         "ops": {"fork": {"passed": 4, "failed": 1}},
     }
-    assert "| `fork` | not yet run | 4 passed, **1 failed** | not yet run | some GPU | abc | 2030-01-01 |" in gpu_status([run])
+    assert "| `fork` | not yet run | 4 passed, **1 failed** | not yet run | some GPU | abc | 2030-01-01 |" in page([run])
+
+
+def test_the_status_page_shows_kernel_times_and_their_limits() -> None:
+    from common import musts
+    from kernels import judged
+    from pages.gpu_status import page
+
+    rows = [row("fork", 16.0, 0.5, slots=1) | {"case": "1 slot", "floor_us": 8.0, "peers": {"torch": {"us": 40.0}}}]
+    result = {
+        "what": "kernels",
+        "machine": {"device": "some GPU", "torch": "2", "commit": "abc", "date": "2030-01-01"},
+        "read_bandwidth_bytes_per_s": 3e12,
+        "launch_us": 1.0,
+        "kernels": rows,
+        "musts": judged(rows),
+    }
+    text = page([result])
+    assert "| fork: 1 slot, K = 7: µs | ≤ 15 | 16.00 | **no** |" in text
+    assert "| fork | 1 slot | 16.0 | 8.0 | 50% | torch: 40.0 |" in text
+    assert musts.line(result["musts"][0]) == "DOES NOT HOLD: fork: 1 slot, K = 7: µs: 16 (≤ 15)"
 
 
 def test_the_status_page_adds_up_the_parts_of_a_run() -> None:
-    from tables import tests_on
+    from pages.gpu_status import tests_on
 
     machine = {"device": "some GPU", "date": "2030-01-01"}
     part = {"what": "gpu-tests", "machine": machine, "outcomes": {"passed": 2}, "skipped": {"no": 1}, "failed": ["a"]}
@@ -309,7 +341,7 @@ def test_a_run_that_is_cut_off_keeps_the_outcomes_so_far(tmp_path: Path) -> None
 
 
 def test_a_result_can_be_written_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    import machine
+    from common import machine
 
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("SSD_COMMIT", raising=False)

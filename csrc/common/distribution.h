@@ -1,9 +1,10 @@
-// What a token is drawn from, as a row of logits and eight statistics of it.
+// The distribution that a token is drawn from: a row of logits and eight statistics of it.
 //
-// Temperature, top-k, top-p and min-p all keep a prefix of the vocabulary in the order (logit descending, id ascending), so the
-// kept set is one cut (value, id). Saguaro sampling (arXiv 2603.03251, Definition 14) multiplies the top F probabilities by C:
-// a second cut. With the cuts and the log-sum-exp of what is left, any single probability costs one exp, and p and q are
-// never stored as vectors. Temperature 0 is the point mass on the argmax (lowest id wins ties): scale = 0.
+// Sort the vocabulary by (logit descending, id ascending). Temperature, top-k, top-p and min-p each keep a prefix of that
+// order, so one cut (value, id) describes the kept set. Saguaro sampling (arXiv 2603.03251, Definition 14) multiplies the top F
+// probabilities by C, which needs a second cut. With both cuts and the log-sum-exp of the kept entries, one probability costs
+// one exp, and p and q are never stored as vectors. Temperature 0 is the point mass on the argmax (the lowest id wins ties);
+// its scale is 0.
 #pragma once
 
 #include <cmath>
@@ -17,24 +18,24 @@ namespace ssd {
 enum Stat : int {
   kMax = 0,       // largest logit
   kLogSum = 1,    // log of the sum over the kept set of exp((z - max) * scale + [top F] log C)
-  kCutValue = 2,  // the last kept entry: its logit
-  kCutId = 3,     //                      and its id
-  kTopValue = 4,  // the last of the top F entries: its logit (+inf where C = 1)
-  kTopId = 5,     //                                and its id
+  kCutValue = 2,  // logit of the last kept entry
+  kCutId = 3,     // id of the last kept entry
+  kTopValue = 4,  // logit of the last of the top F entries (+inf if C = 1)
+  kTopId = 5,     // id of the last of the top F entries
   kScale = 6,     // 1 / temperature; 0 for greedy
   kLogC = 7,      // log C
   kStats = 8,
 };
 
-// (value descending, id ascending): is entry (z, id) at or before the cut?
+// Is entry (z, id) at or before the cut, in the order (value descending, id ascending)?
 SSD_HOST_DEVICE bool at_or_before(float z, int32_t id, float cut_value, float cut_id) {
   return z > cut_value || (z == cut_value && static_cast<float>(id) <= cut_id);
 }
 
 SSD_HOST_DEVICE bool is_greedy(const float* stats) { return stats[kScale] == 0.0f; }
 
-// The probability of entry `id`, whose logit is z, under the processed distribution. exp: the back end's own. Written without
-// branches, so that a loop over entries vectorises.
+// The probability of entry `id`, whose logit is z, under the processed distribution. exp: the back end's exponential function.
+// There are no branches, so that a loop over entries vectorises.
 template <typename Exp>
 SSD_HOST_DEVICE float probability(float z, int32_t id, const float* stats, Exp exp) {
   const float as_float = static_cast<float>(id);
@@ -44,14 +45,14 @@ SSD_HOST_DEVICE float probability(float z, int32_t id, const float* stats, Exp e
   return kept ? (is_greedy(stats) ? 1.0f : drawn) : 0.0f;
 }
 
-// The time at which an entry of weight w > 0 rings in an exponential race; the earliest wins with probability w / sum(w).
+// The time of an entry of weight w > 0 in an exponential race. The entry with the least time wins, with probability w / sum(w).
 SSD_HOST_DEVICE float race_time(float u, float weight) { return -log1pf(-u) / weight; }
 
-// Chain and tree alike: take a proposal of probability q under the draft and p under the target (or under the residual that
-// earlier siblings left).
+// Is a proposal accepted that has probability q under the draft and p under the target? In a tree, p and q are the
+// probabilities that remain after earlier siblings were rejected.
 SSD_HOST_DEVICE bool accepts(float u, float p, float q) { return u * q < p; }
 
-// The residual weight after a rejection, not normalised: an exponential race does not need it to be.
+// The residual weight after a rejection. It is not normalised, because an exponential race needs no normalised weights.
 SSD_HOST_DEVICE float residual(float p, float q) { return p > q ? p - q : 0.0f; }
 
 }  // namespace ssd

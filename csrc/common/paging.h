@@ -1,7 +1,8 @@
-// Where a token's K/V lives. A KV slot is one place in one page: slot = page * page_size + offset.
+// The position of a token's K/V in the cache. A KV slot is one position in one page: slot = page * page_size + offset.
 //
-// The keys a row sees are numbered j = 0, 1, ..: first the paged prefix of its sequence, then its suffix. Work over keys is cut
-// into tiles at fixed absolute j, so that moving a key between prefix and suffix, or adding rows, changes no bit of a result.
+// The keys that a row sees are numbered j = 0, 1, ..: first the paged prefix of its sequence, then the row's own suffix. Work
+// over keys is cut into tiles at fixed j. So a result keeps all its bits when a key moves between prefix and suffix, and when
+// rows are added.
 #pragma once
 
 #include <cstdint>
@@ -10,15 +11,15 @@
 
 namespace ssd {
 
-constexpr int kNullPage = 0;  // finished slots' rows write here and read it; what they compute is ignored
+constexpr int kNullPage = 0;  // rows of finished slots read and write this page; their results are ignored
 
 SSD_HOST_DEVICE int64_t kv_slot(const int32_t* page_table_row, int32_t position, int32_t page_size) {
   return static_cast<int64_t>(page_table_row[position / page_size]) * page_size + position % page_size;
 }
 
-constexpr int kFineTile = 128;        // keys a tile below kFineTileLimit
+constexpr int kFineTile = 128;        // keys of a tile before key kFineTileLimit
 constexpr int kFineTileLimit = 2048;  // keys
-constexpr int kCoarseTile = 512;      // keys a tile beyond
+constexpr int kCoarseTile = 512;      // keys of a tile from there on
 
 SSD_HOST_DEVICE int32_t next_tile_cut(int32_t key) {
   const int32_t tile = key < kFineTileLimit ? kFineTile : kCoarseTile;

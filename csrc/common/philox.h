@@ -1,7 +1,7 @@
 // Counter-based randomness: Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011).
 //
-// Nothing is stored and nothing advances: the number for (request, token position, purpose, sibling, vocabulary entry) is a
-// function of exactly these, so a token drafted on a hit, on a miss or by plain speculative decoding meets the same noise.
+// There is no state. A random number is a function of (request, token position, purpose, sibling, vocabulary entry) and of
+// nothing else. So a token meets the same noise whether it is drafted on a hit, on a miss or by plain speculative decoding.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,8 @@
 
 namespace ssd {
 
-// What a number is drawn for. The draft and the verifier must never share a stream: acceptance would no longer be
-// independent of the proposal and the output would leave the target's distribution.
+// The purpose of a random number. The draft and the verifier must never share numbers: acceptance would then depend on the
+// proposal, and the output would leave the target's distribution.
 enum class Purpose : uint32_t { kAccept = 0, kResample = 1, kDraft = 2 };
 
 struct Philox4 {
@@ -36,17 +36,16 @@ SSD_HOST_DEVICE Philox4 philox(uint64_t key, uint32_t c0, uint32_t c1, uint32_t 
   return {{c0, c1, c2, c3}};
 }
 
-// Four words serve the four vocabulary entries 4 * block .. 4 * block + 3 of one draw.
+// The words of one draw for the vocabulary entries 4 * block .. 4 * block + 3.
 SSD_HOST_DEVICE Philox4 draw_words(int64_t seed, int32_t position, Purpose purpose, int32_t sibling, int32_t block) {
   return philox(static_cast<uint64_t>(seed), static_cast<uint32_t>(position), static_cast<uint32_t>(purpose),
                 static_cast<uint32_t>(sibling), static_cast<uint32_t>(block));
 }
 
-// Uniform in [0, 1), for accept tests: 24 bits, so that every value is exact in float32.
+// Uniform in [0, 1), for acceptance. It has 24 bits, so that every value is exact in float32.
 SSD_HOST_DEVICE float uniform(uint32_t x) { return static_cast<float>(x >> 8) * 0x1p-24f; }
 
-// Uniform in (0, 1 - 2^-24], for exponential races. Small values keep their full relative precision: those are the ones
-// that win.
+// Uniform in (0, 1 - 2^-24], for exponential races. Small values keep their full relative precision, because small values win.
 SSD_HOST_DEVICE float race_uniform(uint32_t x) {
   const float u = (static_cast<float>(x) + 0.5f) * 0x1p-32f;
   return u < 1.0f - 0x1p-24f ? u : 1.0f - 0x1p-24f;

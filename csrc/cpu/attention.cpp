@@ -1,5 +1,5 @@
-// paged_attention: cuts the rows into runs of one sequence and hands (run, K/V head) items to threads. The walk over keys, and
-// why it is row invariant, is in simd/attention.cpp.
+// paged_attention: cuts the rows into runs of one sequence, and gives (run, K/V head) items to threads. simd/attention.cpp has
+// the loop over keys and the reason why it is row invariant.
 
 #include <ATen/ops/empty.h>
 
@@ -20,7 +20,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
   const AttentionSizes sizes = check_paged_attention(q, k_cache, v_cache, page_table, row_seq, prefix_len, suffix_slots,
                                                      suffix_len, kCpuDtypes, kMaxGroup);
   const int64_t rows = sizes.rows, query_heads = sizes.query_heads, kv_heads = sizes.kv_heads, dim = sizes.head_dim;
-  const int64_t page_size = sizes.page_size, places = sizes.pages * page_size, width = sizes.suffix_width;
+  const int64_t page_size = sizes.page_size, kv_slots = sizes.pages * page_size, width = sizes.suffix_width;
   TORCH_CHECK(dim % kBlock == 0 && dim <= kMaxHeadDim, "q must have a head size that is a multiple of ", kBlock, " up to ",
               kMaxHeadDim, ", not ", dim);
 
@@ -28,7 +28,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
   const int32_t* prefix = prefix_len.const_data_ptr<int32_t>();
   const int32_t* suffix = pointer_or_null<int32_t>(suffix_len);
   const int32_t* slots = pointer_or_null<int32_t>(suffix_slots);
-  std::vector<int64_t> runs;  // first row of each; ends with `rows`
+  std::vector<int64_t> runs;  // the first row of each run, and `rows` at the end
   for (int64_t r = 0; r < rows; ++r) {
     TORCH_CHECK(sequence[r] >= 0 && sequence[r] < sizes.sequences, "row_seq[", r, "] is ", sequence[r],
                 ", outside page_table's ", sizes.sequences, " rows");
@@ -37,8 +37,8 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
     TORCH_CHECK(suffix == nullptr || (suffix[r] >= 0 && suffix[r] <= width), "suffix_len[", r, "] is ",
                 suffix == nullptr ? 0 : suffix[r], ", outside 0..", width);
     for (int64_t i = 0; suffix != nullptr && i < suffix[r]; ++i)
-      TORCH_CHECK(slots[r * width + i] >= 0 && slots[r * width + i] < places, "suffix_slots[", r, ", ", i, "] is ",
-                  slots[r * width + i], ", outside the cache's ", places, " places");
+      TORCH_CHECK(slots[r * width + i] >= 0 && slots[r * width + i] < kv_slots, "suffix_slots[", r, ", ", i, "] is ",
+                  slots[r * width + i], ", outside the cache's ", kv_slots, " KV slots");
     TORCH_CHECK(prefix[r] + (suffix != nullptr ? suffix[r] : 0) > 0, "prefix_len[", r, "]: the row sees no key");
     if (runs.empty() || sequence[r] != sequence[runs.back()] || r - runs.back() == kMaxAttentionRows) {
       runs.push_back(r);

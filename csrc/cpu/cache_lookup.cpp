@@ -1,4 +1,4 @@
-// cache_lookup: hand out the branch that was drafted for the outcome, if there is one.
+// cache_lookup: returns the branch that was drafted for the outcome, if there is one.
 
 #include <algorithm>
 
@@ -29,7 +29,7 @@ void cache_lookup(const Tensor& outcome, const Tensor& guess, const Tensor& gues
     const int32_t n = length.const_data_ptr<int32_t>()[s];
     draft_length.mutable_data_ptr<int32_t>()[s] = n;
     draft_last_token.mutable_data_ptr<int32_t>()[s] = last_token.const_data_ptr<int32_t>()[s];
-    // A round commits up to spec_len + 1 tokens behind the n + 1 there are.
+    // The sequence has n + 1 tokens, and a round commits up to spec_len + 1 more.
     const int64_t room = max_length.const_data_ptr<int32_t>()[s] - n - 2;
     spec_len.mutable_data_ptr<int32_t>()[s] = finished ? 0 : static_cast<int32_t>(std::clamp<int64_t>(room, 0, lookahead));
     hit.mutable_data_ptr<uint8_t>()[s] = branch < budget ? 1 : 0;

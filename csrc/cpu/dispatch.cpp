@@ -1,4 +1,4 @@
-// Picks the table of kernels for this machine: the best the CPU has, or what SSD_CPU_ISA asks for.
+// Chooses the table of kernels for this machine: SSD_CPU_ISA names one, otherwise it is the best that the CPU can run.
 
 #include <cstdlib>
 #include <stdexcept>

@@ -1,4 +1,4 @@
-// fork: guess the outcomes of the verification under way (arXiv 2603.03251, section 4).
+// fork: guesses the outcomes of the verification in flight (arXiv 2603.03251, section 4).
 
 #include <ATen/ops/empty.h>
 
@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor> fork(const Tensor& logits, const Tensor& spec_tokens,
       for (int64_t k = 0; k <= length; ++k) {
         TORCH_CHECK(fan_out[k] >= 0 && place + fan_out[k] <= budget, "table's row for spec_len ", length,
                     " must sum to budget = ", budget);
-        // An outcome with k < L cannot continue with the drafted token: that would have been an acceptance.
+        // An outcome with k < L cannot continue with the drafted token, because k would then be larger.
         int32_t excluded = k < length ? spec_tokens.const_data_ptr<int32_t>()[s * lookahead + k] : -1;
         if (ids != nullptr && excluded >= 0) {
           const int32_t* column = std::lower_bound(ids, ids + size, excluded);

@@ -1,3 +1,4 @@
+// An arena of large pages, which tensors share. huge_pages.h says what for.
 #include "huge_pages.h"
 
 #include <ATen/ops/from_blob.h>
@@ -18,8 +19,8 @@ namespace ssd {
 namespace {
 
 constexpr size_t kPage = size_t{2} << 20;
-constexpr size_t kArena = size_t{64} << 20;  // weights of one layer are often smaller than a page: they share
-constexpr size_t kAlign = 4096;              // bytes, so that the read-ahead of one weight is not another's
+constexpr size_t kArena = size_t{64} << 20;  // one for several weights: a weight is often smaller than a page
+constexpr size_t kAlign = 4096;              // bytes; keeps the prefetcher of one weight out of the next
 
 class Arena {
  public:
@@ -28,7 +29,7 @@ class Arena {
     TORCH_CHECK(mapped != MAP_FAILED, "no memory for ", bytes >> 20, " MiB of weights");
     mapped_ = static_cast<char*>(mapped);
     first_ = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(mapped) + kPage - 1) / kPage * kPage);
-    madvise(first_, bytes, MADV_HUGEPAGE);  // advice only: without it the same memory is merely slower
+    madvise(first_, bytes, MADV_HUGEPAGE);  // this may fail: the memory is then slower, and nothing else changes
   }
   ~Arena() { munmap(mapped_, bytes_ + kPage); }
   Arena(const Arena&) = delete;
@@ -51,7 +52,7 @@ class Arena {
 
 at::Tensor huge_pages(at::IntArrayRef shape, const at::TensorOptions& options) {
   static std::mutex mutex;
-  static std::weak_ptr<Arena> current;  // weak: kept alive by its tensors alone
+  static std::weak_ptr<Arena> current;  // weak: only its tensors keep an arena alive
   size_t bytes = options.dtype().itemsize();
   for (const int64_t size : shape) bytes *= static_cast<size_t>(size);
   const std::lock_guard<std::mutex> lock(mutex);
@@ -62,7 +63,7 @@ at::Tensor huge_pages(at::IntArrayRef shape, const at::TensorOptions& options) {
     current = arena;
     place = arena->take(bytes);
   }
-  return at::from_blob(place, shape, [arena](void*) {}, options);  // fresh anonymous memory is zero
+  return at::from_blob(place, shape, [arena](void*) {}, options);  // a fresh mapping is zero
 }
 
 #else

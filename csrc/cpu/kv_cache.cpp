@@ -1,4 +1,4 @@
-// rope_store_kv and move_kv: what writes the paged K/V cache.
+// rope_store_kv and move_kv: the ops that write the paged K/V cache.
 
 #include <bit>
 #include <cmath>
@@ -20,7 +20,7 @@ void normalise_head(const bf16* x, const bf16* weight, float eps, int64_t d, bf1
   kernels().rms_norm_bf16(x, weight, eps, d, y);
 }
 
-// Rotates one head by halves; `out` may be `in`.
+// Rotates one head: element i with element half + i. `out` may be `in`.
 template <typename T>
 void rotate(const T* in, const float* cos, const float* sin, int64_t half, T* out) {
   for (int64_t i = 0; i < half; ++i) {
@@ -36,14 +36,14 @@ void rope_store_kv(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
   const RopeSizes sizes =
       check_rope_store_kv(q, k, v, cos_sin, positions, kv_slots, k_cache, v_cache, q_norm, k_norm, kCpuDtypes);
   const int64_t rows = sizes.rows, query_heads = sizes.query_heads, kv_heads = sizes.kv_heads, dim = sizes.head_dim;
-  const int64_t places = sizes.places, half = dim / 2;
+  const int64_t half = dim / 2;
   const int32_t* position = positions.const_data_ptr<int32_t>();
   const int32_t* slot = kv_slots.const_data_ptr<int32_t>();
   for (int64_t r = 0; r < rows; ++r) {
     TORCH_CHECK(position[r] >= 0 && position[r] < sizes.table_rows, "positions[", r, "] is ", position[r],
                 ", outside the rotary table's ", sizes.table_rows, " rows");
-    TORCH_CHECK(slot[r] >= 0 && slot[r] < places, "kv_slots[", r, "] is ", slot[r], ", outside the cache's ", places,
-                " places");
+    TORCH_CHECK(slot[r] >= 0 && slot[r] < sizes.kv_slots, "kv_slots[", r, "] is ", slot[r], ", outside the cache's ",
+                sizes.kv_slots, " KV slots");
   }
   with_run_dtype(q, [&]<typename T>(T) {
     parallel_for(rows, kRowsAThread, [&](int64_t begin, int64_t end) {
@@ -71,17 +71,17 @@ void rope_store_kv(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
 
 void move_kv(const Tensor& kv, const Tensor& src, const Tensor& dst) {
   const MoveSizes sizes = check_move_kv(kv, src, dst, kCpuDtypes);
-  const int64_t places = sizes.places;
-  const auto bytes = static_cast<size_t>(sizes.place_bytes);
+  const int64_t kv_slots = sizes.kv_slots;
+  const auto bytes = static_cast<size_t>(sizes.slot_bytes);
   const int32_t* from = src.const_data_ptr<int32_t>();
   const int32_t* to = dst.const_data_ptr<int32_t>();
   for (int64_t i = 0; i < sizes.moves; ++i) {
-    TORCH_CHECK(from[i] < places, "src[", i, "] is ", from[i], ", outside the cache's ", places, " places");
-    TORCH_CHECK(to[i] < places, "dst[", i, "] is ", to[i], ", outside the cache's ", places, " places");
+    TORCH_CHECK(from[i] < kv_slots, "src[", i, "] is ", from[i], ", outside the cache's ", kv_slots, " KV slots");
+    TORCH_CHECK(to[i] < kv_slots, "dst[", i, "] is ", to[i], ", outside the cache's ", kv_slots, " KV slots");
   }
   auto* base = static_cast<char*>(kv.mutable_data_ptr());
   for (int64_t plane = 0; plane < sizes.planes; ++plane) {
-    char* cache = base + static_cast<size_t>(plane * places) * bytes;
+    char* cache = base + static_cast<size_t>(plane * kv_slots) * bytes;
     for (int64_t i = 0; i < sizes.moves; ++i)
       if (from[i] >= 0 && to[i] >= 0)
         std::memmove(cache + static_cast<size_t>(to[i]) * bytes, cache + static_cast<size_t>(from[i]) * bytes, bytes);

@@ -1,9 +1,10 @@
-// pack_weight and linear. The inner loop and its floor are in simd/linear.cpp; here are the layout and the work split.
+// pack_weight and linear: the packed layout, and how the work is split. simd/linear.cpp has the inner loop and its floor.
 //
-// Packed layout, per block of sixteen outputs: bf16 [in / 2, 16, 2], float [in, 16]; sizes padded with zeros. int8 like bf16, behind
-// the block's scales: sixteen floats, which is four more inputs' room for each output. For silu_mul the
-// blocks of the gate and of the up projection alternate, and a work item is one of each: one stream over memory here too.
-// Weights are packed in the order they are used in, so what is read next lies behind the weight at hand.
+// A packed weight is a list of blocks of sixteen outputs. A block is [in / 2, 16, 2] for bf16 and [in, 16] for float, padded
+// with zeros. A block for int8 begins with its sixteen scales, which take the room of four inputs, and goes on as for bf16. For
+// silu_mul, blocks of the gate and of the up projection alternate, and one work item is a pair of them: the memory is still
+// read as one stream. Weights are packed in the order of their use, so the weight that is needed next follows the present one
+// in memory.
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -21,7 +22,7 @@ namespace {
 
 int64_t blocks_of(int64_t outputs) { return (outputs + kBlock - 1) / kBlock; }
 
-// Weights that are packed side by side: the gate's and the up projection's for silu_mul.
+// How many weights are packed together: for silu_mul the gate's and the up projection's.
 int64_t groups_of(Epilogue epilogue) { return epilogue == Epilogue::kSiluMul ? 2 : 1; }
 
 int64_t padded(int64_t inputs) { return (inputs + 1) / 2 * 2; }
@@ -32,11 +33,11 @@ PackedShape packed_shape(const WeightSizes& sizes) {
           .inputs = padded(sizes.inputs) + (sizes.int8 ? kScaleBytes / kBlock : 0)};
 }
 
-// Consecutive inputs that lie side by side in a packed weight or a tile of x.
+// How many consecutive inputs are neighbours in a packed weight and in a tile of x.
 template <typename T>
 constexpr int64_t kInputsTogether = sizeof(T) == sizeof(float) ? 1 : 2;
 
-// Blocks of block_size go to every `stride`th place of `packed`. scale: [outputs], or null.
+// Writes block i, of block_size elements, to packed + i * stride * block_size. scale: [outputs], or null.
 template <typename T>
 void pack(const T* weight, const float* scale, int64_t outputs, int64_t in, int64_t block_size, int64_t stride, T* packed) {
   constexpr int64_t kTogether = kInputsTogether<T>;
@@ -53,7 +54,7 @@ void pack(const T* weight, const float* scale, int64_t outputs, int64_t in, int6
   });
 }
 
-// x as LinearTile wants it: the rows of a tile side by side, so that the inner loop walks one pointer.
+// x in the layout of LinearTile: the rows of a tile are interleaved, so that the inner loop advances one pointer.
 Tensor tile_rows(const Tensor& x, int64_t padded_in) {
   const int64_t rows = x.size(0), in = x.size(1);
   Tensor tiles = at::empty({rows, padded_in}, x.options());
@@ -115,7 +116,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::
     const T* biases = data_or_null<T>(bias);
     const T* residuals = data_or_null<T>(residual);
     const int64_t block_size = kBlock * weight.size(1);
-    const int64_t up_bias = gated ? columns : 0;  // the gate's come first
+    const int64_t up_bias = gated ? columns : 0;  // the gate's biases come first
     const auto work = [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t first = block * kBlock;

@@ -11,7 +11,7 @@
 namespace ssd {
 namespace {
 
-constexpr int64_t kRowsAThread = 16;  // fewer are not worth waking a thread for
+constexpr int64_t kRowsAThread = 16;  // for fewer rows a second thread does not pay
 
 Tensor embed(const Tensor& ids, const Tensor& table) {
   const auto [rows, vocabulary, width] = check_embed(ids, table, kCpuDtypes);

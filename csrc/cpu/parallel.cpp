@@ -1,3 +1,5 @@
+// The team of threads behind parallel_for: how items are claimed, and when helpers spin, prefetch and sleep. parallel.h says
+// why.
 #include "parallel.h"
 
 #include <ATen/Parallel.h>
@@ -15,9 +17,9 @@
 namespace ssd {
 namespace {
 
-constexpr int64_t kFetchBytes = 512 << 10;              // ahead, by each helper: half of a usual L2
-constexpr int64_t kFetchStep = 1024;                    // bytes between two looks for a new job
-constexpr auto kSpin = std::chrono::microseconds(100);  // longer than the host takes between two ops of a pass
+constexpr int64_t kFetchBytes = 512 << 10;              // that each helper prefetches: half of a usual L2 cache
+constexpr int64_t kFetchStep = 1024;                    // bytes that a helper prefetches before it looks for a new job
+constexpr auto kSpin = std::chrono::microseconds(100);  // longer than the time between two ops of a pass
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -33,7 +35,7 @@ class Team {
     try {
       for (int i = 1; i < threads; ++i) helpers_.emplace_back([this, i] { help(i - 1); });
     } catch (const std::system_error&) {
-      // The system has no more threads to give: those there are do the work.
+      // The system gives no more threads. The work is done by fewer.
     }
   }
 
@@ -61,9 +63,9 @@ class Team {
   }
 
  private:
-  // One word holds the number of the job (high half) and how many of its items nobody has claimed (low half). Taking from it
-  // succeeds only while that very job has items left, and then the job stays open, and its fields as they are, until the
-  // taken items are done.
+  // The ticket is one word: the number of the job (high half) and the number of its unclaimed items (low half). A claim
+  // succeeds only if both are unchanged, that is, while this job has unclaimed items. The job then stays open until the claimed
+  // items are done, so its fields do not change before that.
   static uint32_t job_of(uint64_t ticket) { return static_cast<uint32_t>(ticket >> 32); }
   static int64_t left_in(uint64_t ticket) { return static_cast<int64_t>(ticket & 0xFFFFFFFFu); }
 
@@ -77,7 +79,7 @@ class Team {
     uint64_t ticket = ticket_.load(std::memory_order_acquire);
     while (left_in(ticket) > 0) {
       const int64_t left = left_in(ticket);
-      // Large claims first, so that few are made; small ones last, so that nobody is waited for long.
+      // The first claims are large, so that there are few. The last are small, so that the caller does not wait long for one.
       const int64_t taken = std::min(left, std::max(grain_.load(std::memory_order_relaxed), left / (2 * threads_)));
       const int64_t begin = items_.load(std::memory_order_relaxed) - left;
       const RangeFunction* f = job_.load(std::memory_order_relaxed);
@@ -95,7 +97,7 @@ class Team {
 
   void help(int index) {
     uint64_t seen = 0;
-    const char *base = nullptr, *fetched = nullptr;  // what was announced last, and how far this helper has come in its part
+    const char *base = nullptr, *fetched = nullptr;  // the memory announced last; the end of the prefetched part
     while (!stopping_.load()) {
       uint64_t ticket = ticket_.load(std::memory_order_acquire);
       if (job_of(ticket) == job_of(seen) && base != nullptr) {
@@ -124,7 +126,7 @@ class Team {
     }
   }
 
-  const int threads_;  // the caller's among them
+  const int threads_;  // helpers and the caller
   std::vector<std::thread> helpers_;
   alignas(64) std::atomic<uint64_t> ticket_{0};
   alignas(64) std::atomic<int64_t> done_{0};

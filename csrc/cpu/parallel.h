@@ -1,12 +1,12 @@
 // parallel_for over independent items, for ops that run hundreds of times a second.
 //
-// Each calling thread has a team of its own (the target's thread and the draft's do not share one), as large as
-// torch.set_num_threads says in that thread. Items are claimed, not dealt out: a helper that the system has put aside costs
-// nothing, its share is done by whoever is awake, and the caller waits only for items that were begun. OpenMP's barrier
-// waits for every thread instead, and on a busy machine that made a decode up to fifty times slower. Helpers spin briefly for
-// the next op, then sleep.
+// Each calling thread has a team of its own, of torch.get_num_threads() threads: the target's thread and the draft's share
+// none. Threads claim items as they go. So a helper that the system has suspended costs nothing: the others do its share, and
+// the caller waits only for items that were begun. OpenMP's barrier waits for every thread instead, and on a busy machine that
+// made a decode up to fifty times slower. A helper spins briefly for the next op, then sleeps.
 //
-// A range's function must not call parallel_for itself. Who computes an item never changes its result: every op of ours computes an item by itself, in an order of its own.
+// The function must not call parallel_for itself. It computes each item independently and in a fixed order, so that a result
+// does not depend on the thread that computes it.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 
 namespace ssd {
 
-// A borrowed callable; the callee finishes before the caller's is gone.
+// A reference to a callable, which must outlive every call.
 class RangeFunction {
  public:
   template <typename F>
@@ -28,11 +28,11 @@ class RangeFunction {
   void (*call_)(const void*, int64_t, int64_t);
 };
 
-// Calls f(begin, end) over disjoint ranges that cover [0, items), each of at least `grain` items but the last. The first
-// exception is rethrown when all ranges are done.
+// Calls f(begin, end) for disjoint ranges that cover [0, items). Each but the last has at least `grain` items. The first
+// exception is rethrown after all ranges are done.
 //
-// next: what the caller will most likely read after this (null: no idea). Helpers that have nothing to do fetch it into their
-// caches, so that the memory bus is not idle while the caller is between two ops. It need not be mapped.
+// next: memory that the caller will probably read after this call, or null. Idle helpers prefetch it, so that the memory bus is
+// busy while the caller is between two ops. The memory need not be mapped.
 void parallel_for(int64_t items, int64_t grain, RangeFunction f, const void* next = nullptr);
 
 }  // namespace ssd

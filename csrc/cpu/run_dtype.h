@@ -1,4 +1,4 @@
-// The two dtypes a CPU forward pass runs in, and torch's bfloat16 seen as the kernels' own.
+// The two dtypes of a forward pass on the CPU, and torch's bfloat16 as the kernels' type.
 #pragma once
 
 #include <array>
@@ -29,7 +29,7 @@ const T* data_or_null(const OptionalTensor& t) {
   return t.has_value() ? data<T>(*t) : nullptr;
 }
 
-// Calls f with a value of the run dtype's type: with_run_dtype(x, [&]<typename T>(T) { ... }).
+// Calls f with a value of the element type of t: with_run_dtype(x, [&]<typename T>(T) { ... }).
 template <typename F>
 auto with_run_dtype(const Tensor& t, F&& f) {
   return t.scalar_type() == at::kFloat ? f(float{}) : f(bf16{});

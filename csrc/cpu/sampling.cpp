@@ -1,4 +1,4 @@
-// row_stats and sample: what a token is drawn from, and drawing it.
+// row_stats and sample: the distribution of each row, and drawing tokens from it.
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
@@ -22,7 +22,8 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 bool before(const Entry& a, const Entry& b) { return a.value > b.value || (a.value == b.value && a.id < b.id); }
 
-// A row's entries in the order (value descending, id ascending), sorted only as far as anyone has asked.
+// The entries of a row in the order (value descending, id ascending). They are sorted only up to the largest rank that was
+// asked for.
 class Ranking {
  public:
   Ranking(const float* logits, int64_t size) : entries_(static_cast<size_t>(size)) {
@@ -152,7 +153,7 @@ Tensor sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, con
         found = kernels().largest(times.data(), size, static_cast<int>(m), -1, best.data());
         while (found > 0 && best[static_cast<size_t>(found - 1)].value == -kInfinity) --found;
       }
-      if (found == 0) best[0].id = 0, found = 1;  // not a number anywhere: any id will do, but an id it must be
+      if (found == 0) best[0].id = 0, found = 1;  // all NaN: any id is right, but there must be one
       for (int i = 0; i < found; ++i) {
         const int32_t column = best[static_cast<size_t>(i)].id;
         out[r * m + i] = ids != nullptr ? ids[column] : column;

@@ -1,5 +1,5 @@
-// verify: the exact walk down a chain or tree of proposals, and the commit of its outcome (section 3 of the method's description;
-// Leviathan et al. 2023, and sampling without replacement for siblings). A chain is the tree with one child a node.
+// verify: the exact walk down a chain or tree of proposals, and the commit of its outcome (Leviathan et al. 2023; for siblings,
+// sampling without replacement). A chain is a tree whose nodes have one child each.
 
 #include <ATen/ops/full.h>
 
@@ -16,19 +16,19 @@
 namespace ssd {
 namespace {
 
-// One sequence's proposals and what they are judged by.
+// The proposals of one sequence, and the distributions of target and draft.
 struct Walk {
   const float* p_logits;       // [nodes, vocabulary]
   const float* p_stats;        // [nodes, kStats]
-  const float* q_logits;       // [q_rows, draft vocabulary], null where the proposals were not drawn
+  const float* q_logits;       // [q_rows, draft vocabulary]; null if the proposals were not drawn from a distribution
   const float* q_stats;        // [q_rows, kStats]
-  const int32_t* draft_id_of;  // [vocabulary], or null: the same ids
-  const int32_t* tokens;       // [nodes - 1], node i's at i - 1
-  const int32_t* parent;       // [nodes], or null: a chain
-  int64_t nodes;               // the root and the proposals present
+  const int32_t* draft_id_of;  // [vocabulary]; null if target and draft have the same ids
+  const int32_t* tokens;       // [nodes - 1]; the token of node i is at i - 1
+  const int32_t* parent;       // [nodes]; null for a chain
+  int64_t nodes;               // the root, and the proposals of this sequence
   int64_t vocabulary, draft_vocabulary;
   int64_t seed;
-  int32_t position;  // of the root
+  int32_t position;  // the root's
 };
 
 struct Verdict {
@@ -36,8 +36,8 @@ struct Verdict {
   int32_t token;              // the recovery or bonus token
 };
 
-// p, or what rejections have left of it, and the distribution the remaining siblings were drawn from; as vectors over the
-// target's vocabulary, made when a first proposal is rejected.
+// p and q at one node, after the rejections so far: the residual of p, and the distribution that the next sibling was drawn
+// from. They become vectors over the target's vocabulary only when the first proposal is rejected.
 class Residual {
  public:
   Residual(const Walk& walk, int64_t node) : walk_(walk), node_(node) {}
@@ -48,13 +48,13 @@ class Residual {
   }
 
   float draft(int32_t token) {
-    if (walk_.q_logits == nullptr) return 1.0f;  // not drawn: a point mass on each proposal in turn
+    if (walk_.q_logits == nullptr) return 1.0f;  // not drawn from a distribution: q is a point mass on each proposal in turn
     if (!q_.empty()) return q_[static_cast<size_t>(token)];
     const int32_t column = column_of(token);
     return column < 0 ? 0.0f : one(q_row(), walk_.q_stats + node_ * kStats, column);
   }
 
-  // p <- norm(max(0, p - q)), kept as it was where rounding left nothing; q <- q without the token, renormalised.
+  // p becomes norm(max(0, p - q)), unless rounding leaves nothing of it: then p stays. q loses the token and is renormalised.
   void reject(int32_t token) {
     if (p_.empty()) materialise_p();
     if (q_.empty() && walk_.q_logits != nullptr) materialise_q();
@@ -69,9 +69,9 @@ class Residual {
     if (normalise(rest)) p_ = std::move(rest);
   }
 
-  // Draws from what is left of p.
+  // Draws from the residual of p.
   int32_t draw(int32_t position) {
-    if (p_.empty()) materialise_p();  // nothing was proposed here: a leaf has no row of q
+    if (p_.empty()) materialise_p();  // no proposal was rejected here: a leaf has no row of q
     std::vector<float> times(p_.size());
     kernels().race_times(p_.data(), walk_.vocabulary, walk_.seed, position, static_cast<uint32_t>(Purpose::kResample),
                          times.data());
@@ -161,7 +161,7 @@ Tensor verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTenso
   const VerifySizes sizes =
       check_verify(p_logits, p_stats, q_logits, q_stats, q_address, draft_id_of, spec_tokens, spec_len, parent, parity, seed,
                    eos, ignore_eos, max_length, tokens, length, last_token, done, outcome);
-  const int64_t slots = sizes.slots, nodes = sizes.nodes, vocabulary = sizes.vocabulary, places = sizes.places;
+  const int64_t slots = sizes.slots, nodes = sizes.nodes, vocabulary = sizes.vocabulary, capacity = sizes.capacity;
   const int64_t draft_vocabulary = sizes.draft_vocabulary, addresses = sizes.addresses, q_rows = sizes.q_rows;
   const int64_t half = parity.const_data_ptr<int32_t>()[0];
   TORCH_CHECK(half == 0 || half == 1, "parity must be 0 or 1, not ", half);
@@ -201,14 +201,14 @@ Tensor verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTenso
       });
 
       const int64_t accepted = static_cast<int64_t>(verdict.path.size()) - 1;
-      TORCH_CHECK(n + 1 + accepted < places, "tokens has ", places, " places, too few for slot ", s, " of length ", n, " and ",
-                  accepted + 1, " more");
+      TORCH_CHECK(n + 1 + accepted < capacity, "tokens has room for ", capacity, " a slot, too few for slot ", s, " of length ",
+                  n, " and ", accepted + 1, " more");
       result[0] = static_cast<int32_t>(accepted);
       result[1] = verdict.token;
       const int32_t* end_ids = eos.const_data_ptr<int32_t>();
       const bool ends = ignore_eos.const_data_ptr<uint8_t>()[s] == 0;
       const int64_t room = max_length.const_data_ptr<int32_t>()[s] - (n + 1);
-      int32_t* sequence = tokens.mutable_data_ptr<int32_t>() + s * places;
+      int32_t* sequence = tokens.mutable_data_ptr<int32_t>() + s * capacity;
       bool finished = false;
       int64_t committed = 0;
       for (; committed <= accepted && !finished; ++committed) {

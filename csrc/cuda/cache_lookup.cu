@@ -1,5 +1,6 @@
-// Hands out the branch that was drafted for the outcome, if there is one, latches the draft's copy of the state and flips the
-// parity. One block, a warp a slot: the parity is everybody's, so it is flipped behind a barrier. Floor: a launch.
+// Returns the branch that was drafted for the outcome, if there is one, latches the draft's copy of the state and flips the
+// parity. There is one block, with a warp for each slot: all slots read the parity, so it is flipped after a barrier. Floor: a
+// launch.
 #include "kernels.h"
 #include "launch.h"
 
@@ -30,7 +31,7 @@ __global__ void __launch_bounds__(kThreads) cache_lookup_kernel(CacheLookupParam
       const int32_t n = p.length[s];
       p.draft_length[s] = n;
       p.draft_last_token[s] = p.last_token[s];
-      // A round commits up to spec_len + 1 tokens behind the n + 1 there are.
+      // The sequence has n + 1 tokens, and a round commits up to spec_len + 1 more.
       const int64_t room = static_cast<int64_t>(p.max_length[s]) - n - 2;
       p.spec_len[s] = finished || room < 0 ? 0 : static_cast<int32_t>(room < p.lookahead ? room : p.lookahead);
       p.hit[s] = hit ? 1 : 0;

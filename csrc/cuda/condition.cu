@@ -1,4 +1,4 @@
-// Whether the body of a conditional node runs: decided on the device, when the graph comes to it. Floor: a launch.
+// Decides on the device, when the graph reaches a conditional node, whether its body runs. Floor: a launch.
 #include "kernels.h"
 #include "launch.h"
 

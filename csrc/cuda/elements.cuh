@@ -11,7 +11,7 @@ using Element = __nv_bfloat16;
 __device__ __forceinline__ float to_float(Element x) { return __bfloat162float(x); }
 __device__ __forceinline__ Element rounded(float x) { return __float2bfloat16(x); }
 
-// `count` neighbouring elements, read and written at once.
+// `count` neighbouring elements, which are read and written at once.
 template <int count>
 struct alignas(sizeof(Element) * count) Vector {
   Element element[count];

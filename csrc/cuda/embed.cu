@@ -1,4 +1,4 @@
-// Rows of the embedding table, copied. Floor: a launch; the bytes are few.
+// Copies rows of the embedding table. Floor: a launch, because there are few bytes.
 #include "elements.cuh"
 #include "launch.h"
 

@@ -1,20 +1,20 @@
-// Guesses the outcomes of the verification under way: for each accepted count k the F_k likeliest tokens behind it.
+// Guesses the outcomes of the verification in flight: for each accepted count k, the F_k most likely tokens after it.
 //
-// A row of logits for each (slot, k), ranked over its slices as `sample` ranks a greedy row. How many places of the budget a
-// row fills, and from which on, its blocks read from the fan-out table. The drafted token, which is not to be guessed, is told
-// by its target id, so that nobody has to search id_of for it. Floor: a launch, and one read of the logits, which are in L2.
+// Each (slot, k) has a row of logits. Its slices are ranked as `sample` ranks a greedy row. The blocks of a row read from the
+// fan-out table how many guesses the row makes and the index of the first. The drafted token is never guessed. It is recognised
+// by its target id, so that no search of id_of is needed. Floor: a launch, and one read of the logits, which are in L2.
 #include "kernels.h"
 #include "vocabulary.cuh"
 
 namespace ssd::cuda {
 namespace {
 
-// The places of a slot's budget that guesses with k accepted fill.
+// The guesses of a slot that belong to one k: guess[first] .. guess[first + count - 1].
 struct Fan {
   int32_t first, count;
 };
 
-// Whatever the table says, no fan reaches beyond the budget.
+// A fan never reaches beyond the budget, whatever the table holds.
 __device__ __forceinline__ Fan fan_of(const int32_t* fan_out, int32_t k, int32_t budget) {
   int32_t first = 0, count = 0;
   for (int32_t i = 0; i <= k; ++i) {
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kSliceThreads) fork_kernel(ForkParams p) {
   const int32_t* fan_out = p.table + (static_cast<int64_t>(p.hit[slot] != 0 ? width : 0) + length) * width;
   int32_t* guess = p.guess + slot * p.budget;
   int32_t* guess_k = p.guess_k + slot * p.budget;
-  if (k == length && slice.index == 0) {  // places that no fan fills
+  if (k == length && slice.index == 0) {  // guesses that no fan fills
     const Fan last = fan_of(fan_out, length, p.budget);
     for (int32_t i = last.first + last.count + static_cast<int32_t>(threadIdx.x); i < p.budget; i += kSliceThreads) {
       guess[i] = 0;

@@ -1,11 +1,11 @@
-// What csrc/cuda offers: a parameter struct and a launcher for each kernel, on raw pointers and a stream. No torch header on
-// this side of the wall; csrc/cuda_ops checks tensors and fills these in.
+// The interface of csrc/cuda: a parameter struct and a launcher for each kernel, on raw pointers and a stream. csrc/cuda
+// includes no torch header; csrc/cuda_ops checks tensors and fills the structs in.
 //
-// All arrays are on the device and contiguous unless a field says otherwise. A `void*` array of activations, weights or K/V holds
-// bfloat16. Letters are those of ssd/ops.py. Launchers neither
-// allocate nor synchronise, and their grids depend on shapes alone: lengths are read on the device. Where blocks of one launch
-// share a result they leave parts in `workspace`, of the size that the function beside the launcher says, and count their
-// arrivals in `arrivals`: the last to arrive finishes, in fixed order. Arrivals are zero before a launch and again behind it.
+// All arrays are on the device and contiguous unless a field says otherwise. A `void*` array of activations, weights or K/V
+// holds bfloat16. ssd/ops.py explains the sizes. Launchers neither allocate nor synchronise. A grid depends on shapes alone,
+// and kernels read lengths on the device. When the blocks of a launch share a result, each writes a part to `workspace` and
+// counts itself in `arrivals`. The last block to arrive combines the parts, in a fixed order. A function beside the launcher
+// returns the size of the workspace. Arrivals are zero before a launch and after it.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -15,7 +15,7 @@
 
 namespace ssd::cuda {
 
-enum class Epilogue : int { kNone, kAdd, kSiluMul };  // of `linear`, as ssd/ops.py describes them
+enum class Epilogue : int { kNone, kAdd, kSiluMul };  // of `linear`; ssd/ops.py describes them
 
 // The forward pass --------------------------------------------------------------------------------------------------------------
 
@@ -39,12 +39,13 @@ struct RmsNormParams {
 };
 cudaError_t rms_norm(const RmsNormParams& params, cudaStream_t stream);
 
-// A packed weight is [packed_outputs(out), packed_inputs(in)] elements in the order of linear.cu, padded with zeros.
+// A packed weight has packed_outputs(outputs) x packed_inputs(inputs) elements, in an order that linear.cu explains, padded
+// with zeros.
 int64_t packed_outputs(int64_t outputs);
 int64_t packed_inputs(int64_t inputs);
 
 struct PackWeightParams {
-  const void* weight;  // [outputs, inputs]; for kSiluMul the gate's rows over the up projection's
+  const void* weight;  // [outputs, inputs]; for kSiluMul the gate's rows, then the up projection's
   void* packed;        // [packed_outputs(outputs), packed_inputs(inputs)], 16-byte aligned
   int32_t outputs;
   int32_t inputs;
@@ -70,13 +71,13 @@ struct RopeStoreKvParams {
   void* q;                   // [rows, query_heads, head_dim], rows q_stride elements apart; rotated in place
   const void* k;             // [rows, kv_heads, head_dim], rows k_stride elements apart
   const void* v;             // [rows, kv_heads, head_dim], rows v_stride elements apart
-  const float* cos_sin;      // [table_rows, head_dim], cosines, then sines
+  const float* cos_sin;      // [table_rows, head_dim]: cosines, then sines
   const int32_t* positions;  // [rows]
   const int32_t* kv_slots;   // [rows]
   const void* q_norm;        // [head_dim] or null
   const void* k_norm;        // [head_dim] or null
-  void* k_cache;             // [places, kv_heads, head_dim]
-  void* v_cache;             // [places, kv_heads, head_dim]
+  void* k_cache;             // [kv_slots, kv_heads, head_dim]
+  void* v_cache;             // [kv_slots, kv_heads, head_dim]
   int64_t q_stride, k_stride, v_stride;
   int32_t rows;
   int32_t query_heads, kv_heads;
@@ -112,17 +113,17 @@ size_t paged_attention_workspace(const PagedAttentionParams& params);
 cudaError_t paged_attention(const PagedAttentionParams& params, cudaStream_t stream);
 
 struct MoveKvParams {
-  void* kv;  // [planes, places, row_bytes], planes = layers * 2 (K and V), places = pages * page_size; 16-byte aligned
-  const int32_t* src;  // [moves] KV slots; negative skips the move
+  void* kv;            // [planes, kv_slots, row_bytes], planes = layers * 2 (K and V); 16-byte aligned
+  const int32_t* src;  // [moves] KV slots; a negative one skips the move
   const int32_t* dst;  // [moves]
   int64_t planes;
-  int64_t places;
+  int64_t kv_slots;   // pages * page_size
   int64_t row_bytes;  // kv_heads * head_dim * element size, a multiple of 16
   int32_t moves;
 };
 cudaError_t move_kv(const MoveKvParams& params, cudaStream_t stream);
 
-// What tokens are drawn from, and drawing ---------------------------------------------------------------------------------------
+// Distributions, and drawing from them ------------------------------------------------------------------------------------------
 
 struct RowStatsParams {
   const float* logits;       // [rows, vocabulary]
@@ -183,22 +184,22 @@ struct VerifyParams {
   const float* p_stats;        // [slots, nodes, kStats]
   const float* q_logits;       // [slots, 2, addresses, q_rows, draft_vocabulary] or null
   const float* q_stats;        // [slots, 2, addresses, q_rows, kStats] or null
-  const int32_t* q_address;    // [slots]; -1: not drawn
+  const int32_t* q_address;    // [slots]; -1: proposals that were not drawn from a distribution
   const int32_t* draft_id_of;  // [vocabulary] or null
   const int32_t* spec_tokens;  // [slots, nodes - 1]
   const int32_t* spec_len;     // [slots]
-  const int32_t* parent;       // [slots, nodes] or null: a chain
+  const int32_t* parent;       // [slots, nodes]; null for a chain
   const int32_t* parity;       // [1]
   const int64_t* seed;         // [slots]
   const int32_t* eos;          // [eos_count]
   const uint8_t* ignore_eos;   // [slots]
   const int32_t* max_length;   // [slots]
-  int32_t* tokens;             // [slots, places]
+  int32_t* tokens;             // [slots, capacity]
   int32_t* length;             // [slots]
   int32_t* last_token;         // [slots]
   uint8_t* done;               // [slots]
   int32_t* outcome;            // [slots, 2, 2]
-  int32_t* path;               // [slots, nodes], written whole
+  int32_t* path;               // [slots, nodes]; every element is written
   void* workspace;             // verify_workspace(..) bytes, 16-byte aligned
   int32_t* arrivals;           // [slots]
   int32_t slots;
@@ -208,7 +209,7 @@ struct VerifyParams {
   int32_t addresses;
   int32_t q_rows;
   int32_t eos_count;
-  int32_t places;
+  int32_t capacity;
 };
 size_t verify_workspace(const VerifyParams& params);
 cudaError_t verify(const VerifyParams& params, cudaStream_t stream);
@@ -236,12 +237,12 @@ struct CacheLookupParams {
 cudaError_t cache_lookup(const CacheLookupParams& params, cudaStream_t stream);
 
 struct NgramProposeParams {
-  const int32_t* tokens;  // [slots, places]
+  const int32_t* tokens;  // [slots, capacity]
   const int32_t* length;  // [slots]; the last committed token is at tokens[length]
-  int32_t* spec_tokens;   // [slots, lookahead], written whole, 0 beyond spec_len
+  int32_t* spec_tokens;   // [slots, lookahead]; every element is written, 0 from spec_len on
   int32_t* spec_len;      // [slots]
   int32_t slots;
-  int32_t places;
+  int32_t capacity;
   int32_t lookahead;
 };
 cudaError_t ngram_propose(const NgramProposeParams& params, cudaStream_t stream);
@@ -250,7 +251,7 @@ cudaError_t ngram_propose(const NgramProposeParams& params, cudaStream_t stream)
 
 struct ConditionParams {
   const uint8_t* flags;               // [count]
-  cudaGraphConditionalHandle handle;  // of a node of the graph that this launch is captured into
+  cudaGraphConditionalHandle handle;  // handle of a conditional node in the graph that captures this launch
   int32_t count;
 };
 cudaError_t condition(const ConditionParams& params, cudaStream_t stream);

@@ -1,4 +1,4 @@
-// The one way a kernel is started: a kernel takes one parameter struct by value, and its launcher calls launch<kernel>(..).
+// launch<kernel>(..) starts every kernel. A kernel takes one parameter struct by value.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -15,12 +15,12 @@ namespace ssd::cuda {
 
 #if defined(__CUDACC__)
 
-constexpr size_t kDefaultSharedBytes = 48 * 1024;  // a block may have more only if its kernel is allowed to
+constexpr size_t kDefaultSharedBytes = 48 * 1024;  // a kernel whose blocks need more must be allowed to have it
 
-// What a launch of one kernel needs to know of it, found out once a device.
+// Properties of a kernel that its launches need. They are read once for each device.
 struct KernelTraits {
-  std::atomic<uint64_t> known_on{0};     // bit d: device d
-  std::atomic<uint64_t> overlaps_on{0};  // bit d: there it waits for the kernel before it by itself (ptx.h)
+  std::atomic<uint64_t> known_on{0};     // bit d: they are known for device d
+  std::atomic<uint64_t> overlaps_on{0};  // bit d: on device d it may start early, because it waits itself (ptx.h)
 };
 
 // SSD_PDL=0 in the environment keeps every kernel from starting before the one ahead of it has ended. Read once a process.
@@ -42,7 +42,7 @@ inline cudaError_t learn_traits(const void* kernel, size_t shared_bytes, KernelT
       error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
       if (error != cudaSuccess) return error;
     }
-    // Code that was compiled for an older architecture, and translated to this one, does not wait.
+    // Code for an older architecture, which the driver translates to this one, does not contain the wait.
     cudaFuncAttributes attributes;
     error = cudaFuncGetAttributes(&attributes, kernel);
     if (error != cudaSuccess) return error;
@@ -53,9 +53,9 @@ inline cudaError_t learn_traits(const void* kernel, size_t shared_bytes, KernelT
   return cudaSuccess;
 }
 
-// An empty grid is nothing to do, not an error. shared_bytes is the same in every launch of a kernel. Returns what the CUDA
-// runtime says; errors of the kernel itself come later. On Hopper a kernel starts while the one before it in the stream still
-// runs, so every kernel calls wait_for_previous_kernel() before it reads or writes what others may write or read.
+// An empty grid launches nothing and is no error. Every launch of a kernel has the same shared_bytes. Returns the error of the
+// launch; errors inside the kernel show later. On Hopper a kernel may start while the one ahead of it in the stream still runs.
+// So every kernel calls wait_for_previous_kernel() before it touches memory that another kernel reads or writes.
 template <auto kernel, typename Params>
 cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, Params params) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;

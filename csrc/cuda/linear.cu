@@ -1,13 +1,14 @@
-// y = x Wᵀ for few rows of x: what a decode step spends its time on. Floor: the bytes of W / memory bandwidth.
+// y = x Wᵀ for few rows of x. A decode step spends most of its time here. Floor: the bytes of W / memory bandwidth.
 //
-// W streams through once as the A operand of mma (16 outputs x 16 inputs), rows of x are its columns, eight at a time. pack_weight
-// lays W out so that what a lane needs of a 16 x 32 piece is twice 16 contiguous bytes, and a warp's load one contiguous KiB. Every
-// lane copies its own operands to shared memory, many pieces ahead, and reads them back itself: the pipeline is as deep as shared
-// memory allows and needs no barrier. The weights of the first pieces are asked for before the previous kernel has ended: they
-// are nobody's output.
+// W is read once, as the A operand of mma (16 outputs x 16 inputs). Rows of x are the columns of the B operand, eight at a
+// time. pack_weight orders W so that a lane needs two runs of 16 bytes of each 16 x 32 piece, and a warp's load is one
+// contiguous KiB. Every lane copies its own operands to shared memory, many pieces ahead, and reads them back itself. So the
+// pipeline is as deep as shared memory allows and needs no barrier. The copies of the first weights start before the previous
+// kernel has ended, because no kernel writes weights.
 //
-// Row invariance: the inputs are cut into kSegments by the weight's width alone; a segment is summed in order by one warp, and the
-// segments' sums are added in order. How many outputs a block takes, and how many warps share its segments, changes no bit.
+// Row invariance: the inputs are cut into kSegments segments, which depend on the weight's width alone. One warp sums a segment
+// in order, and the sums of the segments are added in order. How many outputs a block takes, and how many warps share its
+// segments, changes no bit.
 #include "elements.cuh"
 #include "launch.h"
 
@@ -15,13 +16,14 @@ namespace ssd::cuda {
 namespace {
 
 constexpr int kTile = 16;    // outputs of an mma
-constexpr int kPiece = 32;   // inputs of two mmas: a lane's share of a row of x is then 16 bytes
+constexpr int kPiece = 32;   // inputs of two mmas; a lane's share of a row of x is 16 bytes
 constexpr int kColumns = 8;  // rows of x in an mma
 constexpr int kSegments = 8;
 constexpr int kCopyBytes = 16;  // of a cp.async
 
-// Where element `at` of a packed weight comes from. Inside a mma a lane with t = lane % 4 holds columns 2t, 2t + 1 and the same
-// plus 8; here they stand for inputs 8t .. 8t + 7 of the piece, half of them for its first mma, half for its second.
+// The origin of element `at` of a packed weight. In an mma, a lane with t = lane % 4 holds the columns 2t, 2t + 1, 2t + 8 and
+// 2t + 9. The columns of the two mmas of a piece stand for the inputs 8t .. 8t + 7: the first four for the first mma, the
+// others for the second.
 struct Source {
   int row;  // within the tile
   int tile;
@@ -40,7 +42,7 @@ __device__ __forceinline__ Source source_of(int64_t at, int pieces) {
 constexpr int kPackThreads = 256;
 
 __global__ void __launch_bounds__(kPackThreads) pack_weight_kernel(PackWeightParams p) {
-  wait_for_previous_kernel();  // and the next one does not start early: it may read what is packed here without waiting
+  wait_for_previous_kernel();  // the next kernel must not start early: it may read the packed weight without waiting
   const int pieces = divide_up(p.inputs, kPiece);
   const int64_t elements = static_cast<int64_t>(divide_up(p.outputs, kTile)) * pieces * kTile * kPiece;
   for (int64_t at = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x; at < elements;
@@ -48,7 +50,7 @@ __global__ void __launch_bounds__(kPackThreads) pack_weight_kernel(PackWeightPar
     const Source from = source_of(at, pieces);
     int output = from.tile * kTile + from.row;
     bool exists = output < p.outputs;
-    if (p.epilogue == Epilogue::kSiluMul) {  // gate and up of one output lie in one lane: rows r and r + 8 of a tile
+    if (p.epilogue == Epilogue::kSiluMul) {  // one lane has gate and up of an output: rows r and r + 8 of a tile
       const int half = p.outputs / 2, of_half = from.tile * (kTile / 2) + from.row % 8;
       output = from.row < 8 ? of_half : half + of_half;
       exists = of_half < half;
@@ -59,19 +61,20 @@ __global__ void __launch_bounds__(kPackThreads) pack_weight_kernel(PackWeightPar
   }
 }
 
-// What a block takes on: `tiles` of outputs, `columns` mma columns of rows, with `warps` warps and `stages` pieces in the pipeline.
+// The work of a block: `tiles` tiles of outputs and `columns` groups of kColumns rows, with `warps` warps and `stages` pieces
+// in a pipeline.
 template <int tile_count, int column_count, int warp_count, int stage_count>
 struct Config {
   static constexpr int tiles = tile_count, columns = column_count, warps = warp_count, stages = stage_count;
   static constexpr int threads = warps * kWarp;
-  static constexpr int copies = tiles * 2 + columns;                                 // a lane's, for a piece
+  static constexpr int copies = tiles * 2 + columns;                                 // of a lane, for a piece
   static constexpr int shared_bytes = warps * stages * copies * kWarp * kCopyBytes;  // [warp][stage][copy][lane]
   static constexpr int sums = tiles * columns * kWarp;                               // float4s
   static_assert(shared_bytes >= warps * sums * static_cast<int>(sizeof(float4)));
   static_assert(sums % threads == 0 || sums < threads);
 };
 
-// One lane's way through the pieces of a segment.
+// Copies and multiplies the pieces of a segment, for one lane.
 template <typename C>
 class Stream {
  public:
@@ -138,7 +141,7 @@ __device__ __forceinline__ void write_output(const LinearParams& p, int64_t at, 
   }
 }
 
-// One output of one row, with what the epilogue adds to it.
+// Writes one output of one row, after bias and residual.
 __device__ __forceinline__ void finish(const LinearParams& p, int row, int output, float sum) {
   if (row >= p.rows || output >= p.outputs) return;
   if (p.bias != nullptr) sum += to_float(static_cast<const Element*>(p.bias)[output]);
@@ -161,7 +164,7 @@ template <typename C>
 __global__ void __launch_bounds__(C::threads) linear_kernel(LinearParams p) {
   constexpr int kSums = divide_up(C::sums, C::threads);
   uint4* shared = shared_memory<uint4>();
-  float4* parts = shared_memory<float4>();  // [warp][tile][column][lane], when the pipeline is empty
+  float4* parts = shared_memory<float4>();  // [warp][tile][column][lane]; used when the pipeline is empty
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, pieces = divide_up(p.inputs, kPiece);
   const Stream<C> stream(p, shared);
   float4 total[kSums];
@@ -176,8 +179,8 @@ __global__ void __launch_bounds__(C::threads) linear_kernel(LinearParams p) {
     for (int stage = 0; stage < C::stages - 1; ++stage)
       if (begin + stage < end) stream.copy_weight(begin + stage, stage);
     if (pass == 0) {
-      // In this order: if the next kernel could start before this wait is over, three kernels would run at once. The third could
-      // then be given memory that the first still reads.
+      // In this order: if the next kernel could start before this wait is over, three kernels would run at once. The third
+      // could then be given memory that the first still reads.
       wait_for_previous_kernel();
       let_next_kernel_start();
     }
@@ -203,7 +206,7 @@ __global__ void __launch_bounds__(C::threads) linear_kernel(LinearParams p) {
     }
     cp_async_wait<0>();
 
-    __syncthreads();  // every warp is through with its part of shared memory
+    __syncthreads();  // no warp reads its pipeline any more
 #pragma unroll
     for (int tile = 0; tile < C::tiles; ++tile)
 #pragma unroll
@@ -248,14 +251,14 @@ __global__ void __launch_bounds__(C::threads) linear_kernel(LinearParams p) {
 
 template <typename C>
 cudaError_t start(const LinearParams& p, cudaStream_t stream) {
-  // Row groups are innermost: those that share weights run side by side, and all but one find them in the L2 cache.
+  // Row groups are innermost: groups that share weights run at the same time, and all but the first find them in the L2 cache.
   const auto row_groups = static_cast<unsigned>(divide_up(p.rows, C::columns * kColumns));
   const auto tile_groups = static_cast<unsigned>(divide_up(divide_up(p.outputs, kTile), C::tiles));
   return launch<linear_kernel<C>>(dim3(row_groups, tile_groups), dim3(C::threads), C::shared_bytes, stream, p);
 }
 
-// The one place that chooses tiles. The more rows, the more outputs must share a read of them; a small weight is better spread
-// over many multiprocessors.
+// Chooses the tiles. With more rows, more outputs must share a read of them. A weight with few outputs is better spread over
+// many multiprocessors.
 cudaError_t choose_tiles(const LinearParams& p, cudaStream_t stream) {
   constexpr int kMultiprocessors = 132;
   if (p.rows <= 8) return start<Config<1, 1, 8, 6>>(p, stream);

@@ -1,7 +1,7 @@
-// Copies K/V places, in all layers at once, in the order they are given: a later move may read what an earlier one wrote.
+// Copies K/V between KV slots, in all layers, in the given order: a later move may read a slot that an earlier one wrote.
 //
-// The moves are few (a tree path) and the columns many, so a thread owns 16 bytes of a place in one plane and walks the moves
-// by itself: the order holds without any synchronisation. Floor: twice the bytes moved / memory bandwidth.
+// There are few moves (a path of a tree) and many columns. So a thread owns 16 bytes of every KV slot of one plane and does all
+// moves itself, which keeps the order without synchronisation. Floor: twice the moved bytes / memory bandwidth.
 #include "kernels.h"
 #include "launch.h"
 
@@ -17,10 +17,10 @@ __global__ void __launch_bounds__(kThreads) move_kv_kernel(MoveKvParams p) {
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (thread >= p.planes * columns) return;
   const int64_t plane = thread / columns, column = thread % columns;
-  uint4* place = static_cast<uint4*>(p.kv) + plane * p.places * columns + column;
+  uint4* column_of_plane = static_cast<uint4*>(p.kv) + plane * p.kv_slots * columns + column;
   for (int32_t i = 0; i < p.moves; ++i) {
     const int32_t src = p.src[i], dst = p.dst[i];
-    if (src >= 0 && dst >= 0) place[dst * columns] = place[src * columns];
+    if (src >= 0 && dst >= 0) column_of_plane[dst * columns] = column_of_plane[src * columns];
   }
 }
 

@@ -1,10 +1,12 @@
-// Proposes what followed the longest earlier match of a sequence's own ending; of equally long ones the most recent.
+// Finds the longest earlier match of a sequence's own ending, the most recent of equally long ones, and proposes the tokens
+// after it.
 //
-// One block a sequence. Nearly every match is shorter than a glance, so each thread first glances at every 1024th place by
-// itself, from the most recent one on, loading from what the block has just brought into L1. Only where a match fills a glance
-// may a longer one be hidden: then those places are taken up again, the most recent first, and the whole block measures one at
-// a time; what cannot be longer than the best so far is passed over. Text that repeats itself for ever would otherwise take
-// quadratic time. Floor: a launch, and one read of the sequence.
+// A sequence has one block. Nearly all matches are short, so at first each thread takes every 1024th position, from the most
+// recent on, and compares at most a glance of tokens there, which the block has just brought into L1. If no match fills a
+// glance, the longest is known. Otherwise longer matches are possible. Then the block goes through the positions where a glance
+// agrees, the most recent first. All its threads together measure one match at a time, and it stops when no earlier match can
+// be longer. Text that repeats itself would take quadratic time without this second step. Floor: a launch, and one read of the
+// sequence.
 #include "kernels.h"
 #include "launch.h"
 #include "reduce.cuh"
@@ -18,7 +20,7 @@ constexpr int32_t kGlance = 16;  // tokens
 
 struct Match {
   int32_t tokens;  // 0: none
-  int32_t end;     // the place that resembles the sequence's last
+  int32_t end;     // position of the match's last token
 };
 
 struct Larger {
@@ -30,9 +32,9 @@ struct Smaller {
 
 struct Sequence {
   const int32_t* tokens;
-  int32_t last;  // place
+  int32_t last;  // position
 
-  // Does the token `back` places before `end` exist, and equal the one as far before the last?
+  // Does the token `back` positions before `end` exist, and does it equal the token `back` positions before the last?
   __device__ __forceinline__ bool agrees(int32_t end, int32_t back) const {
     return back <= end && tokens[end - back] == tokens[last - back];
   }
@@ -43,7 +45,7 @@ struct Sequence {
   }
 };
 
-// By the whole block: how many tokens agree, given that a glance does.
+// The length of a match whose glance agrees. All threads of the block call this.
 __device__ int32_t measure(const Sequence& sequence, int32_t end, int32_t* scratch) {
   for (int32_t from = kGlance;; from += kThreads) {
     const int32_t back = from + static_cast<int32_t>(threadIdx.x);
@@ -65,10 +67,10 @@ __device__ Match longest_match(const Sequence& sequence, int32_t* scratch) {
   if (longest < kGlance) return {longest, most_recent};
 
   Match found{0, -1};
-  int32_t mine = best.tokens == kGlance ? best.end : -1;  // this thread's next place where a glance agrees
+  int32_t mine = best.tokens == kGlance ? best.end : -1;  // this thread's next position where a glance agrees
   while (true) {
     const int32_t end = block_reduce<kWarps>(mine, scratch, Larger());
-    if (end < found.tokens) return found;  // nothing left, or it begins too late to be longer
+    if (end < found.tokens) return found;  // no position is left, or the match cannot be longer
     const int32_t count = measure(sequence, end, scratch);
     if (count > found.tokens) found = {count, end};
     if (mine != end) continue;
@@ -81,7 +83,7 @@ __global__ void __launch_bounds__(kThreads) ngram_propose_kernel(NgramProposePar
   wait_for_previous_kernel();
   let_next_kernel_start();
   const int64_t slot = blockIdx.x;
-  const Sequence sequence{p.tokens + slot * p.places, max(min(p.length[slot], p.places - 1), -1)};
+  const Sequence sequence{p.tokens + slot * p.capacity, max(min(p.length[slot], p.capacity - 1), -1)};
   const Match match = longest_match(sequence, shared_memory<int32_t>());
   const int32_t count = match.tokens == 0 ? 0 : min(p.lookahead, sequence.last - match.end);
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < p.lookahead; i += kThreads)

@@ -1,5 +1,5 @@
-// Whether launches overlap on the current device, for `ssd doctor`: the answer for an empty kernel holds for all of them, because they
-// are compiled for the same architectures. Nothing is launched.
+// Whether launches overlap on the current device, for `ssd doctor`: the answer for an empty kernel holds for all of them,
+// because they are compiled for the same architectures. Nothing is launched.
 #include "kernels.h"
 #include "launch.h"
 

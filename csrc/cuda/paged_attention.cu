@@ -1,4 +1,5 @@
-// paged_attention's launcher: how the rows of a call are cut, and what room that takes. The kernel is paged_attention.cuh.
+// The launcher of paged_attention: how the rows of a call are cut, and the size of the workspace. paged_attention.cuh has the
+// kernel.
 #include <algorithm>
 #include <limits>
 
@@ -8,23 +9,23 @@ namespace ssd::cuda {
 namespace {
 
 constexpr int kManyQueries = 64;
-constexpr int64_t kWorkspaceBytes = int64_t{128} << 20;  // rather than more of it, more launches
+constexpr int64_t kWorkspaceBytes = int64_t{128} << 20;  // a call that needs more takes several launches
 
-// How a call is cut, from shapes alone.
+// How a call is cut. It depends on shapes alone.
 struct Cut {
   int32_t query_tiles, rows_per_tile;
   int32_t rows;            // of a launch
   int32_t max_parts;       // of a tile
-  int64_t places;          // of partial results in the workspace
-  int64_t bytes_of_place;  // all heads of a row
+  int64_t entries;         // partial results in the workspace, each of all heads of a row
+  int64_t bytes_of_entry;  // of one of them
 };
 
 Cut cut_of(const PagedAttentionParams& p) {
   Cut cut;
   const int32_t group = p.query_heads / p.kv_heads;
   const int32_t rows_of_sequence = divide_up(p.rows, std::max(p.sequences, 1)), queries = rows_of_sequence * group;
-  // More queries an item are fewer reads of K/V. But a row with a suffix has passes of its own, one after the other with those
-  // of the tile's other rows: then only many queries are worth it.
+  // More queries in an item mean fewer reads of K/V. But each row with a suffix needs passes of its own, which run one after
+  // another with the passes of the tile's other rows. Then only many queries are worth a larger tile.
   const bool two = p.head_dim <= kMaxDoubleHeadDim && queries > (p.suffix_slots != nullptr ? kManyQueries : kMmaRows);
   cut.query_tiles = two ? 2 : 1;
   const int32_t most_rows = std::min(kMaxTileRows, cut.query_tiles * kMmaRows / group);
@@ -34,13 +35,13 @@ Cut cut_of(const PagedAttentionParams& p) {
   const auto keys =
       static_cast<int32_t>(std::min<int64_t>(std::max<int64_t>(capacity, 1), std::numeric_limits<int32_t>::max() / 2));
   cut.max_parts = splits_of(keys);
-  cut.bytes_of_place = static_cast<int64_t>(p.query_heads) * (p.head_dim + 4) * static_cast<int64_t>(sizeof(float));
-  const int64_t sections = sections_of(keys), room = kWorkspaceBytes / (sections * cut.bytes_of_place);
+  cut.bytes_of_entry = static_cast<int64_t>(p.query_heads) * (p.head_dim + 4) * static_cast<int64_t>(sizeof(float));
+  const int64_t sections = sections_of(keys), room = kWorkspaceBytes / (sections * cut.bytes_of_entry);
   cut.rows = static_cast<int32_t>(std::min<int64_t>(p.rows, std::clamp<int64_t>(room, 1, kMaxScheduledRows)));
-  // Splits, and the sections merged from them, take places only where there are few sections.
+  // Splits, and the sections merged from them, need entries only if there are few sections.
   const int64_t few_sections = kEnoughSections / p.kv_heads + 1;
-  cut.places = std::max(cut.rows * sections, std::min<int64_t>(int64_t{cut.rows} * (cut.max_parts + sections),
-                                                               few_sections * (kFineSplits + 1) * cut.rows_per_tile));
+  cut.entries = std::max(cut.rows * sections, std::min<int64_t>(int64_t{cut.rows} * (cut.max_parts + sections),
+                                                                few_sections * (kFineSplits + 1) * cut.rows_per_tile));
   return cut;
 }
 
@@ -65,7 +66,7 @@ cudaError_t start(const AttentionLaunch& launch, int32_t blocks, cudaStream_t st
 size_t paged_attention_workspace(const PagedAttentionParams& params) {
   if (params.rows == 0 || !is_supported(params)) return 0;
   const Cut cut = cut_of(params);
-  return cut.max_parts == 1 ? 0 : static_cast<size_t>(cut.places * cut.bytes_of_place);
+  return cut.max_parts == 1 ? 0 : static_cast<size_t>(cut.entries * cut.bytes_of_entry);
 }
 
 int64_t paged_attention_arrivals(const PagedAttentionParams& params) {

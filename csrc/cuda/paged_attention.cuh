@@ -1,13 +1,15 @@
-// Attention of rows over paged keys and an explicit suffix: decode, verification of chains and trees, branches and prefill in
-// one kernel. Floor: the K/V bytes of the sequences, each read once / memory bandwidth.
+// Attention of rows over paged keys and an explicit suffix. One kernel serves decode, verification of chains and trees,
+// branches and prefill. Floor: the K/V bytes of the sequences, read once / memory bandwidth.
 //
-// A block takes one part of the keys of one tile of rows, for one K/V head (paged_attention_schedule.cuh). All rows of the tile
-// and all query heads of the group are queries of the same mma, so they share the reads of K/V. Keys come in strips of 16
-// that go to the warps in turn. A warp copies its strips through a ring of its own and keeps a softmax of its own
-// (paged_attention_warp.cuh): no barrier until a split ends, when the warps' results are merged (paged_attention_merge.cuh).
+// A block computes one part of the keys of one tile of rows, for one K/V head (paged_attention_schedule.cuh). All rows of the
+// tile and all query heads of the group are queries of the same mma, so they share the reads of K/V. Keys come in strips of 16,
+// which the warps take in turn. A warp copies its strips through its own ring of buffers and has its own softmax
+// (paged_attention_warp.cuh), so there is no barrier before the end of a split. Then the results of the warps are merged
+// (paged_attention_merge.cuh).
 //
-// Row invariance: which strip, warp, split and section a key belongs to follows from its index alone, and partial results are
-// merged in that order. Other rows of the tile, where its keys lie and who computes what change no bit of a row.
+// Row invariance: the index of a key alone determines its strip, warp, split and section, and partial results are merged in
+// that order. So no bit of a row depends on the other rows of the tile, on the position of its keys in memory, or on the block
+// that computes it.
 #pragma once
 
 #include <type_traits>
@@ -33,7 +35,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) paged_attention_kernel(A
     const Item item = find_item(shared.schedule, index, kv_heads);
     const int32_t key_limit = min(item.key_limit, warp.begin(item));
     int32_t split = item.first_key;
-    do {  // once where there are no keys
+    do {  // runs once if there are no keys
       const int32_t next = next_tile_cut(split);
       warp.attend_split(split, min(next, key_limit));
       results.merge_split(item, split == item.first_key, next >= key_limit);

@@ -1,4 +1,4 @@
-// paged_attention's kernels for heads of 256.
+// The kernels of paged_attention for head size 256, in a file of their own so that head sizes compile in parallel.
 #include "paged_attention.cuh"
 
 namespace ssd::cuda {

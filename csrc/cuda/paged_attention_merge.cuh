@@ -1,4 +1,5 @@
-// How paged_attention's partial results become one: of warps, of splits, of sections, always in the order of their keys.
+// Merges the partial results of paged_attention: those of warps, then of splits, then of sections, always in the order of their
+// keys.
 #pragma once
 
 #include "arrivals.cuh"
@@ -6,19 +7,19 @@
 
 namespace ssd::cuda {
 
-constexpr int kFold = 8;            // partial results that a thread asks for at once
+constexpr int kFold = 8;            // partial results that a thread loads at once
 constexpr int kPartialColumns = 4;  // of a Partial
 
-// Four columns of one query's attention to some keys. Scores are in units that make exp2 of them.
+// Four columns of one query's attention to some keys. Scores are scaled so that exp2 gives their weights.
 struct Partial {
-  float maximum;  // of the scores; -inf: no keys
+  float maximum;  // of the scores; -inf without keys
   float sum;      // of exp2(score - maximum)
-  float4 values;  // weighted with the same, and not divided by the sum
+  float4 values;  // sum of exp2(score - maximum) * value, not divided by `sum`
 };
 
 __device__ __forceinline__ Partial no_keys() { return {-INFINITY, 0.0f, make_float4(0.0f, 0.0f, 0.0f, 0.0f)}; }
 
-// Merging no_keys() changes no bit but the sign of a zero.
+// Merging with no_keys() changes nothing but the sign of a zero.
 __device__ __forceinline__ Partial merge(const Partial& a, const Partial& b) {
   const float maximum = fmaxf(a.maximum, b.maximum);
   const float keep = exp2_approx(a.maximum - offset_of(maximum)), take = exp2_approx(b.maximum - offset_of(maximum));
@@ -41,7 +42,7 @@ class AttentionResults {
         warp_(static_cast<int>(threadIdx.x) / kWarp),
         group_(p_.query_heads / p_.kv_heads) {}
 
-  // Merges the warps' results of a split into that of the part, which behind its last split goes out.
+  // Merges the results of the warps for a split into the result of the part, and writes that after the part's last split.
   __device__ __forceinline__ void merge_split(const Item& item, bool first, bool last) const {
     __syncthreads();
     for (int q = warp_; q < item.rows * group_; q += kAttentionWarps) {
@@ -63,17 +64,17 @@ class AttentionResults {
           write_out(item, q, column, merged);
         }
       }
-      __syncwarp();  // all lanes have read it
+      __syncwarp();  // all lanes have read section_softmax[q]
       if (!last && lane_ == 0) shared_.section_softmax[q] = make_float2(merged.maximum, merged.sum);
     }
-    __syncthreads();  // the rings are free again
+    __syncthreads();  // the rings may be filled again
   }
 
-  // The last block to arrive at a section merges its splits, the last to arrive at a tile its sections.
+  // The last block to arrive at a section merges its splits. The last block to arrive at a tile merges its sections.
   __device__ __forceinline__ void merge_parts(const Item& item) const {
     const bool by_section = shared_.schedule.by_section != 0;
     const int32_t sections = by_section ? item.parts : sections_of(first_key_of_split(item.parts - 1) + 1);
-    const int32_t first_section = by_section ? 0 : item.parts;  // sections merged of splits have their places behind those
+    const int32_t first_section = by_section ? 0 : item.parts;  // entries of merged sections come after those of splits
     if (!by_section) {
       const int32_t section = item.first_key / kSection, first = splits_of(section * kSection);
       const int32_t splits = min(splits_of((section + 1) * kSection), item.parts) - first;
@@ -95,33 +96,33 @@ class AttentionResults {
   }
 
  private:
-  static constexpr int kPlace = head_dim + 4;  // floats: values, maximum, sum, padding
+  static constexpr int kEntry = head_dim + 4;  // floats: values, maximum, sum, padding
 
-  // function(query, first column of four)
+  // Calls function(query, first of four columns).
   template <typename Function>
   __device__ __forceinline__ void for_each_result(const Item& item, Function function) const {
     for (int q = warp_; q < item.rows * group_; q += kAttentionWarps)
       for (int column = lane_ * kPartialColumns; column < head_dim; column += kWarp * kPartialColumns) function(q, column);
   }
 
-  // Where in the workspace a query's part of that number lies.
-  __device__ __forceinline__ float* place(const Item& item, int32_t number, int q) const {
-    const int64_t row = shared_.schedule.first_place[item.tile] + number * item.rows + q / group_;
-    return static_cast<float*>(p_.workspace) + (row * p_.query_heads + item.kv_head * group_ + q % group_) * kPlace;
+  // The workspace of part `number` of a query.
+  __device__ __forceinline__ float* entry(const Item& item, int32_t number, int q) const {
+    const int64_t row = shared_.schedule.first_entry[item.tile] + number * item.rows + q / group_;
+    return static_cast<float*>(p_.workspace) + (row * p_.query_heads + item.kv_head * group_ + q % group_) * kEntry;
   }
   __device__ __forceinline__ void write_partial(const Item& item, int32_t number, int q, int column,
                                                 const Partial& partial) const {
-    float* result = place(item, number, q);
+    float* result = entry(item, number, q);
     reinterpret_cast<float4&>(result[column]) = partial.values;
     if (column == 0) reinterpret_cast<float2&>(result[head_dim]) = make_float2(partial.maximum, partial.sum);
   }
   __device__ __forceinline__ Partial read_partial(const Item& item, int32_t number, int q, int column) const {
-    const float* result = place(item, number, q);
+    const float* result = entry(item, number, q);
     const float2 softmax = reinterpret_cast<const float2&>(result[head_dim]);
     return {softmax.x, softmax.y, reinterpret_cast<const float4&>(result[column])};
   }
 
-  // Merges `count` results, in order.
+  // Merges `count` partial results, in order.
   __device__ __forceinline__ Partial fold(const Item& item, int32_t first, int32_t count, int q, int column) const {
     Partial total = no_keys();
     for (int32_t done = 0; done < count; done += kFold) {
@@ -137,7 +138,7 @@ class AttentionResults {
 
   __device__ __forceinline__ void write_out(const Item& item, int q, int column, const Partial& result) const {
     const float factor = result.sum > 0.0f ? 1.0f / result.sum : 0.0f;
-    // + 0: whether a zero is negative may depend on how often no_keys() was merged.
+    // + 0 makes every zero positive: its sign may depend on how often no_keys() was merged.
     const auto finish = [&](float x) { return rounded(fmaf(x, factor, 0.0f)); };
     const int64_t row = item.first_row + q / group_, head = item.kv_head * group_ + q % group_;
     auto* out = static_cast<Element*>(p_.out) + (row * p_.query_heads + head) * head_dim + column;

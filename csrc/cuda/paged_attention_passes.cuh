@@ -1,9 +1,9 @@
-// A warp's way through the keys: strips of 16, and passes over them.
+// The order in which a warp processes keys: strips of 16, and passes over each strip.
 //
-// Suffixes differ by row, and a key must not weigh differently for being in one. So a strip's first pass, over the paged
-// keys, is for those rows alone whose visible keys in it are all paged, and each other row then has a pass to itself over its
-// own 16 keys, gathered to the same places of the mma. A row that a pass is not for has only masked keys there: its
-// maximum, sum and values stay what they were, to the bit.
+// Rows have different suffixes, and a key must give the same result in a suffix as in the prefix. So the first pass over a
+// strip is only for rows whose visible keys in the strip are all paged. Each other row then has a pass of its own: its 16 keys
+// are gathered into the same columns of the mma. In a pass for other rows, all keys of a row are masked, which changes no bit
+// of its maximum, sum and values.
 #pragma once
 
 #include "../common/paging.h"
@@ -13,8 +13,8 @@ namespace ssd::cuda {
 
 constexpr int kAttentionWarps = 4;
 constexpr int kAttentionThreads = kAttentionWarps * kWarp;
-constexpr int kStrip = 16;                                   // keys: as many as a mma sums over
-static_assert(kFineTile % (kAttentionWarps * kStrip) == 0);  // then a strip's warp follows from its keys' indices
+constexpr int kStrip = 16;                                   // keys; an mma sums over as many
+static_assert(kFineTile % (kAttentionWarps * kStrip) == 0);  // so the index of a key determines its warp
 
 __device__ __forceinline__ int32_t warp_max(int32_t value) {
   return warp_reduce(value, [](int32_t a, int32_t b) { return max(a, b); });
@@ -23,28 +23,28 @@ __device__ __forceinline__ int32_t warp_min(int32_t value) {
   return warp_reduce(value, [](int32_t a, int32_t b) { return min(a, b); });
 }
 
-// The rows of a tile. Lane r holds what differs by row, of row r; beyond the last row it holds zeros.
+// The rows of a tile. Lane r holds the values of row r; lanes after the last row hold zeros.
 struct TileRows {
-  int32_t prefix, length;            // paged keys, and all keys
-  int32_t shortest_prefix, longest;  // of all rows
+  int32_t prefix, length;            // of lane r's row: paged keys, all keys
+  int32_t shortest_prefix, longest;  // over all rows: least prefix, largest length
 
   __device__ __forceinline__ bool sees(int32_t strip) const { return length > strip; }
-  // Are the keys it sees of the strip all paged?
+  // Does the lane's row see keys of the strip, and are all of those paged?
   __device__ __forceinline__ bool shares(int32_t strip) const {
     return sees(strip) && (length <= prefix || prefix >= strip + kStrip);
   }
-  // Does every row see the whole strip, in pages?
+  // Does every row see all keys of the strip, and are they all paged?
   __device__ __forceinline__ bool all_share(int32_t strip) const { return strip + kStrip <= shortest_prefix; }
 };
 
-// A warp's way through its strips of a split: at each a pass for the rows that share it, if there are any, then one for each of
-// the others that see it. All lanes are at the same pass.
+// Iterates over a warp's strips of a split and the passes over each: one for the rows that share the strip, if there are any,
+// then one for each other row that sees it. All lanes are at the same pass.
 struct Passes {
   static constexpr int32_t kSharers = -1;
 
-  int32_t strip, key_limit;  // the first key of the strip; the first beyond the split
-  int32_t row;               // the one the pass is for, or kSharers
-  unsigned waiting;          // rows that will have passes of their own at this strip
+  int32_t strip, key_limit;  // first key of the strip; first key after the split
+  int32_t row;               // row of this pass, or kSharers
+  unsigned waiting;          // bit r: row r still needs its own pass over this strip
 
   __device__ __forceinline__ Passes(int32_t split, int32_t limit, int warp, const TileRows& rows)
       : strip(split + (warp - kAttentionWarps) * kStrip), key_limit(limit), row(kSharers), waiting(0) {

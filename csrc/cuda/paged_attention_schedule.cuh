@@ -1,14 +1,14 @@
-// What work a call of paged_attention is cut into, and which block does what. No bit of a result depends on it.
+// How the work of paged_attention is cut into items, and which block takes which. No bit of a result depends on this.
 //
 // Rows are cut into tiles: consecutive rows of one sequence, which share the reads of its keys. Keys are cut twice, both times
-// at fixed absolute indices: into splits, at the cuts of common/paging.h, and into sections of a few splits. A row's result is
-// the merge, in order, of its sections, and a section's that of its splits: a fixed tree. The part of a tile's keys that one
-// block works through is a split as long as there are few sections, so that short and few sequences fill a GPU too. Once there
-// are enough it is a section, whose splits the block merges by itself: many rows' partial results of every split, written and
-// read again, would be traffic like that of the keys.
+// at fixed indices: into splits, at the cuts of common/paging.h, and into sections of a few splits. The splits of a section are
+// merged in order, then the sections of a row, so the order of merging is fixed. An item holds one part of a tile's keys. While
+// there are few sections, a part is a split, so that few or short sequences fill a GPU too. If there are enough sections, a
+// part is a section, and its block merges the splits itself. With many rows, writing and reading a partial result of every
+// split would take as much memory traffic as the keys.
 //
-// How long the sequences are only the device knows. So each block makes the table of all tiles by itself, and blocks walk the
-// items, (tile, part, K/V head), with the grid's stride.
+// Only the device knows how long the sequences are. So each block makes the table of all tiles itself. Block b takes the items
+// (tile, part, K/V head) number b, b + gridDim.x and so on.
 #pragma once
 
 #include "../common/paging.h"
@@ -21,23 +21,23 @@ constexpr int32_t kSection = kFineTileLimit;  // keys
 constexpr int32_t kFineSplits = kFineTileLimit / kFineTile;
 static_assert(kSection % kFineTile == 0 && kSection % kCoarseTile == 0);
 
-constexpr int kMmaRows = 16;                // queries, that is (row, query head)s, of a mma
-constexpr int kMaxDoubleHeadDim = 128;      // larger heads leave no registers for 2 kMmaRows queries
-constexpr int32_t kMaxTileRows = kWarp;     // a lane each
+constexpr int kMmaRows = 16;                // queries of an mma; a query is a (row, query head)
+constexpr int kMaxDoubleHeadDim = 128;      // larger heads leave too few registers for 2 * kMmaRows queries
+constexpr int32_t kMaxTileRows = kWarp;     // each has a lane
 constexpr int32_t kMaxScheduledRows = 512;  // of a launch
 constexpr int32_t kEnoughSections = 132;    // one for each multiprocessor of an H100
 constexpr int32_t kPersistentBlocks = 2 * kEnoughSections;
 
-// A launch: up to kMaxScheduledRows rows of a call, and how they are cut.
+// The parameters of a launch: up to kMaxScheduledRows rows of a call, and how they are cut.
 struct AttentionLaunch {
   PagedAttentionParams params;
-  int32_t query_tiles;        // of kMmaRows queries, in which a tile of rows fits: 1 or 2
+  int32_t query_tiles;        // groups of kMmaRows queries that a tile of rows needs: 1 or 2
   int32_t rows_per_tile;      // at most kMaxTileRows
-  int32_t enough_sections;    // from so many (tile, section, K/V head)s on a part is a section
-  int32_t* section_arrivals;  // at each (section, K/V head), numbered like the first of its splits
+  int32_t enough_sections;    // a part is a section if there are at least so many (tile, section, K/V head)s
+  int32_t* section_arrivals;  // of each (section, K/V head), at the number of the section's first split
 };
 
-// Starts `blocks` blocks of a head size's kernel, which paged_attention_<head_dim>.cu instantiates.
+// Launches `blocks` blocks of the kernel for a head size, which paged_attention_<head_dim>.cu instantiates.
 template <int head_dim>
 cudaError_t start_paged_attention(const AttentionLaunch& launch, int32_t blocks, cudaStream_t stream);
 
@@ -55,13 +55,13 @@ __device__ __forceinline__ int32_t visible_keys(const PagedAttentionParams& p, i
   return p.prefix_len[row] + (p.suffix_len != nullptr ? p.suffix_len[row] : 0);
 }
 
-// Lives in shared memory. Element [tiles] of each array is the total.
+// The table of all tiles, in shared memory. Element [tiles] of each array is the total.
 struct Schedule {
-  int32_t first_part[kMaxScheduledRows + 1];   // how many parts the tiles before have
-  int32_t first_place[kMaxScheduledRows + 1];  // how many places for a row's partial results they have
-  uint16_t first_row[kMaxScheduledRows + 2];   // how many rows they have
+  int32_t first_part[kMaxScheduledRows + 1];   // parts of all tiles before this one
+  int32_t first_entry[kMaxScheduledRows + 1];  // entries of the workspace that the tiles before use
+  uint16_t first_row[kMaxScheduledRows + 2];   // rows of the tiles before
   int32_t tiles;
-  int32_t by_section;  // 1: parts are sections, 0: splits
+  int32_t by_section;  // 1: a part is a section; 0: a part is a split
 };
 
 // Cuts the rows into tiles.
@@ -69,7 +69,7 @@ __device__ __forceinline__ void find_tiles(const AttentionLaunch& launch, Schedu
   const PagedAttentionParams& p = launch.params;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const unsigned up_to_this_lane = (2u << lane) - 1;
-  int32_t tiles = 0, run = 0;  // run: first row of the sequence that the rows so far end with
+  int32_t tiles = 0, run = 0;  // run: first row of the last sequence so far
   for (int32_t base = 0; base < p.rows; base += kWarp) {
     const int32_t row = base + lane;
     const bool begins_run = row < p.rows && (row == 0 || p.row_seq[row] != p.row_seq[row - 1]);
@@ -97,7 +97,7 @@ __device__ __forceinline__ int32_t sum_up_to_this_lane(int32_t value) {
   return value;
 }
 
-// One warp fills `schedule` in.
+// Fills `schedule` in. One warp calls this.
 __device__ __forceinline__ void make_schedule(const AttentionLaunch& launch, Schedule& schedule) {
   find_tiles(launch, schedule);
   const PagedAttentionParams& p = launch.params;
@@ -105,36 +105,36 @@ __device__ __forceinline__ void make_schedule(const AttentionLaunch& launch, Sch
   const int32_t tiles = schedule.tiles;
   int32_t sections = 0;
   for (int32_t tile = lane; tile < tiles; tile += kWarp) {
-    int32_t longest = 1;  // a row without keys has a result too
+    int32_t longest = 1;  // a row without keys needs a part too
     for (int32_t row = schedule.first_row[tile]; row < schedule.first_row[tile + 1]; ++row)
       longest = max(longest, visible_keys(p, row));
-    schedule.first_part[tile] = longest;  // until this lane replaces it below
+    schedule.first_part[tile] = longest;  // this lane replaces it below
     sections += sections_of(longest);
   }
   sections = warp_reduce(sections, [](int32_t a, int32_t b) { return a + b; });
   const bool by_section = sections * p.kv_heads >= launch.enough_sections;
 
-  int32_t parts = 0, places = 0;
+  int32_t parts = 0, entries = 0;
   for (int32_t base = 0; base < tiles; base += kWarp) {
     const int32_t tile = base + lane;
-    int32_t own_parts = 0, own_places = 0;
+    int32_t own_parts = 0, own_entries = 0;
     if (tile < tiles) {
       const int32_t longest = schedule.first_part[tile];
       own_parts = by_section ? sections_of(longest) : splits_of(longest);
-      own_places = own_parts + (by_section ? 0 : sections_of(longest));
-      own_places *= schedule.first_row[tile + 1] - schedule.first_row[tile];
+      own_entries = own_parts + (by_section ? 0 : sections_of(longest));
+      own_entries *= schedule.first_row[tile + 1] - schedule.first_row[tile];
     }
-    const int32_t parts_up_to_this = sum_up_to_this_lane(own_parts), places_up_to_this = sum_up_to_this_lane(own_places);
+    const int32_t parts_up_to_this = sum_up_to_this_lane(own_parts), entries_up_to_this = sum_up_to_this_lane(own_entries);
     if (tile < tiles) {
       schedule.first_part[tile] = parts + parts_up_to_this - own_parts;
-      schedule.first_place[tile] = places + places_up_to_this - own_places;
+      schedule.first_entry[tile] = entries + entries_up_to_this - own_entries;
     }
     parts += __shfl_sync(kFullMask, parts_up_to_this, kWarp - 1);
-    places += __shfl_sync(kFullMask, places_up_to_this, kWarp - 1);
+    entries += __shfl_sync(kFullMask, entries_up_to_this, kWarp - 1);
   }
   if (lane == 0) {
     schedule.first_part[tiles] = parts;
-    schedule.first_place[tiles] = places;
+    schedule.first_entry[tiles] = entries;
     schedule.by_section = by_section ? 1 : 0;
   }
 }
@@ -143,11 +143,11 @@ __device__ __forceinline__ void make_schedule(const AttentionLaunch& launch, Sch
 struct Item {
   int32_t tile, kv_head;
   int32_t first_row, rows;
-  int32_t part, parts;           // this one of the tile's
-  int32_t first_key, key_limit;  // of the part; the rows may end before
+  int32_t part, parts;           // number of this part; parts of the tile
+  int32_t first_key, key_limit;  // of the part; rows may have fewer keys
 };
 
-// K/V heads are innermost and parts next: neighbouring blocks read neighbouring memory.
+// K/V heads are innermost, then parts, so that neighbouring blocks read neighbouring memory.
 __device__ __forceinline__ Item find_item(const Schedule& schedule, int32_t index, int32_t kv_heads) {
   Item item;
   item.kv_head = index % kv_heads;

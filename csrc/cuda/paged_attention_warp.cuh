@@ -1,4 +1,5 @@
-// What one warp of paged_attention does: its strips of a split, from the cache through shared memory to a softmax of its own.
+// The work of one warp of paged_attention: it copies its strips of a split to shared memory and computes its own softmax over
+// them.
 #pragma once
 
 #include <climits>
@@ -15,7 +16,7 @@ template <int head_dim, int query_tiles>
 struct AttentionShared {
   static constexpr int kQueries = query_tiles * kMmaRows;
   static constexpr int kStages = head_dim > 128 ? 1 : head_dim > 80 ? 2 : 3;
-  static constexpr int kPitch = head_dim + kCopyElements;  // elements: eight rows, 16 bytes of each, share no bank
+  static constexpr int kPitch = head_dim + kCopyElements;  // elements; eight rows, 16 bytes of each, use different banks
 
   struct Strip {
     alignas(16) uint16_t keys[kStrip][kPitch];
@@ -23,22 +24,22 @@ struct AttentionShared {
   };
   union Warp {
     Strip ring[kStages];
-    float values[kQueries][kPitch];  // at the end of a split: its result, not yet divided by the sum
+    float values[kQueries][kPitch];  // at the end of a split: the warp's result, not divided by the sum
   };
 
   Warp warp[kAttentionWarps];
-  float2 softmax[kAttentionWarps][kQueries];  // of those results: maximum, sum
+  float2 softmax[kAttentionWarps][kQueries];  // maximum and sum of each warp's result
   alignas(16) uint16_t queries[kQueries][kPitch];
-  alignas(16) float section_values[kQueries][head_dim];  // the section's splits so far, merged
+  alignas(16) float section_values[kQueries][head_dim];  // merged splits of the section so far
   float2 section_softmax[kQueries];
   Schedule schedule;
   int32_t is_last;
 };
 
-// What to subtract from scores of which `maximum` is the largest: -inf - -inf would be NaN.
+// The value to subtract from scores whose largest is `maximum`. It is never -inf, because -inf - -inf is NaN.
 __device__ __forceinline__ float offset_of(float maximum) { return maximum == -INFINITY ? 0.0f : maximum; }
 
-// Two neighbouring elements of a mma's operand.
+// Two neighbouring elements of an operand of mma.
 __device__ __forceinline__ uint32_t word_of(float low, float high) {
   const auto pair = __floats2bfloat162_rn(low, high);
   uint32_t word;
@@ -57,9 +58,9 @@ class AttentionWarp {
         lane_(static_cast<int>(threadIdx.x) % kWarp),
         warp_(static_cast<int>(threadIdx.x) / kWarp),
         group_(p.query_heads / p.kv_heads),
-        scale_(p.scale * 1.44269504f) {}  // log2(e): e^x is exp2's then
+        scale_(p.scale * 1.44269504f) {}  // times log2(e), so that exp2 computes e^x
 
-  // Reads the tile's rows and starts the copy of their queries. Returns the longest row's keys.
+  // Reads the rows of the tile and starts the copy of their queries. Returns the number of keys of the longest row.
   __device__ __forceinline__ int32_t begin(const Item& item) {
     first_row_ = item.first_row;
     kv_head_ = item.kv_head;
@@ -82,11 +83,11 @@ class AttentionWarp {
     return rows_.longest;
   }
 
-  // From the split's first key on, up to key_limit. All warps of the block come. The results lie in shared memory afterwards,
-  // for other warps behind the next barrier.
+  // Processes the keys of a split, up to key_limit. All warps of the block call this. The result of a warp is then in shared
+  // memory, which other warps may read after the next barrier.
   __device__ __forceinline__ void attend_split(int32_t split, int32_t key_limit) {
     auto& ring = shared_.warp[warp_].ring;
-    Passes copying(split, key_limit, warp_, rows_);  // its keys are found, and still to be copied
+    Passes copying(split, key_limit, warp_, rows_);  // the next pass to copy; the KV slots of its keys are known
     int32_t slot = copying.done() ? -1 : find_key(copying);
     const auto copy_next = [&](int stage) {
       if (!copying.done()) {
@@ -102,7 +103,7 @@ class AttentionWarp {
     Sums sums;
     clear(sums);
     cp_async_wait<kStages>();
-    __syncthreads();  // the queries are there
+    __syncthreads();  // all queries are in shared memory
     int stage = 0;
     for (Passes pass(split, key_limit, warp_, rows_); !pass.done(); pass.advance(rows_)) {
       cp_async_wait<kStages - 1>();
@@ -120,13 +121,13 @@ class AttentionWarp {
   static constexpr int kPieces = head_dim / kCopyElements;  // of a key
   static constexpr int kColumnTiles = head_dim / 8;         // of a mma's result
 
-  struct Sums {  // what the warp has seen of the split; a lane has a share of 2 query_tiles queries
+  struct Sums {  // of the warp's keys so far; a lane has a share of 2 * query_tiles queries
     float values[query_tiles][kColumnTiles][4];
     float maximum[query_tiles][2];
-    float sum[query_tiles][2];  // over this lane's keys
+    float sum[query_tiles][2];  // over the keys of this lane
   };
 
-  // The i-th of the queries that this lane has a share of.
+  // The i-th query of this lane.
   __device__ __forceinline__ int query(int i) const { return i / 2 * kMmaRows + i % 2 * 8 + lane_ / 4; }
 
   __device__ __forceinline__ static void clear(Sums& sums) {
@@ -144,7 +145,7 @@ class AttentionWarp {
     }
   }
 
-  // Where the lane's key of a pass lies (lanes l and l + 16 have the same one); -1: the pass has no use for it.
+  // The KV slot of the lane's key in a pass, or -1 if the pass does not need the key. Lanes l and l + 16 have the same key.
   __device__ __forceinline__ int32_t find_key(const Passes& pass) const {
     const int32_t key = pass.strip + lane_ % kStrip;
     int32_t prefix = INT_MAX, length = INT_MAX;
@@ -159,11 +160,11 @@ class AttentionWarp {
     return p_.suffix_slots[static_cast<int64_t>(first_row_ + pass.row) * p_.suffix_width + key - prefix];
   }
 
-  // Keys that the pass has no use for become zeros: what lies in unused places may be NaN, and 0 * NaN is not 0.
+  // Keys that the pass does not need become zeros: unused KV slots may hold NaN, and 0 * NaN is not 0.
   __device__ __forceinline__ void copy_strip(typename Shared::Strip& strip, int32_t slot) const {
     const uint16_t* keys = static_cast<const uint16_t*>(p_.k_cache) + kv_head_ * head_dim;
     const uint16_t* values = static_cast<const uint16_t*>(p_.v_cache) + kv_head_ * head_dim;
-#pragma unroll 4  // more would cost registers that the sums need
+#pragma unroll 4  // more would take registers that the sums need
     for (int i = 0; i < kStrip * kPieces / kWarp; ++i) {
       const int piece = i * kWarp + lane_, key = piece / kPieces, column = piece % kPieces * kCopyElements;
       const int32_t from = __shfl_sync(kFullMask, slot, key);
@@ -173,7 +174,7 @@ class AttentionWarp {
     }
   }
 
-  // All queries of the tile and the 16 keys of a pass.
+  // Adds the 16 keys of a pass to the sums of all queries of the tile.
   __device__ __forceinline__ void attend(const typename Shared::Strip& strip, const Passes& pass, Sums& sums) const {
     float scores[query_tiles][2][4] = {};  // 16 queries x 8 keys each
 #pragma unroll
@@ -215,7 +216,7 @@ class AttentionWarp {
     }
   }
 
-  // Scores become weights, relative to the largest score so far; what was summed before is brought to the same scale.
+  // Turns scores into weights, relative to the largest score so far, and brings the earlier sums to the same scale.
   __device__ __forceinline__ void weigh(const float (&scores)[2][4], const int32_t (&seen)[2], Sums& sums, int m,
                                         uint32_t (&weights)[4]) const {
     float change[2];
@@ -245,7 +246,7 @@ class AttentionWarp {
     }
   }
 
-  // The result goes where the strips were.
+  // Writes the result to the shared memory of the ring.
   __device__ __forceinline__ void leave(const Sums& sums) const {
 #pragma unroll
     for (int i = 0; i < 2 * query_tiles; ++i) {
@@ -266,7 +267,7 @@ class AttentionWarp {
   const int lane_, warp_, group_;
   const float scale_;
 
-  // Of the tile.
+  // The tile that begin() was called for.
   int32_t first_row_, kv_head_;
   int queries_;
   TileRows rows_;

@@ -1,4 +1,4 @@
-// Sums and maxima over a warp and over a block, in a fixed order: the same threads' values give the same bits every time.
+// Reductions over a warp and over a block, in a fixed order: the same values give the same bits every time.
 #pragma once
 
 #include "ptx.h"
@@ -17,12 +17,12 @@ __device__ __forceinline__ float warp_sum(float value) {
   return warp_reduce(value, [](float a, float b) { return a + b; });
 }
 
-// Every thread gets the result. `scratch`: a T for each warp in shared memory, free for other use once every thread is behind
-// the next barrier.
+// Every thread gets the result. scratch: shared memory with one T for each warp. It may be used for something else after the
+// next barrier.
 template <int warps, typename T, typename Combine>
 __device__ __forceinline__ T block_reduce(T value, T* scratch, Combine combine) {
   value = warp_reduce(value, combine);
-  __syncthreads();  // whoever still reads an earlier result
+  __syncthreads();  // no thread reads an earlier result any more
   if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = value;
   __syncthreads();
   T total = scratch[0];

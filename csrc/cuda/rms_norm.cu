@@ -1,5 +1,5 @@
-// RMSNorm of each row, in float. A block a row: rows are few and short, so what counts is latency, and the second read of a row comes
-// from L1. Floor: a launch.
+// RMSNorm of each row, in float. Each row has a block: rows are few and short, so only latency matters, and the second read of
+// a row comes from L1. Floor: a launch.
 #include "elements.cuh"
 #include "launch.h"
 #include "reduce.cuh"

@@ -1,5 +1,5 @@
-// Rotates q in place, and writes rotated k, and v, to their places in the paged cache; with q_norm and k_norm each head is
-// normalised first. A warp a head: the two halves that are rotated against each other lie in one lane. Floor: a launch.
+// Rotates q in place, and writes rotated k, and v, to their KV slots. With q_norm and k_norm, each head is normalised first.
+// Each head has a warp, and a lane holds both elements of a pair that is rotated. Floor: a launch.
 #include "elements.cuh"
 #include "launch.h"
 #include "reduce.cuh"
@@ -8,7 +8,7 @@ namespace ssd::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kMostPairs = 4;  // of a lane: head_dim / 2 / 32, head sizes to 256
+constexpr int kMostPairs = 4;  // of a lane: head_dim / 2 / 32, for head sizes up to 256
 
 __device__ __forceinline__ void place_head(const Element* in, const Element* norm, const float* cos_sin,
                                            const RopeStoreKvParams& p, Element* out) {
@@ -41,20 +41,20 @@ __device__ __forceinline__ void place_head(const Element* in, const Element* nor
   }
 }
 
-// blockIdx.x: the row; the warps of blockIdx.y's go through q's heads, then k's, then v's.
+// blockIdx.x is the row. The warps of its blocks take the heads of q, then of k, then of v.
 __global__ void __launch_bounds__(kWarps* kWarp) rope_store_kv_kernel(RopeStoreKvParams p) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   const int64_t row = blockIdx.x;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   int head = static_cast<int>(blockIdx.y) * kWarps + static_cast<int>(threadIdx.x) / kWarp;
-  const int64_t place = static_cast<int64_t>(p.kv_slots[row]) * p.kv_heads;
+  const int64_t first_head = static_cast<int64_t>(p.kv_slots[row]) * p.kv_heads;
   if (head < p.query_heads + p.kv_heads) {
     const bool of_q = head < p.query_heads;
     const int of_k = head - p.query_heads;
     Element* q = static_cast<Element*>(p.q) + row * p.q_stride + head * p.head_dim;
     const Element* in = of_q ? q : static_cast<const Element*>(p.k) + row * p.k_stride + of_k * p.head_dim;
-    Element* out = of_q ? q : static_cast<Element*>(p.k_cache) + (place + of_k) * p.head_dim;
+    Element* out = of_q ? q : static_cast<Element*>(p.k_cache) + (first_head + of_k) * p.head_dim;
     const void* norm = of_q ? p.q_norm : p.k_norm;
     place_head(in, static_cast<const Element*>(norm), p.cos_sin + static_cast<int64_t>(p.positions[row]) * p.head_dim, p, out);
     return;
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) rope_store_kv_kernel(RopeStoreK
   head -= p.query_heads + p.kv_heads;
   if (head >= p.kv_heads) return;
   const Element* v = static_cast<const Element*>(p.v) + row * p.v_stride + head * p.head_dim;
-  Element* out = static_cast<Element*>(p.v_cache) + (place + head) * p.head_dim;
+  Element* out = static_cast<Element*>(p.v_cache) + (first_head + head) * p.head_dim;
   for (int i = lane; i < p.head_dim; i += kWarp) out[i] = v[i];
 }
 

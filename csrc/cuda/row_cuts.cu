@@ -1,37 +1,38 @@
-// Where top-k, top-p, min-p and Saguaro sampling cut a row: each keeps a prefix of its order (value descending, id ascending).
+// Finds the cuts of a row for top-k, top-p, min-p and Saguaro sampling: each keeps a prefix of the order (value descending, id
+// ascending).
 //
-// A cut is the first entry at which a count of entries (top-k, min-p, Saguaro's F) or their weight (top-p) reaches a target.
-// Slices sort the row's entries into bins of equal width, counting and weighing them in whole numbers, which no order of adding
-// changes; the last block to arrive knows from the bins' running totals in which of them a cut lies, collects that bin's few
-// entries and compares each with each. Where too many entries are that close (all equal, say) their range is cut into bins
-// again first. The log-sum falls out of the same totals. No cut costs a sort of the row, and a batch of one still uses many
-// multiprocessors. Floor: a launch; one read of the logits, and one more by a single block for each cut.
+// A cut is the first entry at which the number of entries (top-k, min-p, Saguaro's F) or their weight (top-p) reaches a target.
+// Each block counts and weighs a slice of the row in bins of equal width, in integers, so that the order of addition changes
+// nothing. The last block to arrive finds the bin of a cut from the running totals of the bins, collects the few entries of
+// that bin and compares all pairs. If a bin has too many entries (all equal, for example), its range is first cut into bins
+// again. The same totals give the log-sum. So no cut needs a sort of the row, and a batch of one still uses many
+// multiprocessors. Floor: a launch, and one read of the logits, plus another by a single block for each cut.
 #include "row_stats.cuh"
 
 namespace ssd::cuda {
 namespace {
 
-constexpr int kThreads = kBins;  // a thread a bin
+constexpr int kThreads = kBins;  // each bin has a thread
 constexpr int kWarps = kThreads / kWarp;
 constexpr int32_t kSliceEntries = 4 * kThreads;
 
-using Count = unsigned long long;  // of entries, or weight units
+using Count = unsigned long long;  // a number of entries, or of units of weight
 
 struct Cut {
-  Standing last;  // kept
-  Count weight;   // of all up to it
+  Standing last;  // the last kept entry
+  Count weight;   // of all entries up to it
 };
 
-// Part of the row's order, and what lies before it.
+// The entries of one bin, and the totals before them.
 struct Stretch {
   int32_t bin;
   unsigned entries;
-  Count target;         // what is left of it here
-  Count weight_before;  // of the entries before
+  Count target;         // minus the total before
+  Count weight_before;  // of all entries before
 };
 
 struct Memory {
-  Count weight[kBins];  // of bins; then of the collected entries
+  Count weight[kBins];  // of bins, later of the collected entries
   unsigned count[kBins];
   Standing entry[kBins];
   Count sums[2][kWarps];
@@ -55,7 +56,8 @@ struct Row {
     const float bin = (largest - value) * bins_per_unit;
     return bin < static_cast<float>(kBins - 1) ? static_cast<int32_t>(bin) : kBins - 1;
   }
-  // visit(value, id) for entries [begin, end), by all threads together, `batch` loads of each under way at a time.
+  // Calls visit(value, id) for the entries [begin, end). All threads share them, and each has `batch` loads in flight at a
+  // time.
   template <int batch, typename Visit>
   __device__ __forceinline__ void each(int32_t begin, int32_t end, Visit visit) const {
     for (int32_t first = begin + static_cast<int32_t>(threadIdx.x); first < end; first += batch * kThreads) {
@@ -69,7 +71,7 @@ struct Row {
   }
 };
 
-// The sum of the values of this thread and of those before it.
+// The sum of the values of all threads up to this one.
 __device__ Count running_sum(Count value, Count* sums) {
   const int lane = static_cast<int>(threadIdx.x % kWarp), warp = static_cast<int>(threadIdx.x / kWarp);
 #pragma unroll
@@ -83,7 +85,8 @@ __device__ Count running_sum(Count value, Count* sums) {
   return value;
 }
 
-// The bin in which the target is reached; each thread brings one bin. No entries: it never is.
+// The bin in which the total reaches the target. Each thread passes the count and weight of one bin. A result without entries
+// means that the target is never reached.
 __device__ Stretch choose(unsigned count, Count weight, bool by_weight, Count target, Memory& memory) {
   __syncthreads();
   if (threadIdx.x == 0) memory.stretch = {0, 0, 0, 0};
@@ -96,10 +99,11 @@ __device__ Stretch choose(unsigned count, Count weight, bool by_weight, Count ta
 }
 
 struct Range {
-  Standing first, last;  // first >= last: what comes first has the larger standing
+  Standing first, last;  // first >= last: an earlier entry has a larger standing
 };
 
-// Collects the entries of a stretch, those for which inside(value, standing), in no order; of too many only where they lie.
+// Collects the entries for which inside(value, standing) holds, in any order. If there are more than kBins it returns only
+// their range.
 template <typename Inside>
 __device__ Range collect(const Row& row, unsigned entries, Memory& memory, Inside inside) {
   __syncthreads();
@@ -126,10 +130,10 @@ __device__ Range collect(const Row& row, unsigned entries, Memory& memory, Insid
 
 __device__ __forceinline__ void add(int32_t bin, Count weight, Memory& memory) {
   atomicAdd(&memory.count[bin], 1u);
-  if (weight > 0) atomicAdd(&memory.weight[bin], weight);  // masked entries would all queue for the last bin's
+  if (weight > 0) atomicAdd(&memory.weight[bin], weight);  // masked entries are all in the last bin and would serialise there
 }
 
-// Cuts a range of too many entries into bins and collects the one in which the target is reached.
+// Cuts a range of too many entries into bins, and collects the entries of the bin in which the total reaches the target.
 __device__ Range narrow(const Row& row, const Range& range, bool by_weight, Stretch& stretch, Memory& memory) {
   int shift = 0;
   while ((range.first - range.last) >> shift >= kBins) ++shift;
@@ -151,7 +155,8 @@ __device__ Range narrow(const Row& row, const Range& range, bool by_weight, Stre
   });
 }
 
-// Where the running count or weight of the row's order reaches the target, at least 1; the first entry where it never does.
+// The entry at which the running count or weight reaches the target, which is at least 1. It is the first entry if it never
+// does.
 __device__ Cut find_cut(const Row& row, const RowBins& bins, bool by_weight, Count target, Standing largest, Memory& memory) {
   Stretch stretch = choose(bins.count[threadIdx.x], bins.weight[threadIdx.x], by_weight, target, memory);
   Range range = collect(row, stretch.entries, memory, [&](float value, Standing) { return row.bin(value) == stretch.bin; });
@@ -175,7 +180,7 @@ __device__ Cut find_cut(const Row& row, const RowBins& bins, bool by_weight, Cou
   return memory.cut;
 }
 
-// The smallest whole weight that is at least `share` of `all`.
+// The least integer weight that is at least `share` of `all`.
 __device__ Count share_of(float share, Count all) {
   const double enough = static_cast<double>(share) * static_cast<double>(all);
   const auto below = static_cast<Count>(enough);

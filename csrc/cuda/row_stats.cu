@@ -1,18 +1,18 @@
-// The processed distribution of each row of logits as eight numbers (common/distribution.h).
+// Describes the processed distribution of each row of logits by eight numbers (common/distribution.h).
 //
-// Most rows need their maximum and one sum: slices of the row leave a part each, the sum relative to the slice's own maximum,
-// and the last block to arrive adds the parts up in order. That is one read of the logits. A row with top-k, top-p, min-p or
-// Saguaro sampling must also be cut at an entry of its order; that is a kernel of its own (row_cuts.cu), which a row without
-// cuts leaves at once. Floor: two launches, and one read of the logits, which are in L2.
+// Most rows need their maximum and one sum. Each slice of a row writes a part, with a sum relative to the slice's own maximum,
+// and the last block to arrive adds the parts in order. That takes one read of the logits. A row with top-k, top-p, min-p or
+// Saguaro sampling also needs its cuts, which a second kernel finds (row_cuts.cu). The blocks of a row without cuts leave that
+// kernel at once. Floor: two launches, and one read of the logits, which are in L2.
 #include "row_stats.cuh"
 
 namespace ssd::cuda {
 namespace {
 
-struct Part {  // of a slice
+struct Part {  // the statistics of a slice
   Standing largest;
   float sum;     // of exp((z - the slice's largest) * scale)
-  float lowest;  // finite value
+  float lowest;  // least finite value
 };
 
 struct Memory {
@@ -32,7 +32,7 @@ __device__ Part part_of(const Slice& slice, const float (&logits)[kColumns], con
   part.largest = block_reduce<kSliceWarps>(part.largest, memory.standings, Foremost());
   if (how.scale == 0.0f || part.largest == kNowhere) return part;
   const float largest = value_of(part.largest);
-  const float from = largest == -INFINITY ? 0.0f : largest;  // nothing but masked entries: their sum is 0
+  const float from = largest == -INFINITY ? 0.0f : largest;  // if all entries are masked their sum is 0
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) {
     part.sum += isnan(logits[i]) ? 0.0f : expf((logits[i] - from) * how.scale);
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kSliceThreads) row_stats_kernel(RowStatsParams
     float* stats = p.stats + slice.row * kStats;
     stats[kMax] = largest;
     stats[kLogSum] = how.scale == 0.0f ? 0.0f : logf(row.sum);
-    stats[kCutValue] = whole ? -INFINITY : largest;  // the largest, where row_cuts is to find the cuts
+    stats[kCutValue] = whole ? -INFINITY : largest;  // the largest, if row_cuts will find the cuts
     stats[kCutId] = whole ? static_cast<float>(p.vocabulary) : static_cast<float>(numbers ? column_of(row.largest) : 0);
     stats[kTopValue] = INFINITY;
     stats[kTopId] = -1.0f;

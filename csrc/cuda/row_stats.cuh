@@ -1,4 +1,4 @@
-// What the two kernels of row_stats share: how a row is processed, and what the first leaves for the second.
+// Shared by the two kernels of row_stats: the processing of a row, and the bins that the first prepares for the second.
 #pragma once
 
 #include "kernels.h"
@@ -26,22 +26,22 @@ __device__ __forceinline__ Processing processing_of(const RowStatsParams& p, int
   return how;
 }
 
-// A row's entries by value, in bins of equal width from the largest to the lowest. Weights, which are at most 1, are whole
-// numbers of 2^-40, so that their sums depend on no order; 2^24 of them do not overflow.
+// The entries of a row in bins of equal width, from the largest value to the lowest. A weight is at most 1 and is an integer
+// multiple of 2^-40, so that a sum does not depend on the order of addition. 2^24 weights do not overflow.
 constexpr int kBins = 1024;
 constexpr float kWeightUnit = 0x1p-40f;
 
 struct RowBins {
   unsigned long long weight[kBins];
   unsigned count[kBins];
-  unsigned likely;  // entries that min_p lets pass
-  float lowest;     // of the finite values
+  unsigned likely;  // entries that min_p keeps
+  float lowest;     // least finite value
 };
 
-// [rows], in the workspace.
+// One for each row, at the start of the workspace.
 __host__ __device__ inline RowBins* row_bins(const RowStatsParams& p) { return static_cast<RowBins*>(p.workspace); }
 
-// The second kernel (row_cuts.cu).
+// Launches the second kernel (row_cuts.cu).
 cudaError_t row_cuts(const RowStatsParams& params, cudaStream_t stream);
 
 }  // namespace ssd::cuda

@@ -1,9 +1,9 @@
-// Draws m tokens a row without replacement: an exponential race, of which the m earliest are the tokens in drawn order (Gumbel
-// top-m). A greedy row's are its m largest logits.
+// Draws m tokens for each row without replacement, by an exponential race: the m earliest entries are the tokens, in drawn
+// order (Gumbel top-m). For a greedy row they are the m largest logits.
 //
-// Every entry of a row needs an exp, a logarithm and a quarter of a Philox call, some microseconds of arithmetic for one block;
-// over slices it is less than one. Slices keep m each, the most that a row's m earliest can need of one. Floor: a launch, and
-// one read of the logits, which are in L2.
+// Each entry needs an exp, a logarithm and a quarter of a Philox call. For a whole row that would take one block some
+// microseconds; cut into slices it takes less than one. Each slice keeps its m earliest, because all m of a row may be in one
+// slice. Floor: a launch, and one read of the logits, which are in L2.
 #include "kernels.h"
 #include "vocabulary.cuh"
 
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kSliceThreads) sample_kernel(SampleParams p) {
              const bool found = standing != kNowhere;
              const int32_t column = found ? column_of(standing) : 0;
              const int32_t token = p.id_of != nullptr ? p.id_of[column] : column;
-             // Not a number anywhere: any first token will do, but one it must be.
+             // All NaN: any first token is right, but there must be one.
              p.tokens[slice.row * p.m + rank] = found || rank == 0 ? token : -1;
            });
 }

@@ -1,15 +1,17 @@
-// The exact walk down a chain or tree of proposals, and the commit of its outcome; csrc/cpu/verify.cpp says it in fewer words.
+// The exact walk down a chain or tree of proposals, and the commit of its outcome. csrc/cpu/verify.cpp is the simpler version.
 //
-// How far the walk goes takes a handful of probabilities, so every block of a slot finds that out by itself: a thread judges a
-// node, then all follow the accepted children. Only the last token needs the whole row on which the walk ended, and the slot's
-// blocks share it by slices: an exponential race over the residual, which needs no normaliser, and over p itself for when
-// rounding left no residual. The slot's last block to arrive takes the earliest of all and writes the state, which until then
-// all could read. So a chain is one launch and one read of two rows.
+// The length of the walk depends on a few probabilities, so every block of a slot computes it itself: each thread judges one
+// node, then all follow the accepted children. Only the last token needs a whole row: that of the node at which the walk ended.
+// The blocks of the slot share this row by slices, in an exponential race over the residual, which needs no normaliser. A
+// second race over p is for the case that rounding leaves no residual. The last block of the slot to arrive takes the earliest
+// entry of all and writes the state, which all blocks could read until then. So a chain takes one launch and one read of two
+// rows.
 //
-// Siblings are another matter: behind a rejection p and q are renormalised before the next is tried. But no sum depends on the
-// walk or on other nodes, so with a tree a first kernel judges all nodes that have several children at once, a block each, and
-// leaves the scales. The last rejection of a node is never followed by a trial and its rest stays as it is: a tree of one child
-// a node computes what the chain does, bit for bit. Floor: one launch, two for a tree; reading two rows, which are in L2.
+// Siblings need more: after a rejection, p and q are renormalised before the next sibling is tried. These sums depend neither
+// on the walk nor on other nodes. So for a tree, a first kernel judges all nodes with several children at the same time, each
+// with one block, and stores the scales. After the last rejection of a node no child is tried, so the residual is not
+// renormalised. Therefore a tree with one child a node gives the bits of the chain. Floor: one launch, two for a tree, and one
+// read of two rows, which are in L2.
 #include "walk.cuh"
 
 namespace ssd::cuda {
@@ -26,10 +28,10 @@ struct JudgeMemory {
   float sums[kJudgeWarps];
 };
 
-// How to make what is left behind one more rejection sum to 1 again.
+// One more rejection, with the scales that make the remaining p and q sum to 1 again.
 __device__ Rejection reject(const Judge& judge, int32_t vocabulary, int32_t token, const Rejection* before, int32_t count,
                             float* scratch) {
-  constexpr int kBatch = 8;  // loads under way at a time, of p and of q
+  constexpr int kBatch = 8;  // loads of p, and of q, in flight at a time
   float rest = 0.0f, q_rest = 0.0f;
   for (int32_t first = static_cast<int32_t>(threadIdx.x); first < vocabulary; first += kBatch * kJudgeThreads) {
     float p[kBatch], q[kBatch];
@@ -41,7 +43,7 @@ __device__ Rejection reject(const Judge& judge, int32_t vocabulary, int32_t toke
       column[i] = id < vocabulary && judge.drawn() ? judge.draft_column(id) : -1;
       q[i] = column[i] < 0 ? -INFINITY : judge.q_logits[column[i]];
     }
-    Weights sums{0.0f, 0.0f};  // of the batch: fewer roundings than adding up one by one
+    Weights sums{0.0f, 0.0f};  // of the batch, which means fewer roundings than one running sum
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int32_t id = first + i * kJudgeThreads;
@@ -58,8 +60,8 @@ __device__ Rejection reject(const Judge& judge, int32_t vocabulary, int32_t toke
   return {token, rest > 0.0f ? 1.0f / rest : 0.0f, q_rest > 0.0f ? 1.0f / q_rest : 1.0f};
 }
 
-// Leaves the judgement of every node that draws and has several children. The children of a node are tried one by one, all
-// threads working out the same; what they do together is the sums.
+// Stores the judgement of every node that draws and has several children. The children of a node are tried one after another.
+// All threads compute the same decisions and share only the work of the sums.
 __global__ void __launch_bounds__(kJudgeThreads) judge_kernel(VerifyParams p) {
   JudgeMemory& memory = *shared_memory<JudgeMemory>();
   wait_for_previous_kernel();
@@ -102,7 +104,8 @@ struct Memory {
   int32_t last;
 };
 
-// By one thread: a greedy node's children are compared with the argmax, an only child is tried; siblings have been judged.
+// The judgement of a node; one thread calls this. It compares the children of a greedy node with the argmax, and tries an only
+// child. Siblings have been judged by the first kernel.
 __device__ Judgement judgement_of(const VerifyParams& p, int64_t slot, int32_t node, const Tree& tree) {
   int32_t child = tree.next_child(node, node);
   if (child == kNone) return {kNone, 0};
@@ -116,7 +119,8 @@ __device__ Judgement judgement_of(const VerifyParams& p, int64_t slot, int32_t n
   return judge.accepts(judge.weights(tree.token[child]), 0) ? Judgement{child, 0} : Judgement{kNone, 1};
 }
 
-// The node on which the walk ends. memory.path holds the accepted nodes behind the root, `accepted` of them.
+// Returns the node at which the walk ends. Writes the accepted nodes after the root to memory.path, and their number to
+// `accepted`.
 __device__ int32_t walk_down(const VerifyParams& p, int64_t slot, Memory& memory, int32_t& accepted) {
   const auto thread = static_cast<int32_t>(threadIdx.x);
   if (thread <= memory.tree.present) memory.judgements[thread] = judgement_of(p, slot, thread, memory.tree);
@@ -134,7 +138,7 @@ __device__ int32_t walk_down(const VerifyParams& p, int64_t slot, Memory& memory
   return node;
 }
 
-// The foremost of the thread's columns in the races for the token behind `rejected` rejections.
+// The earliest of the thread's columns in both races for the token, after `rejected` rejections.
 __device__ Finish race(const Judge& judge, int32_t vocabulary, int32_t first, const Rejection* rejections, int32_t rejected) {
   Finish finish{kNowhere, kNowhere};
   if (first >= vocabulary) return finish;
@@ -166,7 +170,7 @@ __device__ Finish foremost(Finish finish, Memory& memory) {
   return finish;
 }
 
-// Writes the outcome and as much of it as the sequence has room for: its thread i has the i-th token.
+// Writes the outcome, and commits as many of its tokens as the sequence has room for. Thread i has the i-th token.
 __device__ void commit(const VerifyParams& p, int64_t slot, int32_t accepted, int32_t decided, Memory& memory) {
   const auto i = static_cast<int32_t>(threadIdx.x);
   const int64_t n = p.length[slot], room = p.max_length[slot] - (n + 1);
@@ -176,7 +180,7 @@ __device__ void commit(const VerifyParams& p, int64_t slot, int32_t accepted, in
   const int32_t end = block_reduce<kSliceWarps>(finishes && i <= accepted ? i : kMaxNodes, memory.ints,
                                                 [](int32_t a, int32_t b) { return min(a, b); });
   const int32_t committed = min(end, accepted) + 1;
-  if (i < committed && n >= 0 && n + 1 + i < p.places) p.tokens[slot * p.places + n + 1 + i] = token;
+  if (i < committed && n >= 0 && n + 1 + i < p.capacity) p.tokens[slot * p.capacity + n + 1 + i] = token;
   if (i < p.nodes) p.path[slot * p.nodes + i] = i >= committed ? -1 : i == 0 ? 0 : memory.path[i - 1];
   if (i == committed - 1) p.last_token[slot] = token;
   if (i != 0) return;
@@ -218,7 +222,7 @@ __global__ void __launch_bounds__(kSliceThreads, 4) verify_kernel(VerifyParams p
     finish = {Foremost()(finish.rest, finishes[i].rest), Foremost()(finish.whole, finishes[i].whole)};
   finish = foremost(finish, memory);
   const Standing winner = finish.rest != kNowhere ? finish.rest : finish.whole;
-  const int32_t drawn = winner != kNowhere ? column_of(winner) : 0;  // not a number anywhere: a token it must be
+  const int32_t drawn = winner != kNowhere ? column_of(winner) : 0;  // all NaN: there must be a token
   commit(p, slot, accepted, judge.greedy() ? static_cast<int32_t>(judge.p_stats[kCutId]) : drawn, memory);
 }
 

@@ -1,10 +1,10 @@
-// Rows as wide as the vocabulary: cut into slices that blocks share, and their entries put in order.
+// Rows as wide as the vocabulary: how they are cut into slices for blocks, and how their entries are ranked.
 //
-// A block takes one slice and each of its threads four neighbouring columns, those that one Philox call serves. Slices are
-// small because a decode has few rows, and one of 128,000 columns should already fill a GPU. What a block finds in its slice it
-// leaves in the workspace, and the last block of the row to arrive puts that together in the slices' order, so a result never
-// depends on who came when. Loads are of single floats: a row begins where the one before it ends, which need not be a multiple
-// of 16.
+// A block takes one slice. Each of its threads takes four neighbouring columns, because one Philox call gives four words.
+// Slices are small, because a decode has few rows, and one row of 128,000 columns should already fill a GPU. A block writes the
+// result of its slice to the workspace, and the last block of the row to arrive combines the results in the order of the
+// slices. So a result does not depend on the order in which blocks arrive. Loads are of single floats, because a row need not
+// begin at a multiple of 16 bytes.
 #pragma once
 
 #include "../common/distribution.h"
@@ -20,15 +20,15 @@ constexpr int kSliceWarps = kSliceThreads / kWarp;
 constexpr int kColumns = 4;  // of a thread
 constexpr int kSliceColumns = kColumns * kSliceThreads;
 
-// A row without columns has a slice too: someone must say that nothing was found.
+// A row without columns has one slice, so that a block writes its result.
 __host__ __device__ constexpr int32_t slices_of(int32_t columns) {
   return columns <= kSliceColumns ? 1 : (columns - 1) / kSliceColumns + 1;
 }
 
-// What a block of a grid over (row, slice) works on.
+// The work of a block in a grid over (row, slice).
 struct Slice {
   int64_t row;
-  int32_t index, count;  // this one's, and how many there are
+  int32_t index, count;  // of this slice; of all slices of the row
   int32_t first;         // this thread's first column
 };
 
@@ -40,14 +40,14 @@ __device__ __forceinline__ Slice this_slice(int32_t columns) {
 
 inline dim3 slice_grid(int64_t rows, int32_t columns) { return dim3(static_cast<unsigned>(rows * slices_of(columns))); }
 
-// Beyond the end of the row NaN, which is never kept and never wins.
+// Columns after the end of the row are NaN, which is never kept and never wins.
 __device__ __forceinline__ void load_columns(const float* row, int32_t columns, int32_t first, float (&values)[kColumns]) {
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) values[i] = first + i < columns ? row[first + i] : __uint_as_float(0x7fffffffu);
 }
 
-// Where an entry stands in the order (value descending, id ascending), as one number: of two entries the one with the larger
-// number comes first. A NaN stands nowhere.
+// The standing of an entry in the order (value descending, id ascending), as one number: of two entries, the one with the
+// larger number comes first. A NaN has the standing kNowhere.
 using Standing = unsigned long long;
 constexpr Standing kNowhere = 0;
 constexpr Standing kBeforeAll = ~0ull;
@@ -75,7 +75,8 @@ struct Exp {
   __device__ __forceinline__ float operator()(float x) const { return expf(x); }
 };
 
-// An entry in an exponential race, the earliest first. What has no weight, or would never ring, does not take part.
+// The standing of an entry in an exponential race, in which the earliest comes first. It is kNowhere without weight or with an
+// infinite time.
 __device__ __forceinline__ Standing racer(uint32_t word, float weight, int32_t id) {
   const float time = race_time(race_uniform(word), weight);
   return weight > 0.0f && time < INFINITY ? standing_of(-time, id) : kNowhere;
@@ -86,14 +87,15 @@ struct RankingMemory {
   int32_t last;
 };
 
-// The `count` foremost of the block's entries: give(rank, standing), in thread 0, from rank 0 on; kNowhere where there are no
-// more. next_behind(standing) is the foremost of the thread's own entries behind that one, or kNowhere. Every thread offers its
-// foremost, and who is taken offers the next: a rank costs one reduction, however many entries a thread has.
+// Ranks the first `count` entries of the block: thread 0 calls give(rank, standing), from rank 0 on, with kNowhere when there
+// are no more. next_behind(standing) returns the first of the thread's own entries after that one, or kNowhere. Every thread
+// offers its first entry; the thread whose entry is taken offers its next. So a rank costs one reduction, however many entries
+// a thread has.
 template <typename NextBehind, typename Give>
 __device__ __forceinline__ void rank_block(int32_t count, RankingMemory& memory, NextBehind next_behind, Give give) {
   Standing mine = next_behind(kBeforeAll);
   for (int32_t rank = 0; rank < count; ++rank) {
-    Standing(&heads)[kSliceWarps] = memory.heads[rank % 2];  // by turns, so that one barrier a rank is enough
+    Standing(&heads)[kSliceWarps] = memory.heads[rank % 2];  // in turns, so that one barrier for each rank is enough
     const Standing of_warp = warp_reduce(mine, Foremost());
     if (threadIdx.x % kWarp == 0) heads[threadIdx.x / kWarp] = of_warp;
     __syncthreads();
@@ -105,8 +107,9 @@ __device__ __forceinline__ void rank_block(int32_t count, RankingMemory& memory,
   }
 }
 
-// The `count` foremost entries of a row whose slices' blocks all call this: give(rank, standing), as above, in the last of
-// them. entries: this thread's. left: [slices, min(count, kSliceColumns)], what slices leave for the last.
+// Ranks the first `count` entries of a row. The blocks of all its slices call this, and the last to arrive calls give(rank,
+// standing) as above. entries: those of this thread. left: [slices, min(count, kSliceColumns)], the ranked entries of each
+// slice.
 template <typename Give>
 __device__ __forceinline__ void rank_row(const Standing (&entries)[kColumns], int32_t count, const Slice& slice, Standing* left,
                                          int32_t* arrivals, RankingMemory& memory, Give give) {

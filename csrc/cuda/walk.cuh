@@ -1,6 +1,6 @@
-// One slot's proposals and the arithmetic of judging them: what csrc/cpu/verify.cpp keeps as vectors over the vocabulary,
-// worked out for one id at a time. A proposal that was rejected is remembered as its token and two scales, and what it and
-// others have left of p and q follows from p and q themselves in a few operations, in whatever block it is needed.
+// The proposals of one slot, and the arithmetic that judges them. csrc/cpu/verify.cpp keeps the residuals of p and q as vectors
+// over the vocabulary; here they are computed for one id at a time. A rejection is stored as a token and two scales. With
+// these, any block computes the residual of p and of q from p and q themselves, in a few operations.
 #pragma once
 
 #include "kernels.h"
@@ -9,21 +9,22 @@
 namespace ssd::cuda {
 
 constexpr int32_t kMaxNodes = 64;
-constexpr int32_t kNone = 0;  // no node's child: node 0 is the root
+constexpr int32_t kNone = 0;  // no child: node 0 is the root, which is nobody's child
 
-// A slot's nodes, in shared memory; a chain is the tree with one child a node.
+// The nodes of a slot, in shared memory. A chain is a tree whose nodes have one child each.
 struct Tree {
-  int32_t present;  // proposals: nodes 1 .. present
+  int32_t present;  // the proposals are the nodes 1 .. present
   int32_t token[kMaxNodes], parent[kMaxNodes];
 
-  // The child of `node` behind `child` (behind the node itself: its first), or kNone. Empty places are nobody's children.
+  // The child of `node` after `child`, or kNone; its first child for child == node. An empty node, with a negative token, is no
+  // child.
   __device__ __forceinline__ int32_t next_child(int32_t node, int32_t child) const {
     for (++child; child <= present; ++child)
       if (parent[child] == node && token[child] >= 0) return child;
     return kNone;
   }
 
-  // Tokens between the root's and the one that is decided at `node`. Bounded, whatever the table says.
+  // The depth of a node; the root's is 0. The loop ends whatever the table holds.
   __device__ __forceinline__ int32_t depth(int32_t node) const {
     int32_t depth = 0;
     for (; node > 0 && depth < kMaxNodes; node = parent[node]) ++depth;
@@ -31,8 +32,8 @@ struct Tree {
   }
 };
 
-// By all threads of a block; all loads are under way at once. What is outside the vocabulary counts as an empty place: the host
-// cannot look at tokens.
+// Loads the tree. All threads of a block call this, and all loads are in flight at the same time. A token outside the
+// vocabulary becomes an empty node, because the host cannot check tokens on the device.
 __device__ __forceinline__ void load_tree(const VerifyParams& p, int64_t slot, Tree& tree) {
   const auto i = static_cast<int32_t>(threadIdx.x);
   if (i == 0) tree.present = min(max(p.spec_len[slot], 0), p.nodes - 1);
@@ -45,34 +46,35 @@ __device__ __forceinline__ void load_tree(const VerifyParams& p, int64_t slot, T
   __syncthreads();
 }
 
-// A rejected proposal. The scales make what is left sum to 1 again; p_scale 0: rounding left nothing of p, and it stays.
+// A rejected proposal. The scales make the remaining p and q sum to 1 again. p_scale is 0 if rounding leaves nothing of p: then
+// p stays.
 struct Rejection {
   int32_t token;
   float p_scale, q_scale;
 };
 
 struct Judgement {
-  int32_t accepted;  // the node's child, or kNone
-  int32_t rejected;  // children before it
+  int32_t accepted;  // a child of the node, or kNone
+  int32_t rejected;  // number of children before it
 };
 
-struct Weights {  // of one id
+struct Weights {  // p and q of one id
   float p, q;
 };
 
-// What the children of one node are judged by.
+// The distributions and the randomness that judge the children of one node.
 struct Judge {
   const float *p_logits, *p_stats;  // [vocabulary], [kStats]
-  const float *q_logits, *q_stats;  // [draft_vocabulary], [kStats]; null: the proposals were not drawn
+  const float *q_logits, *q_stats;  // [draft_vocabulary], [kStats]; null if the proposals were not drawn from a distribution
   const int32_t* draft_id_of;       // [vocabulary] or null
   int32_t draft_vocabulary;
   int64_t seed;
-  int32_t position;  // of the token that is decided here
+  int32_t position;  // of the token that this node decides
 
   __device__ __forceinline__ bool greedy() const { return is_greedy(p_stats); }
   __device__ __forceinline__ bool drawn() const { return q_logits != nullptr; }
 
-  // The draft's column, or -1.
+  // The column of a target id in the draft's logits, or -1.
   __device__ __forceinline__ int32_t draft_column(int32_t id) const {
     const int32_t column = draft_id_of != nullptr ? draft_id_of[id] : id;
     return column < draft_vocabulary ? column : -1;
@@ -89,12 +91,12 @@ struct Judge {
     return {p(id, p_logits[id]), column < 0 ? 0.0f : q(column, q_logits[column])};
   }
 
-  // p without what the proposal `token` was drawn from: not normalised.
+  // The residual of p after the proposal `token` is rejected, not normalised.
   __device__ __forceinline__ float rest(Weights left, int32_t id, int32_t token) const {
     return drawn() ? residual(left.p, left.q) : (id == token ? 0.0f : left.p);
   }
 
-  // What rejections leave of an id's weights.
+  // The weights of an id after rejections.
   __device__ __forceinline__ Weights left(Weights weights, int32_t id, const Rejection* rejections, int32_t count) const {
     for (int32_t i = 0; i < count; ++i) {
       const Rejection& rejection = rejections[i];
@@ -104,7 +106,7 @@ struct Judge {
     return weights;
   }
 
-  // A proposal that was not drawn has q = 1: it is a point mass.
+  // A proposal that was not drawn from a distribution has q = 1, as a point mass.
   __device__ __forceinline__ bool accepts(Weights left, int32_t sibling) const {
     const float u = uniform(draw_words(seed, position, Purpose::kAccept, sibling, 0).word[0]);
     return ssd::accepts(u, left.p, drawn() ? left.q : 1.0f);
@@ -130,10 +132,10 @@ __device__ __forceinline__ Judge judge_of(const VerifyParams& p, int64_t slot, i
   return judge;
 }
 
-// Workspace, slot first: a slice's foremost of two races; where there are trees, judgements and rejections too.
+// The workspace: the winners of both races in each slice and, for trees, judgements and rejections.
 struct Finish {
-  Standing rest;   // of the race over what the last rejection left of p
-  Standing whole;  // of the race over p as it was before, for when rounding left nothing
+  Standing rest;   // winner of the race over the residual of p after the last rejection
+  Standing whole;  // winner of the race over p before it, for the case that rounding leaves no residual
 };
 
 struct VerifyWorkspace {

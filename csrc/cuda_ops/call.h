@@ -1,4 +1,4 @@
-// What the CUDA ops share: what they ask of tensors beyond csrc/arguments.h, and the launch of a kernel on the current stream.
+// Shared by the CUDA ops: checks of tensors beyond csrc/arguments.h, and what a launch on the current stream needs.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -18,28 +18,29 @@ inline constexpr std::array kCudaDtypes{at::kBFloat16};
 
 inline const void* raw_or_null(const OptionalTensor& t) { return t.has_value() ? t->const_data_ptr() : nullptr; }
 
-// Kernels copy 16 bytes at a time: a tensor may be a view, but not one that starts in between.
+// Kernels copy 16 bytes at a time, so a view must start at a multiple of 16 bytes.
 inline void check_aligned(const Tensor& t, const char* name) {
   TORCH_CHECK(reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0, name, " must start at a multiple of 16 bytes on CUDA");
 }
 
-// Counters of a size known to a Call, which refused larger ones.
+// A size as a kernel takes it. Call has refused sizes that do not fit.
 inline int32_t int32(int64_t size) { return static_cast<int32_t>(size); }
 
 bool is_capturing(cudaStream_t stream);
 
-// `count` zeros beside `like`, for the blocks of one launch on `stream` to count their arrivals with. A kernel leaves them as it
-// found them, so all launches of a stream share them; those of other streams, and of graphs captured apart, never do.
+// `count` zeros on the device of `like`, in which the blocks of one launch on `stream` count their arrivals. Every kernel
+// leaves them zero. So all launches of a stream share them, but different streams, and graphs that were captured separately, do
+// not.
 int32_t* arrival_counters(int64_t count, const Tensor& like, c10::cuda::CUDAStream stream);
 
-// One call of an op: checks that all arguments are on one device, makes that the current one, and knows its current stream.
+// One call of an op. It checks that all arguments are on one device, makes that device current and holds its current stream.
 class Call {
  public:
   struct Argument {
     Argument(const char* name, const Tensor& tensor) : name(name), tensor(&tensor) {}
     Argument(const char* name, const OptionalTensor& tensor) : name(name), tensor(tensor.has_value() ? &*tensor : nullptr) {}
     const char* name;
-    const Tensor* tensor;  // null where an optional one is left out
+    const Tensor* tensor;  // null for an optional argument that is left out
   };
 
   Call(std::initializer_list<Argument> arguments)
@@ -49,13 +50,13 @@ class Call {
 
   Tensor empty(at::IntArrayRef shape, at::ScalarType dtype) const { return at::empty(shape, first_.options().dtype(dtype)); }
 
-  // Memory of a stream's own: the allocator hands it to no other stream until this one is behind the launch.
+  // Memory for one launch. The allocator gives it to no other stream before the launch has ended.
   Tensor workspace(size_t bytes) const { return empty({static_cast<int64_t>(bytes)}, at::kByte); }
 
   int32_t* arrivals(int64_t count) const { return arrival_counters(count, first_, stream_); }
 
  private:
-  // The dispatcher looks at one CUDA argument; a kernel reads them all, and counts in 32 bits.
+  // The dispatcher checks the device of one argument only, and kernels count in 32 bits.
   static const Tensor& checked(std::initializer_list<Argument> arguments) {
     const Tensor& first = *arguments.begin()->tensor;
     for (const Argument& argument : arguments) {

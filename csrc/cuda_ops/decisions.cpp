@@ -1,5 +1,5 @@
-// The ops on CUDA that decide: what tokens are drawn from (row_stats, sample), and the speculation cache with its verification
-// (fork, verify, cache_lookup, ngram_propose).
+// The ops on CUDA that decide tokens: distributions and drawing from them (row_stats, sample), and the speculation cache with
+// its verification (fork, verify, cache_lookup, ngram_propose).
 
 #include "call.h"
 
@@ -135,7 +135,7 @@ Tensor verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTenso
                             .addresses = int32(sizes.addresses),
                             .q_rows = int32(sizes.q_rows),
                             .eos_count = int32(sizes.eos_count),
-                            .places = int32(sizes.places)};
+                            .capacity = int32(sizes.capacity)};
   const Tensor workspace = call.workspace(cuda::verify_workspace(params));
   params.workspace = workspace.mutable_data_ptr();
   C10_CUDA_CHECK(cuda::verify(params, call.stream()));
@@ -194,7 +194,7 @@ std::tuple<Tensor, Tensor> ngram_propose(const Tensor& tokens, const Tensor& len
                                       .spec_tokens = spec_tokens.mutable_data_ptr<int32_t>(),
                                       .spec_len = spec_len.mutable_data_ptr<int32_t>(),
                                       .slots = int32(sizes.slots),
-                                      .places = int32(sizes.places),
+                                      .capacity = int32(sizes.capacity),
                                       .lookahead = int32(lookahead)},
                                      call.stream()));
   return {spec_tokens, spec_len};

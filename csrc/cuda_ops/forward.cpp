@@ -1,4 +1,4 @@
-// The forward pass's ops on CUDA: embed, rms_norm, pack_weight, linear, rope_store_kv, paged_attention, move_kv.
+// The ops of the forward pass on CUDA: embed, rms_norm, pack_weight, linear, rope_store_kv, paged_attention, move_kv.
 
 #include <ATen/ops/empty_like.h>
 
@@ -9,10 +9,10 @@
 namespace ssd {
 namespace {
 
-constexpr std::array kHeadDims{64, 80, 96, 128, 256};  // that paged_attention is compiled for
+constexpr std::array kHeadDims{64, 80, 96, 128, 256};  // head sizes that paged_attention is compiled for
 constexpr int64_t kMaxRotatedDim = 256;
-constexpr int64_t kMaxGroup = 16;       // query heads that share a K/V head
-constexpr int64_t kInputsTogether = 8;  // 16 bytes of x
+constexpr int64_t kMaxGroup = 16;       // most query heads that share a K/V head
+constexpr int64_t kInputsTogether = 8;  // elements in 16 bytes
 
 Tensor embed(const Tensor& ids, const Tensor& table) {
   const EmbedSizes sizes = check_embed(ids, table, kCudaDtypes);
@@ -72,7 +72,7 @@ Tensor pack_weight(const Tensor& weight, std::string_view epilogue_name, const O
                                     .inputs = int32(sizes.inputs),
                                     .epilogue = on_device(sizes.epilogue)},
                                    call.stream()));
-  // `linear` reads weights while the kernel ahead of it in the stream still runs: they are whole before anybody has them.
+  // `linear` may read weights while the kernel ahead of it still runs, so packing ends before anybody has the packed weight.
   if (!is_capturing(call.stream())) C10_CUDA_CHECK(cudaStreamSynchronize(call.stream()));
   return packed;
 }
@@ -189,15 +189,15 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
 
 void move_kv(const Tensor& kv, const Tensor& src, const Tensor& dst) {
   const MoveSizes sizes = check_move_kv(kv, src, dst, kCudaDtypes);
-  TORCH_CHECK(sizes.place_bytes % 16 == 0, "kv must have places of a multiple of 16 bytes on CUDA, not ", sizes.place_bytes);
+  TORCH_CHECK(sizes.slot_bytes % 16 == 0, "kv must have KV slots of a multiple of 16 bytes on CUDA, not ", sizes.slot_bytes);
   check_aligned(kv, "kv");
   const Call call{{"kv", kv}, {"src", src}, {"dst", dst}};
   C10_CUDA_CHECK(cuda::move_kv({.kv = kv.mutable_data_ptr(),
                                 .src = src.const_data_ptr<int32_t>(),
                                 .dst = dst.const_data_ptr<int32_t>(),
                                 .planes = sizes.planes,
-                                .places = sizes.places,
-                                .row_bytes = sizes.place_bytes,
+                                .kv_slots = sizes.kv_slots,
+                                .row_bytes = sizes.slot_bytes,
                                 .moves = int32(sizes.moves)},
                                call.stream()));
 }

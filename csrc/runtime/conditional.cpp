@@ -1,5 +1,5 @@
-// Stream capture knows no conditions, so the node is put into the graph under capture by hand: behind what the stream has captured so
-// far, and before what it will.
+// Stream capture has no call for conditional nodes. So the node is added by hand to the graph that is being captured: after
+// everything that the stream has captured so far, and before everything that it captures later.
 #include "runtime/conditional.h"
 
 #include <stdexcept>
@@ -19,7 +19,7 @@ void check(cudaError_t error, const char* what) {
 
 struct Capture {
   cudaGraph_t graph = nullptr;
-  std::vector<cudaGraphNode_t> behind;  // what the next node of the stream depends on
+  std::vector<cudaGraphNode_t> behind;  // nodes that the stream's next node depends on
   std::vector<cudaGraphEdgeData> edges;
 };
 
@@ -50,7 +50,7 @@ Conditional::Conditional(cudaStream_t stream, const uint8_t* flags, int32_t coun
         "cudaGraphConditionalHandleCreate");
   check(cuda::condition({flags, handle, count}, stream), "condition");
 
-  const Capture capture = capture_of(stream);  // with the kernel that decides
+  const Capture capture = capture_of(stream);  // again, because the kernel that decides is part of it now
   cudaGraphNodeParams params{};
   params.type = cudaGraphNodeTypeConditional;
   params.conditional.handle = handle;

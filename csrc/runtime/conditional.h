@@ -1,4 +1,4 @@
-// An IF node of a CUDA graph, added to the graph that a stream is being captured into.
+// An IF node in the CUDA graph that a stream is being captured into.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -9,12 +9,13 @@
 
 namespace ssd {
 
-// From begin to end what is enqueued on `body` becomes the node's body: it runs in a launch of the graph if any of the flags is set
-// by then. Needs CUDA 12.4, toolkit and driver. Throws std::runtime_error with what CUDA says.
+// Work that is enqueued on `body` between the constructor and end() becomes the body of the node. It runs in a replay of the
+// graph if any flag is set when the graph reaches the node. Needs toolkit and driver of CUDA 12.4. Throws std::runtime_error
+// with CUDA's message.
 class Conditional {
  public:
-  // stream: being captured. flags: [count] on the device. body: a stream with nothing else on it. part: of which both streams are, or
-  // null.
+  // stream: a stream that is being captured. flags: [count] on the device. body: a stream without other work. part: the green
+  // context of both streams, or null.
   Conditional(cudaStream_t stream, const uint8_t* flags, int32_t count, cudaStream_t body, const GreenContext* part);
 
   void end();
@@ -23,7 +24,7 @@ class Conditional {
   cudaStream_t body_;
 };
 
-// Whether the driver knows conditional nodes.
+// Whether the driver has conditional nodes.
 bool has_conditional_nodes();
 
 }  // namespace ssd

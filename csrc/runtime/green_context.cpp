@@ -1,4 +1,4 @@
-// The driver's functions are looked up when they are first called: an extension that names them could not be loaded where there is no
+// Looks the driver's functions up at run time. An extension that links to them could not be loaded on a machine without a
 // driver.
 #include "runtime/green_context.h"
 
@@ -8,7 +8,7 @@
 namespace ssd {
 namespace {
 
-constexpr unsigned int kVersion = CUDART_VERSION;  // of the declarations in cuda.h
+constexpr unsigned int kVersion = CUDART_VERSION;  // version of the declarations in cuda.h
 
 template <typename Function>
 Function* driver(const char* name) {
@@ -28,7 +28,7 @@ void check(CUresult result, const char* what) {
   throw std::runtime_error(std::string(what) + ": " + (text != nullptr ? text : "an error without a name"));
 }
 
-// Calls a function of the driver by its name.
+// Calls a function of the driver and checks its result.
 #define SSD_DRIVER(function, ...) check(driver<decltype(function)>(#function)(__VA_ARGS__), #function)
 
 }  // namespace
@@ -54,7 +54,7 @@ GreenContext::~GreenContext() {
   try {
     for (CUstream stream : streams_) SSD_DRIVER(cuStreamDestroy, stream);
     if (context_ != nullptr) SSD_DRIVER(cuGreenCtxDestroy, context_);
-  } catch (const std::runtime_error&) {  // the process may be past its driver's end
+  } catch (const std::runtime_error&) {  // at the end of the process the driver may be gone
   }
 }
 

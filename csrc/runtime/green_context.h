@@ -1,4 +1,4 @@
-// A part of a GPU: what is enqueued on its streams runs on so many of the multiprocessors and no others.
+// A part of a GPU: work on its streams runs on a fixed number of multiprocessors and on no others.
 #pragma once
 
 #include <cuda.h>
@@ -9,10 +9,10 @@
 
 namespace ssd {
 
-// The driver's "green context". Needs a driver of CUDA 12.5. Throws std::runtime_error with what CUDA says.
+// The driver's "green context". Needs a driver of CUDA 12.5. Throws std::runtime_error with CUDA's message.
 class GreenContext {
  public:
-  // At least `multiprocessors` of a device's; the driver rounds up to what its chip can set apart.
+  // Takes at least `multiprocessors` of a device; the driver rounds up to a number that the chip can separate.
   GreenContext(int32_t device, int32_t multiprocessors);
   ~GreenContext();
   GreenContext(const GreenContext&) = delete;
@@ -21,10 +21,11 @@ class GreenContext {
   cudaStream_t stream(int32_t priority);  // ends with the context
   int32_t multiprocessors() const { return multiprocessors_; }
 
-  // While one is alive, what this thread adds to a graph is this context's: only such nodes may lie in the body of one of its IF nodes.
+  // While one is alive, nodes that this thread adds to a graph belong to this context. The body of an IF node of this context
+  // may hold only such nodes.
   class Current {
    public:
-    explicit Current(const GreenContext* context);  // null: nothing changes
+    explicit Current(const GreenContext* context);  // null changes nothing
     ~Current();
     Current(const Current&) = delete;
     Current& operator=(const Current&) = delete;

@@ -1,4 +1,4 @@
-// The extension module: loading it registers torch.ops.ssd (csrc/ops.cpp) and brings the host classes.
+// The extension module. Loading it registers torch.ops.ssd (csrc/ops.cpp); it also has the host classes.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -41,7 +41,7 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("capacity", &ssd::PageAllocator::capacity);
 
 #ifdef SSD_CUDA
-  // Streams and pointers as torch gives them to Python: whole numbers.
+  // Streams and pointers are integers, as torch gives them to Python.
   m.def("has_conditional_nodes", &ssd::has_conditional_nodes);
   m.def("launches_overlap", [] {
     bool overlap = false;

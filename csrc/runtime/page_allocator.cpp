@@ -1,4 +1,4 @@
-// The page allocator: a stack of free pages and a count of holders a page. A page given back too often is an error.
+// The page allocator: a stack of free pages, and a count of holders for each page. Freeing a page too often is an error.
 #include "runtime/page_allocator.h"
 
 #include <numeric>

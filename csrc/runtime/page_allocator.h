@@ -1,5 +1,5 @@
-// Which pages of a K/V cache are free, and how many hold each of the others: two sequences may share a page. Host side and single
-// threaded: the scheduler owns it and reserves ahead of the rounds in flight, so no kernel ever asks for memory.
+// The free pages of a K/V cache, and how many sequences hold each of the others: two may share a page. It lives on the host and is
+// single-threaded: the scheduler owns it and reserves pages before it starts a round, so no kernel ever allocates.
 #pragma once
 
 #include <cstdint>
@@ -10,16 +10,17 @@ namespace ssd {
 
 class PageAllocator {
  public:
-  // Hands out pages 1 .. num_pages - 1. Page 0 is the null page (common/paging.h): written to, never owned.
+  // Has the pages 1 .. num_pages - 1. Page 0 is the null page (common/paging.h), which is never allocated.
   explicit PageAllocator(int32_t num_pages);
 
-  // `count` pages, last freed first, in a fresh allocator from page 1 up. Throws, and takes none, where there are too few.
+  // Returns `count` pages, the last freed first; a fresh allocator starts at page 1. Throws, and takes none, if there are too
+  // few.
   std::vector<int32_t> allocate(int32_t count);
 
-  // One more holder of each page. Throws, and changes nothing, if one of them is free.
+  // Adds a holder to each page. Throws, and changes nothing, if one of them is free.
   void hold(std::span<const int32_t> pages);
 
-  // One holder fewer of each page; a page without holders is free. Throws, and changes nothing, if one of them is free already.
+  // Takes a holder from each page; a page without holders is free. Throws, and changes nothing, if one of them is free already.
   void free(std::span<const int32_t> pages);
 
   // Holders of a page, 0 of a free one. Throws for a page that is not of this allocator.

@@ -86,7 +86,7 @@ class Trace:
             self._recorded.append(span)
 
     def keep_later(self, ask: Callable[[], Span]) -> None:
-        """The same of a span that is not over yet: it is asked for with the timeline, and kept then."""
+        """The same of a span that is not over yet: it is asked for with the spans or the timeline, and kept then."""
         if self._recorded is not None and not self._muted:
             self._later.append(ask)
 
@@ -99,13 +99,18 @@ class Trace:
         finally:
             self._muted = before
 
-    def timeline(self) -> dict[str, Any]:
-        """What was recorded in Chrome's trace format, which Perfetto opens too: a target and a draft lane, times in µs."""
+    @property
+    def spans(self) -> list[Span]:
+        """Every span recorded so far, by start. Blocks until the spans still in flight have ended."""
         later, self._later = self._later, []
         for ask in later:
             ask()
-        spans = self._recorded or []
-        origin = min((s.start for s in spans), default=0.0)
+        return sorted(self._recorded or [], key=lambda span: span.start)
+
+    def timeline(self) -> dict[str, Any]:
+        """What was recorded in Chrome's trace format, which Perfetto opens too: a target and a draft lane, times in µs."""
+        spans = self.spans
+        origin = spans[0].start if spans else 0.0
         lanes = [{"name": "thread_name", "ph": "M", "pid": 1, "tid": i, "args": {"name": lane}} for i, lane in enumerate(LANES)]
         events = [
             {
@@ -117,7 +122,7 @@ class Trace:
                 "dur": (s.end - s.start) * 1e6,
                 "args": s.details,
             }
-            for s in sorted(spans, key=lambda s: s.start)
+            for s in spans
         ]
         return {"traceEvents": lanes + events, "displayTimeUnit": "ms"}
 

@@ -1,4 +1,4 @@
-// The scheduler of the emulator's fibers, and what its warp-wide functions do. emulator.h says what it is for.
+// The emulator's scheduler of fibers, and its warp-wide functions. emulator.h says what the emulator is for.
 #include "emulator.h"
 
 #include <cuda_bf16.h>
@@ -26,32 +26,32 @@ namespace ssd::emulator {
 namespace {
 
 constexpr size_t kStackBytes = 128 * 1024;
-constexpr unsigned char kPoison = 0xff;  // NaN, as a float of any size; -1, as an int
+constexpr unsigned char kPoison = 0xff;  // NaN as a float of any size; -1 as an int
 
 struct Copy {
   void* shared;
-  const void* global;  // null: zeros
+  const void* global;  // null for a copy of zeros
 };
 
 struct Fiber {
   ucontext_t start;
   jmp_buf resume;
   std::unique_ptr<unsigned char[]> stack;
-  bool suspended = false;  // inside a kernel, at `resume`; otherwise it begins at `start`
+  bool suspended = false;  // in a kernel, and goes on at `resume`; otherwise it begins at `start`
   bool finished = false;
   const char* waits_at = nullptr;
   uint3 index;
-  std::vector<Copy> open;                // cp.async of the group not yet closed
+  std::vector<Copy> open;                // copies of the group that is not closed yet
   std::deque<std::vector<Copy>> groups;  // closed groups, oldest first
 };
 
 struct Warp {
   Lane lanes[32];
-  const char* function = nullptr;  // what the lanes are meeting at
+  const char* function = nullptr;  // that the arrived lanes have called
   int arrived = 0;
 };
 
-// The launch under way. There is one at a time.
+// The running launch. There is only one at a time.
 struct Launch {
   const std::function<void()>* kernel = nullptr;
   unsigned char* shared = nullptr;
@@ -128,7 +128,7 @@ void arrange(std::vector<T>& items) {
   if (order == Order::kShuffled) std::shuffle(items.begin(), items.end(), shuffler);
 }
 
-// Runs each lane that can run, once. False if none can.
+// Lets each lane that can run, run once. Returns false if none can.
 bool run_warp(std::vector<Fiber*>& lanes) {
   if (order == Order::kShuffled) arrange(lanes);
   bool moved = false;
@@ -141,7 +141,8 @@ bool run_warp(std::vector<Fiber*>& lanes) {
   return moved;
 }
 
-// A warp runs on alone as long as it can, so that warps are as far apart as barriers allow; shuffled, for a few turns at a time.
+// A warp runs alone for as long as it can, so that warps are as far apart as barriers allow. In shuffled order it runs for a
+// few turns.
 void run_block() {
   launch.at_barrier = 0;
   std::vector<std::vector<Fiber*>> warps(launch.warps.size());
@@ -170,7 +171,7 @@ void run_block() {
          " threads have ended");
 }
 
-// An access outside of what the launch may touch.
+// Handles an access outside the memory of the launch.
 void on_fault(int, siginfo_t* info, void*) {
   if (launch.running == nullptr) _exit(139);
   launch.error = "block " + name(blockIdx) + ": thread " + name(launch.running->index) +
@@ -202,7 +203,7 @@ class FaultHandler {
   struct sigaction segv_before_, bus_before_;
 };
 
-// Shared memory ends where an unreadable page begins.
+// Shared memory of a block. An unreadable page begins at its end.
 class SharedMemory {
  public:
   explicit SharedMemory(size_t bytes) : page_(static_cast<size_t>(sysconf(_SC_PAGESIZE))), bytes_((bytes + 15) / 16 * 16) {
@@ -278,7 +279,7 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
 
 const std::map<std::string, Block>& launched() { return largest_blocks; }
 
-// What device code is made of ------------------------------------------------------------------------------------------------------
+// Functions that device code calls ---------------------------------------------------------------------------------------------------
 
 void* shared_bytes() { return launch.shared; }
 int lane_index() { return static_cast<int>(linear_thread() % 32); }

@@ -1,12 +1,14 @@
-// Runs csrc/cuda's kernels on the CPU, one thread of a block after another: a test tool, made to find mistakes and not to be fast.
+// Runs the kernels of csrc/cuda on the CPU, one thread of a block after another. It is a test tool that finds mistakes; it is
+// not fast.
 //
-// The kernels' own sources are compiled as C++; csrc/cuda/ptx.h includes this file in place of its PTX, and launch() calls run().
-// Blocks run one at a time. A block's threads are fibers: each runs until it waits for others (a barrier, a warp-wide function), so
-// between two such points threads see each other's writes in whatever order was asked for: forward, reversed, shuffled. What a
-// GPU leaves undefined is made harmful: shared memory starts as NaN, a cp.async lands only when it is waited for and leaves NaN
-// in its place until then, a warp-wide function or a barrier that not every thread reaches is an error, and so is an access
-// outside the memory that a launch may touch (guard pages: torch_side.cpp). Compile with -ftrivial-auto-var-init=pattern, and
-// so are variables nobody has set.
+// The kernels' own sources are compiled as C++. csrc/cuda/ptx.h includes this file in place of its PTX, and launch() calls
+// run(). Blocks run one at a time. The threads of a block are fibers. Each runs until it waits for others (a barrier, a
+// warp-wide function). Between two such points, threads run in a chosen order: forward, reversed or shuffled.
+//
+// Whatever a GPU leaves undefined does harm here. Shared memory starts as NaN. The target of a cp.async is NaN until the thread
+// waits for the copy. A barrier or warp-wide function that not every thread reaches is an error, and so is an access outside
+// the memory of the launch (torch_side.cpp has the guard pages). With -ftrivial-auto-var-init=pattern, variables that nobody
+// has set hold nonsense too.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -24,22 +26,22 @@
 
 namespace ssd::emulator {
 
-enum class Order { kForward, kReversed, kShuffled };  // of a block's threads, and of a grid's blocks
+enum class Order { kForward, kReversed, kShuffled };  // of the threads of a block, and of the blocks of a grid
 
 void configure(Order order, uint64_t seed);
 
-// One launch. Throws std::runtime_error, naming block and thread, for what a kernel may not do.
+// Runs one launch. Throws std::runtime_error, with block and thread, if a kernel does what it must not.
 void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 
-// The largest block that each kernel was launched with so far, by the mangled name of launch()'s own function, which holds the
-// kernel's.
+// The largest block of each kernel so far. The key is the mangled name of the function inside launch(), which contains the
+// kernel's name.
 struct Block {
   unsigned threads;
   size_t shared_bytes;
 };
 const std::map<std::string, Block>& launched();
 
-// What device code is made of -----------------------------------------------------------------------------------------------------
+// Functions that device code calls --------------------------------------------------------------------------------------------------
 
 void* shared_bytes();
 template <typename T>
@@ -49,14 +51,14 @@ T* shared_memory() {
 
 void barrier();
 
-// What the lanes of a warp bring to a warp-wide function, and what each takes away.
+// The input and the output of one lane at a warp-wide function.
 struct Lane {
   alignas(16) unsigned char in[48];
   alignas(16) unsigned char out[16];
 };
 using Exchange = void (*)(Lane (&lanes)[32]);
 
-// Blocks until all 32 lanes have come to the same `function`; then `exchange` works out every lane's result.
+// Blocks until all 32 lanes have called the same `function`. Then `exchange` computes the result of every lane.
 void meet(const char* function, unsigned mask, const void* in, size_t in_bytes, void* out, size_t out_bytes, Exchange exchange);
 
 template <typename T>
@@ -93,7 +95,7 @@ T shuffle(const char* function, unsigned mask, T value, int from) {
 unsigned ballot(const char* function, unsigned mask, bool predicate);
 int lane_index();
 
-// csrc/cuda/ptx.h says what these are.
+// csrc/cuda/ptx.h documents these.
 void cp_async(void* shared, const void* global, bool valid = true);
 inline void cp_async_cached(void* shared, const void* global, bool valid = true) { cp_async(shared, global, valid); }
 void cp_async_commit();
@@ -126,9 +128,9 @@ inline void let_next_kernel_start() {}
 
 }  // namespace ssd::emulator
 
-// CUDA's own names -----------------------------------------------------------------------------------------------------------------
+// Names that CUDA defines -----------------------------------------------------------------------------------------------------------
 
-// Of the thread and block that run now.
+// Of the running thread and block.
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
 

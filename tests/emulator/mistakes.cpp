@@ -1,6 +1,7 @@
-// Small kernels, each right or with one mistake planted: what the emulator must find. test_emulator.py runs this program.
+// Small kernels with mistakes that the emulator must find. Each is right, or has one planted mistake. test_emulator.py runs
+// this program.
 //
-// mistakes NAME ORDER [planted]: prints "right", "wrong" (the result is not what it should be), or the emulator's error.
+// mistakes NAME ORDER [planted]: prints "right", "wrong" (for a wrong result), or the emulator's error.
 #include <cstdio>
 #include <stdexcept>
 #include <string>
@@ -24,7 +25,7 @@ struct Params {
 int thread() { return static_cast<int>(threadIdx.x); }
 int at() { return static_cast<int>(blockIdx.x) * kThreads + thread(); }
 
-// Each kernel writes to out[i] what its twin in expected() says.
+// Each kernel writes out[i]; expected() computes the right value.
 
 void neighbour(Params p) {  // planted: no barrier between a write to shared memory and another thread's read
   float* shared = shared_memory<float>();
@@ -52,28 +53,28 @@ void lanes(Params p) {  // planted: no __syncwarp where lanes of one warp exchan
   p.out[at()] = shared[thread() ^ 1];
 }
 
-void barrier_left_out(Params p) {  // planted: one thread does not come to the barrier
+void barrier_left_out(Params p) {  // planted: one thread does not reach the barrier
   if (!p.planted || thread() != 5) __syncthreads();
   p.out[at()] = p.in[at()];
 }
 
-void lane_left_out(Params p) {  // planted: one lane has ended before its warp sums
+void lane_left_out(Params p) {  // planted: one lane has ended before its warp computes a sum
   if (p.planted && thread() == 5) return;
   p.out[at()] = p.in[at()] + 0.0f * warp_sum(1.0f);
 }
 
-void two_functions(Params p) {  // planted: lanes of one warp are at two functions
+void two_functions(Params p) {  // planted: lanes of one warp call two functions
   const float value = p.in[at()];
   const float other =
       p.planted && thread() % 2 == 0 ? __shfl_sync(kFullMask, value, thread() % kWarp) : __shfl_xor_sync(kFullMask, value, 0);
   p.out[at()] = other;
 }
 
-void part_of_a_warp(Params p) {  // planted: a mask
+void part_of_a_warp(Params p) {  // planted: a mask without all lanes
   p.out[at()] = __shfl_sync(p.planted ? 0xffffu : kFullMask, p.in[at()], thread() % kWarp);
 }
 
-void copy_in(Params p) {  // planted: the copy is not waited for
+void copy_in(Params p) {  // planted: no wait for the copy
   float* shared = shared_memory<float>();
   if (thread() % 4 == 0) cp_async(shared + thread(), p.in + at());
   cp_async_commit();
@@ -83,7 +84,7 @@ void copy_in(Params p) {  // planted: the copy is not waited for
   cp_async_wait<0>();
 }
 
-void one_group_too_few(Params p) {  // planted: waits for all groups but the one that is read
+void one_group_too_few(Params p) {  // planted: no wait for the group that is read
   float* shared = shared_memory<float>();
   for (int half = 0; half < 2; ++half) {
     if (thread() % 4 == 0 && thread() / (kThreads / 2) == half) cp_async(shared + thread(), p.in + at());
@@ -99,7 +100,7 @@ void one_group_too_few(Params p) {  // planted: waits for all groups but the one
   cp_async_wait<0>();
 }
 
-void never_waited(Params p) {  // planted: a thread ends with a copy under way
+void never_waited(Params p) {  // planted: a thread ends with a copy in flight
   float* shared = shared_memory<float>();
   if (thread() % 4 == 0) cp_async(shared + thread(), p.in + at());
   if (!p.planted) cp_async_wait<0>();
@@ -116,25 +117,25 @@ void misaligned(Params p) {  // planted: a copy from an address that is not a mu
   p.out[at()] = p.in[at()];
 }
 
-void unset_shared(Params p) {  // planted: reads shared memory that nobody wrote
+void unset_shared(Params p) {  // planted: a read of shared memory that nobody has written
   float* shared = shared_memory<float>();
   if (!p.planted || thread() != 7) shared[thread()] = 0.0f;
   p.out[at()] = p.in[at()] + shared[thread()];
 }
 
-void unset_register(Params p) {  // planted: reads a variable that nobody set
+void unset_register(Params p) {  // planted: a read of a variable that nobody has set
   volatile float zero;
   if (!p.planted || thread() != 7) zero = 0.0f;
   p.out[at()] = p.in[at()] + zero;
 }
 
-void beyond_shared(Params p) {  // planted: writes behind the block's shared memory
+void beyond_shared(Params p) {  // planted: a write after the end of the block's shared memory
   float* shared = shared_memory<float>();
   shared[p.planted ? thread() + 1 : thread()] = 1.0f;
   p.out[at()] = p.in[at()];
 }
 
-void last_arriver(Params p) {  // planted: the last block in order, not the last to arrive, takes another's result
+void last_arriver(Params p) {  // planted: the block with the largest index, not the last to arrive, reads another's result
   p.out[at()] = p.in[at()];
   float* last = shared_memory<float>();
   __syncthreads();

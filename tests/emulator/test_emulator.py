@@ -1,4 +1,4 @@
-"""The emulator finds what it is there to find: each kernel of mistakes.cpp is right as it stands, and not with its mistake."""
+"""The emulator finds mistakes: each kernel of mistakes.cpp is right without its planted mistake, and is found wrong with it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ops import backend
 MISTAKES = backend.EMULATOR.with_name("ssd_emulator_mistakes")
 ORDERS = ("forward", "reversed", "shuffled")
 
-# What the emulator itself says; of every other mistake the result is wrong.
+# Errors of the emulator. Every other mistake gives a wrong result.
 ERRORS = {
     "barrier_left_out": "waits for ever at __syncthreads, 1 of 64 threads have ended",
     "lane_left_out": "waits for ever at __shfl_xor_sync",
@@ -21,7 +21,7 @@ ERRORS = {
     "misaligned": "starts a cp.async between addresses that are not multiples of 16",
     "beyond_shared": "touches memory that is not its own",
 }
-NEEDS_ANOTHER_ORDER = {"last_arriver"}  # right as long as blocks arrive in order
+NEEDS_ANOTHER_ORDER = {"last_arriver"}  # a right result if blocks arrive in order
 
 
 def run(*arguments: str) -> str:

@@ -26,17 +26,17 @@ class Mutant:
     before: str
     after: str
     tests: str  # for pytest's -k
-    compiled: tuple[str, ...] = ()  # the sources that include the file, if it is not one itself
+    compiled: tuple[str, ...] = ()  # the sources that include the file, if it is a header
 
 
-ATTENTION = ("paged_attention_64.cu",)  # one of them is enough
+ATTENTION = ("paged_attention_64.cu",)  # one head size is enough
 
 MUTANTS = [
     # A barrier deleted.
     Mutant(
         "linear: warps' sums over a pipeline in use",
         "linear.cu",
-        "    __syncthreads();  // every warp is through with its part of shared memory\n",
+        "    __syncthreads();  // no warp reads its pipeline any more\n",
         "",
         "linear",
     ),
@@ -51,12 +51,12 @@ MUTANTS = [
     Mutant(
         "paged_attention: a ring refilled while others read it",
         "paged_attention_merge.cuh",
-        "    __syncthreads();  // the rings are free again\n",
+        "    __syncthreads();  // the rings may be filled again\n",
         "",
         "many_sequences",
         ATTENTION,
     ),
-    # Two lanes, or two words of a lane, of a mma swapped.
+    # Two lanes of an mma swapped, or two words of a lane.
     Mutant(
         "linear: lanes swapped",
         "linear.cu",
@@ -82,7 +82,7 @@ MUTANTS = [
         "many_sequences",
         ATTENTION,
     ),
-    # What only another order of blocks shows, or a second launch.
+    # Mistakes that show only in another order of blocks, or at a second launch.
     Mutant(
         "arrivals: the last but one finishes",
         "arrivals.cuh",

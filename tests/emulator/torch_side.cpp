@@ -1,11 +1,10 @@
-// The emulator as torch sees it: a CPU allocator that puts every tensor beside memory that nobody may touch, and torch.ops that
-// choose how kernels run. csrc/cuda_ops, compiled into the same library, registers the ops themselves under the CUDA key, and
-// tests redispatch to it with CPU tensors.
+// The emulator's side towards torch: a CPU allocator that puts every tensor beside memory that nobody may touch, and torch.ops
+// that choose how kernels run. csrc/cuda_ops is compiled into the same library and registers the ops under the CUDA key. Tests
+// redispatch to it with CPU tensors.
 //
-// A tensor's memory is pages of its own. It ends where an unreadable page begins, or begins where one ends, so that an access
-// past that side faults inside the kernel that does it. Until somebody writes to it every element is NaN, and as an id or a
-// length no plausible number. What lies between the tensor and its pages' other end holds the same words, which must still be
-// there when the tensor is freed.
+// Each tensor has pages of its own. An unreadable page begins at its end, or ends at its beginning, so that an access past that
+// side faults inside the kernel. Until somebody writes to it, every element is NaN, and no plausible id or length. The rest of
+// the tensor's pages holds the same words, and they must be unchanged when the tensor is freed.
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
@@ -24,7 +23,7 @@
 
 #include "emulator.h"
 
-// The CUDA calls of csrc/cuda_ops that are neither launches nor torch's.
+// Functions of the CUDA runtime that csrc/cuda_ops calls directly.
 extern "C" cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 extern "C" cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* status, unsigned long long*,
                                                 cudaGraph_t*, const cudaGraphNode_t**, const cudaGraphEdgeData**, size_t*) {
@@ -40,7 +39,7 @@ constexpr uint32_t kPoison = 0xffc1ffc1;  // NaN as a float32 and as two bfloat1
 std::atomic<bool> guard_start = false;
 std::atomic<int64_t> damaged = 0;
 
-// [front guard][.. the tensor ..][back guard], the tensor against one of them.
+// [front guard][.. the tensor ..][back guard]; the tensor touches one of the guards.
 struct Pages {
   unsigned char *base, *data;
   size_t mapped, bytes;
@@ -60,7 +59,8 @@ bool poisoned(const unsigned char* from, const unsigned char* to) {
   return true;
 }
 
-// By the tensor's first byte, which is all that torch hands back. Never destroyed: some tensors outlive this library's globals.
+// The key is the address of a tensor's first byte, which torch passes when it frees. Never destroyed: some tensors outlive
+// globals.
 std::mutex mutex;
 auto& allocated = *new std::unordered_map<void*, Pages>;
 
@@ -88,7 +88,7 @@ class GuardingAllocator final : public c10::Allocator {
     pages.base = static_cast<unsigned char*>(base);
     TORCH_CHECK(mprotect(pages.begin(), pages.mapped - 2 * page, PROT_READ | PROT_WRITE) == 0, "mprotect failed");
     std::fill(pages.begin(), pages.end(), kPoison);
-    // Torch's own code counts on 16 bytes of alignment: up to 15 bytes at the end are watched, not guarded.
+    // Torch needs 16 bytes of alignment. So up to 15 bytes at the end are checked when the tensor is freed, and not guarded.
     pages.data = guard_start ? reinterpret_cast<unsigned char*>(pages.begin())
                              : reinterpret_cast<unsigned char*>(pages.end()) - (bytes + 15) / 16 * 16;
     const std::lock_guard lock(mutex);
@@ -136,7 +136,7 @@ const bool installed = [] {
 TORCH_LIBRARY(ssd_emulator, m) {
   m.def("configure(str order, int seed, bool guard_start) -> ()", choose);
   m.def("launched() -> (str[] names, int[] threads, int[] shared_bytes)", launched_blocks);  // emulator.h
-  m.def("damaged_tensors() -> int", damaged_tensors);  // freed since the last call, with something written beside them
+  m.def("damaged_tensors() -> int", damaged_tensors);  // tensors freed since the last call that had a write beside them
 }
 
 }  // namespace ssd::emulator

@@ -198,7 +198,7 @@ BEYOND_THE_CPU: list[tuple[str, str, Arguments]] = [
     ("paged_attention", "scale must be positive", {"scale": -1.0}),
     ("paged_attention", "q's rows must lie a multiple of 8 elements apart", {"q": torch.zeros(3, 260)[:, :256].view(3, 4, 64)}),
     ("paged_attention", "q must start at a multiple of 16 bytes", {"q": torch.zeros(769)[1:].view(3, 4, 64)}),
-    ("move_kv", "kv must have places of a multiple of 16 bytes", {"kv": torch.zeros(2, 2, 3, 4, 1, 4)}),
+    ("move_kv", "kv must have KV slots of a multiple of 16 bytes", {"kv": torch.zeros(2, 2, 3, 4, 1, 4)}),
 ]
 
 

@@ -121,6 +121,24 @@ def test_no_span_is_kept_until_recording_begins(tmp_path: Path) -> None:
     assert [event["name"] for event in phases(tmp_path / "trace.json")] == ["verify"]
 
 
+def test_spans_come_by_start_and_those_still_in_flight_are_asked_for_once() -> None:
+    trace, asked = Trace(), []
+    late, early = Span("draft", "look up", 2.0, 3.0), Span("target", "verify", 1.0, 4.0)
+
+    def ask() -> Span:
+        asked.append(early)
+        trace.keep(early)
+        return early
+
+    assert trace.spans == []
+    trace.record()
+    trace.keep(late)
+    trace.keep_later(ask)
+    assert trace.spans == [early, late]
+    assert trace.spans == [early, late]
+    assert asked == [early]
+
+
 def test_a_timeline_has_a_lane_for_each_role_and_times_in_microseconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     clock, trace = Clock(monkeypatch, "ssd.runtime.trace"), Trace()
     trace.record()

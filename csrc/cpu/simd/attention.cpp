@@ -1,9 +1,9 @@
 // Attention of the rows of one sequence, for one K/V head, over paged keys and an explicit suffix.
 //
-// Keys are walked in tiles cut at fixed absolute indices (common/paging.h). A tile gives each (row, query head) its own maximum,
-// sum and weighted values, which are merged into the running ones tile after tile: nothing depends on which other rows are
-// here, nor on whether a key came from the prefix or the suffix. A tile's keys stay in L1 for all rows of the sequence, so
-// the floor is one read of the sequence's K/V. Keys beyond a row's own are never loaded.
+// Keys are processed in tiles, cut at fixed indices (common/paging.h). For each tile, every (row, query head) gets a maximum, a
+// sum and weighted values, which are merged into its running ones, tile after tile. So a result depends neither on the other
+// rows nor on whether a key came from the prefix or the suffix. The keys of a tile stay in the L1 cache for all rows of the
+// sequence. Keys that a row does not see are never loaded for it. Floor: one read of the sequence's K/V.
 
 #include <limits>
 
@@ -14,13 +14,13 @@
 namespace ssd::SSD_ISA {
 namespace {
 
-// One query head's softmax so far: out holds sum(exp(s - maximum) * v), not yet divided by sum.
+// The softmax of one query head so far. out is sum(exp(s - maximum) * v), not yet divided by sum.
 struct Running {
   float maximum, sum;
   float* out;  // [head_dim]
 };
 
-// `vectors`: head_dim / 16, a constant for the usual sizes so that the loops unroll.
+// VECTORS: head_dim / 16 as a constant, so that the loops unroll; 0 for unusual head sizes, which take runtime_vectors.
 template <int VECTORS, typename T>
 void attend(const AttentionTile<T>& t, int runtime_vectors) {
   const int vectors = VECTORS > 0 ? VECTORS : runtime_vectors;

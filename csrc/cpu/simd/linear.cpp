@@ -1,9 +1,9 @@
 // y = x · weightᵀ for one block of sixteen outputs and any number of rows.
 //
-// The packed weight is read front to back once, as a single stream: sixteen outputs, and for bf16 two consecutive inputs of
-// each, fill one 64-byte line, so more rows cost registers, not bytes. (Two blocks at once would halve the loads of x, but two
-// streams read a third slower from memory.) Every output is one chain of sums in the order of its inputs, whatever the number
-// of rows, which is what makes the op row invariant. Floor: weight bytes / read bandwidth.
+// The packed weight is read once, front to back, as one stream. A 64-byte line holds one input of sixteen outputs, or for bf16
+// two consecutive inputs. More rows therefore cost registers, not bytes. (Two blocks at once would halve the loads of x, but
+// two streams read a third slower from memory.) Every output is summed in the order of its inputs, whatever the number of rows,
+// so the op is row invariant. Floor: weight bytes / read bandwidth.
 
 #include "table.h"
 #include "vec.h"
@@ -11,7 +11,7 @@
 namespace ssd::SSD_ISA {
 namespace {
 
-// What a step multiplies with: the weights of one input, or of two, for sixteen outputs.
+// The weights of one step: one input (float) or two inputs (bf16, int8), for sixteen outputs.
 inline Vec weights(const float* line) { return load(line); }
 inline Pairs weights(const bf16* line) { return pairs(line); }
 inline Pairs weights(const int8_t* line) { return pairs(line); }
@@ -22,7 +22,7 @@ inline Vec step(Vec sum, const Pairs& weight, const bf16* x) { return dot(sum, w
 template <typename T>
 constexpr int kInputsAStep = sizeof(T) == sizeof(float) ? 1 : 2;
 
-// A block of int8 weights has its scales in front.
+// A block of int8 weights begins with its scales.
 template <typename W>
 const W* first_line(const W* block) {
   return block;
@@ -35,7 +35,7 @@ Vec scaled(Vec sum, const W*) {
 }
 inline Vec scaled(Vec sum, const int8_t* block) { return sum * load(reinterpret_cast<const float*>(block)); }
 
-constexpr int kAheadBytes = 2048;  // of the weights, where one row alone does not keep enough reads in flight
+constexpr int kAheadBytes = 2048;  // prefetch distance; one or two rows do not keep enough reads in flight without it
 
 template <typename T, typename W, int ROWS>
 inline void multiply(const W* block, const T* x, int64_t in, Vec (&sum)[ROWS]) {
@@ -99,7 +99,7 @@ void rows_tile(const LinearTile<T, W>& tile, int64_t row) {
   }
 }
 
-// The last rows, fewer than kRowTile, in one tile of their number.
+// Computes the last rows, fewer than kRowTile, as one smaller tile.
 template <int ROWS, typename T, typename W>
 void last_rows(const LinearTile<T, W>& tile, int64_t row) {
   if constexpr (ROWS > 0) {

@@ -1,4 +1,4 @@
-// This instruction set's table of kernels.
+// The table of kernels of one instruction set, SSD_ISA.
 
 #include "table.h"
 

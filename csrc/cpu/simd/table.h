@@ -1,4 +1,4 @@
-// What this instruction set's table is made of.
+// The functions in the table of one instruction set, SSD_ISA.
 #pragma once
 
 #include "kernels.h"

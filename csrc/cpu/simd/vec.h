@@ -1,4 +1,5 @@
-// Sixteen floats, spelled once for every instruction set. Everything here is private to the file that includes it.
+// Vec, sixteen floats, with the same functions for every instruction set. Everything here is private to the file that includes
+// it.
 #pragma once
 
 #include <bit>
@@ -36,7 +37,7 @@ inline bool any_greater(Vec a, float b) { return _mm512_cmp_ps_mask(a.v, _mm512_
 inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
-// Two weights of each lane, to multiply with. Every int8 is a bf16.
+// Two weights for each lane. Every int8 value is exact in bf16.
 struct Pairs {
   __m512bh v;
 };
@@ -193,7 +194,7 @@ inline Vec dot(Vec acc, const Pairs& w, const bf16* x) {
 inline float to_float(float a) { return a; }
 inline float to_float(bf16 a) { return std::bit_cast<float>(static_cast<uint32_t>(a.bits) << 16); }
 
-// Round to nearest even, NaN kept.
+// Rounds to nearest even; NaN stays NaN.
 inline void from_float(float a, float* out) { *out = a; }
 inline void from_float(float a, bf16* out) {
   const uint32_t bits = std::bit_cast<uint32_t>(a);
@@ -201,7 +202,7 @@ inline void from_float(float a, bf16* out) {
   out->bits = static_cast<uint16_t>(a == a ? rounded : 0x7FC0u);
 }
 
-// e^a to about 1 ulp for a <= 88; 0 below -87.3. Straight-line code, so that the compiler can do sixteen at a time.
+// e^a to about 1 ulp for a <= 88; 0 below -87.3. There are no branches, so that the compiler vectorises a loop of these.
 inline float exp_lane(float a) {
   const float x = a < -87.3f ? -87.3f : (a > 88.0f ? 88.0f : a);
   const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are round(x / ln 2)
@@ -218,7 +219,7 @@ inline float exp_lane(float a) {
   return a < -87.3f ? 0.0f : value * two_n;
 }
 
-// log(1 + x) for -1 < x <= 0 to about 1 ulp, small x included: log of the rounded sum, plus what rounding lost.
+// log(1 + x) for -1 < x <= 0, to about 1 ulp also for small x: the log of the rounded sum, plus a correction for the rounding.
 inline float log1p_lane(float x) {
   const float w = 1.0f + x;
   const float lost = x - (w - 1.0f);

@@ -1,4 +1,4 @@
-// Passes over a vocabulary-sized row: its largest entries, its probabilities, an exponential race over it; and RMSNorm.
+// Loops over one row: the largest entries, probabilities and exponential races of a row of the vocabulary, and RMSNorm.
 
 #include <limits>
 
@@ -29,7 +29,7 @@ void rms_norm_float(const float* x, const float* weight, float eps, int64_t d, f
 int largest(const float* logits, int64_t size, int n, int32_t excluded, Entry* out) {
   if (n <= 0) return 0;
   int count = 0;
-  // Ids arrive in ascending order, so only a strictly larger value displaces an entry.
+  // Ids come in ascending order, so only a strictly larger value replaces an entry.
   const auto offer = [&](int32_t id) {
     const float value = logits[id];
     if (id == excluded || std::isnan(value) || !(count < n || value > out[n - 1].value)) return;
@@ -47,14 +47,14 @@ int largest(const float* logits, int64_t size, int n, int32_t excluded, Entry* o
 }
 
 void probabilities(const float* logits, const float* stats, int32_t first, int64_t n, float* out) {
-  float own[kStats];  // a copy that `out` cannot alias
+  float own[kStats];  // a copy, which the compiler knows not to alias `out`
   std::memcpy(own, stats, sizeof own);
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) out[i] = probability(logits[i], first + static_cast<int32_t>(i), own, exp_lane);
 }
 
 void race_times(const float* weights, int64_t n, int64_t seed, int32_t position, uint32_t purpose, float* times) {
-  constexpr int kGroup = 4 * kBlock;  // Philox gives four words a call; sixteen calls fill vectors
+  constexpr int kGroup = 4 * kBlock;  // four words from each of sixteen calls of Philox, which run as one vector
   for (int64_t base = 0; base < n; base += kGroup) {
     const int64_t count = n - base < kGroup ? n - base : kGroup;
     alignas(64) float u[kGroup];

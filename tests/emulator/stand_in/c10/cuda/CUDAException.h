@@ -1,4 +1,4 @@
-// In place of torch's, which a CPU build of torch does not have whole.
+// Replaces torch's header, which is incomplete in a CPU build of torch.
 #pragma once
 
 #include <c10/util/Exception.h>

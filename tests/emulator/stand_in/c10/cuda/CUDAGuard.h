@@ -1,4 +1,4 @@
-// In place of torch's: there is one device, the CPU.
+// Replaces torch's header: there is one device, the CPU.
 #pragma once
 
 #include <c10/core/Device.h>

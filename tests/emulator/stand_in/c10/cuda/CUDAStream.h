@@ -1,4 +1,4 @@
-// In place of torch's: there is one stream, and a launch has ended when it returns.
+// Replaces torch's header: there is one stream, and a launch ends before it returns.
 #pragma once
 
 #include <c10/core/Stream.h>

@@ -1,9 +1,8 @@
-"""What a figure needs to say of the machine it was made on, and the machine's floor: how fast it reads memory."""
+"""The machine that a figure was made on, and how fast it reads memory: the floor of a memory-bound pass."""
 
 from __future__ import annotations
 
 import datetime
-import json
 import mmap
 import os
 import platform
@@ -20,11 +19,10 @@ import torch
 from ssd.native import cpu_isa
 
 GIB = 1 << 30
-RESULTS = Path(__file__).parent / "results"
 
 
 def describe() -> dict[str, Any]:
-    """Device, versions, date and commit."""
+    """The CPU, versions, date and commit, as a result records them."""
     return {
         "date": datetime.date.today().isoformat(),
         "device": _cpu_name(),
@@ -36,21 +34,9 @@ def describe() -> dict[str, Any]:
     }
 
 
-def write_result(what: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
-    """Write a result with its machine into the folder, named date-device-what.json, and print where."""
-    info = result["machine"]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{info['date']}-{slug(info['device'])}-{what}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(path)
-
-
-def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
 def read_bandwidth(threads: int, size: int = GIB, runs: int = 7) -> float:
-    """Bytes/s: the better of a copy, both ways counted, and a reduction, over `size` bytes on large pages with `threads` threads."""
+    """Bytes/s that `threads` threads read: the faster of a copy (reads and writes counted) and a sum, over `size` bytes on
+    large pages."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -99,7 +85,7 @@ def _commit() -> str | None:
 
 
 def describe_gpu() -> dict[str, Any]:
-    """What `describe` says, with the current CUDA device for the CPU."""
+    """The result of `describe`, with the current CUDA device as the device and the CPU as the host."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return describe() | {
         "device": properties.name,
@@ -115,7 +101,7 @@ def describe_gpu() -> dict[str, Any]:
 
 
 def gpu_read_bandwidth(size: int = 2 * GIB, runs: int = 20) -> float:
-    """Bytes/s: the better of a device copy, both ways counted, and a reduction, over `size` bytes."""
+    """Bytes/s that the GPU reads: the faster of a device copy (reads and writes counted) and a sum, over `size` bytes."""
     source = torch.ones(size // 4, device="cuda")
     target = torch.empty_like(source)
     works: list[tuple[int, Callable[[], object]]] = [(2 * size, lambda: target.copy_(source)), (size, lambda: source.sum())]
@@ -127,7 +113,7 @@ def gpu_read_bandwidth(size: int = 2 * GIB, runs: int = 20) -> float:
 
 
 def gpu_seconds(work: Callable[[], object]) -> float:
-    """Of what `work` puts on the current stream, by events."""
+    """GPU time of the work that `work` enqueues on the current stream, measured with events."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     work()
@@ -137,6 +123,6 @@ def gpu_seconds(work: Callable[[], object]) -> float:
 
 
 def _nominal_bandwidth(properties: Any) -> float | None:
-    """What the memory's clock and width come to; None where torch does not say."""
+    """Bytes/s computed from the memory's clock and bus width; None where torch does not report them."""
     clock_khz, width_bits = getattr(properties, "memory_clock_rate", None), getattr(properties, "memory_bus_width", None)
     return 2 * clock_khz * 1e3 * width_bits / 8 if clock_khz and width_bits else None

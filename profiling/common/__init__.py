@@ -1,0 +1,1 @@
+"""The parts that profiling's scripts and pages share."""

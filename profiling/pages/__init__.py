@@ -1,0 +1,1 @@
+"""The pages made from result files, one module each: `page(results)` returns a page's whole text."""
