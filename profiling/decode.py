@@ -64,8 +64,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, DECODE.what)
     add_flags(parser, "temperature")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
+    parser.add_argument("--runs", type=int, default=3, help="number of decodes of all prompts by each mode and peer")
+    parser.add_argument(
+        "--peer", action="append", default=[], metavar="NAME=COMMAND", help="another engine, and the command that runs it"
+    )
     args = parser.parse_args()
     measure(args, prepared(args))
 

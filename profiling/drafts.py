@@ -87,12 +87,14 @@ def main() -> None:
         "--draft",
         action="append",
         required=True,
-        help="a draft, or 'auto' for the target's own; repeat the option to compare several",
+        help="a draft, or 'auto' for the target's own; repeatable",
     )
-    parser.add_argument("--prompts", action="append", required=True, metavar="FILE.jsonl:FIELD")
+    parser.add_argument(
+        "--prompts", action="append", required=True, metavar="FILE.jsonl:FIELD", help="a set of prompts; repeatable"
+    )
     parser.add_argument("--limit", type=int, default=1_000_000, help="prompts taken from each file")
     add_flags(parser, "target", "lookahead", max_new_tokens=128, max_batch=16)
-    parser.add_argument("--rows", default="1,8")
+    parser.add_argument("--rows", default="1,8", help="numbers of rows in a timed step, separated by commas")
     parser.add_argument("--name", default=DRAFTS.what, help="name of the result file")
     args = parser.parse_args()
     files = [PromptFile.parse(each) for each in args.prompts]

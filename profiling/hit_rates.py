@@ -119,12 +119,16 @@ def acceptance(recorded: Record) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", action="append", required=True, metavar="FILE.jsonl:FIELD")
+    parser.add_argument(
+        "--prompts", action="append", required=True, metavar="FILE.jsonl:FIELD", help="a set of prompts; repeatable"
+    )
     parser.add_argument("--limit", type=int, default=32, help="prompts taken from each file")
     add_flags(parser, "target", "lookahead", "threads", draft="self:25", max_new_tokens=128, max_batch=8)
-    parser.add_argument("--budgets", default="8,16")
-    parser.add_argument("--temperatures", default="0,1")
-    parser.add_argument("--saguaro-c", default="1,0.7,0.5,0.3", help="values of C, used at temperatures above 0")
+    parser.add_argument("--budgets", default="8,16", help="values of B, separated by commas")
+    parser.add_argument("--temperatures", default="0,1", help="temperatures, separated by commas")
+    parser.add_argument(
+        "--saguaro-c", default="1,0.7,0.5,0.3", help="values of C for temperatures above 0, separated by commas"
+    )
     parser.add_argument("--name", default=HIT_RATES.what, help="name of the result file")
     args = parser.parse_args()
     budgets = [int(b) for b in args.budgets.split(",")]

@@ -133,9 +133,9 @@ def _lanes(small: ModelConfig, large: ModelConfig, *, rotated: bool) -> list[int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("small", help="a known model, a directory or a .gguf file")
-    parser.add_argument("--shape", choices=sorted(SHAPES), required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("small", help="the small model: a known model, a directory or a .gguf file")
+    parser.add_argument("--shape", choices=sorted(SHAPES), required=True, help="the large model's shape")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the inflated model")
     args = parser.parse_args()
     checkpoint = load_checkpoint(registry.resolve(args.small), torch.float32)
     config, tensors = inflate(checkpoint.config, checkpoint.tensors, SHAPES[args.shape])

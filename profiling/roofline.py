@@ -46,7 +46,7 @@ def plot(result: dict[str, Any], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("result", type=Path)
+    parser.add_argument("result", type=Path, help="a result file of profiling/kernels.py")
     parser.add_argument("--out", type=Path, help="path of the plot; the result's own path with .png by default")
     args = parser.parse_args()
     out = args.out or args.result.with_suffix(".png")

@@ -59,9 +59,8 @@ def figures(spans: Sequence[Span], completions: Sequence[Completion], batch: int
     """One mode's figures: medians over its rounds, in ms, and rates over the whole decode."""
     drafts, branches = named(spans, "draft"), named(spans, "speculate")
     verifications = named(spans, "verify")
-    counted = [
-        s for s in verifications if s.details.get("hits", 0) + s.details.get("misses", 1)
-    ]  # rounds after the end have neither
+    # A round that began after all sequences had ended has neither hits nor misses.
+    counted = [s for s in verifications if s.details.get("hits", 0) + s.details.get("misses", 1)]
     admissions = [s.start for s in named(spans, "prefill") if s.lane == "target"]
     gaps_ms: dict[bool, list[float]] = {False: [], True: []}  # by whether the look-up in between missed
     for before, after in pairwise(counted):

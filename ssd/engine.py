@@ -5,29 +5,23 @@ An Engine is a client of its core (ssd/serving/core.py): it adds requests, waits
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
 from functools import lru_cache, partial
 from typing import Any, overload
 
-import torch
-
-from ssd.errors import CheckpointError, SsdError
 from ssd.fields import check_known, options_of
-from ssd.models import registry
-from ssd.models.pair import Draft, Progress, Target, load_draft, load_target
+from ssd.models.pair import Draft, OnProgress, Target
 from ssd.models.prompts import Prompt, is_single
 from ssd.models.tokenizer import Tokenizer
 from ssd.models.transformer import Transformer
 from ssd.options import EngineOptions, ModeName, SamplingParams, engine_signature, lists_options
 from ssd.requests import Completion, InputProcessor, Params, Request, Stream
 from ssd.runtime.executor import Executor
-from ssd.runtime.placement import Placement, make_executor, memory_for_kv, place
+from ssd.runtime.placement import Placement, make_executor, place
 from ssd.runtime.trace import Trace
 from ssd.serving.assembly import Assembly
 from ssd.serving.footprint import Footprint
-from ssd.serving.mode import Mode, resolve_mode
+from ssd.serving.loading import LoadedModels, load_models
 
 
 @lists_options
@@ -44,103 +38,39 @@ class Engine:
         draft: str | None = EngineOptions.draft,
         mode: ModeName = EngineOptions.mode,
         *,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
         **options: Any,
     ) -> None:
         self.options = EngineOptions.of(target, draft=draft, mode=mode, **options)
-        draft_name = registry.draft_named(draft, self.options.target)
-        mode_in_use = resolve_mode(self.options, draft_name is not None)
-        max_context = self.options.max_context
         progress = progress or (lambda fraction: None)
         placement = place(self.options)
-        executor = make_executor(Trace(), self.options, placement, self._draft_threads)
+        executor = make_executor(Trace(), self.options, placement)
         share = 0.8 if executor.prepared else 1.0  # of the progress; the rest is recording
-        with _fits(f"the weights of {self.options.target!r}", "free some, or choose a smaller model"):
-            target_model = load_target(
-                self.options.target,
-                placement.dtype,
-                placement.target,
-                lambda context: self._positions(max_context or context),
-                lambda fraction: progress(share * fraction),
-            )
-        model, lost = None, None
-        if mode_in_use != "ar" and draft_name not in (None, "ngram"):
-            model, lost = self._load_draft(draft_name, target_model, placement.draft)
-        self._set_up(target_model, model, lost, mode_in_use, placement, executor)
-        self._warm_up(lambda fraction: progress(share + (1 - share) * fraction))
+        models = load_models(self.options, placement, lambda fraction: progress(share * fraction))
+        self._open(models, placement, executor)
+        self.core.warm_up(lambda fraction: progress(share + (1 - share) * fraction))
 
     @classmethod
-    def of(
-        cls,
-        target: Target,
-        draft: Draft | None = None,
-        options: EngineOptions | None = None,
-        executor: Executor | None = None,
-    ) -> Engine:
+    def of(cls, target: Target, draft: Draft | None, options: EngineOptions, executor: Executor | None = None) -> Engine:
         """An engine of models that are loaded already, for benchmarks and tests.
 
-        Rotary positions must reach 2·(lookahead + 1) beyond max_context. options.target and options.draft are names only, but "ngram" as
-        draft means n-gram speculation. executor: None makes the one that the options ask for.
+        Rotary positions must reach 2·(lookahead + 1) beyond the context. options.target and options.draft only name the models, except
+        that draft="ngram" means n-gram speculation. executor: None makes the one that the options ask for.
         """
         engine = cls.__new__(cls)
-        engine.options = options or EngineOptions(target.name)
-        mode = resolve_mode(engine.options, draft is not None or engine.options.draft == "ngram")
-        placement = place(engine.options)
-        executor = executor or make_executor(Trace(), engine.options, placement, engine._draft_threads)
-        engine._set_up(target, draft if mode != "ar" else None, None, mode, placement, executor)
-        engine._warm_up(lambda fraction: None)
+        engine.options = options
+        placement = place(options)
+        models = LoadedModels.of(target, draft, options)
+        engine._open(models, placement, executor or make_executor(Trace(), options, placement))
+        engine.core.warm_up(lambda fraction: None)
         return engine
 
-    def _set_up(
-        self,
-        target: Target,
-        draft: Draft | None,
-        lost: Exception | None,
-        mode: Mode,
-        placement: Placement,
-        executor: Executor,
-    ) -> None:
-        """lost: the error that the draft could not be loaded for."""
-        self._target = target
-        self.max_context = self.options.max_context or target.context
-        if self.max_context > target.context:
-            raise SsdError(
-                f"max_context is {self.max_context}; {target.name!r} was trained for {target.context} tokens, use at most that."
-            )
-        with _fits(f"K/V for gpu_memory_utilization={self.options.gpu_memory_utilization:g}", "lower it"):
-            self._assembly = Assembly(
-                self.options, self.options.speculation, placement, target, draft, mode, self.max_context, executor
-            )
-        self.core = self._assembly.core(lost, lambda: self.threads)
+    def _open(self, models: LoadedModels, placement: Placement, executor: Executor) -> None:
+        self._target = models.target
+        self._assembly = Assembly(self.options, models, placement, executor)
+        self.core = self._assembly.core()
         self.trace = executor.trace
-        self._inputs = InputProcessor(target, self.max_context, self.options.seed)
-
-    def _positions(self, context: int) -> int:
-        """Rotary positions: padding rows and branches after the last tokens reach a little beyond the context."""
-        return context + 2 * (self.options.speculation.lookahead + 1)
-
-    def _load_draft(self, name: str, target: Target, device: torch.device) -> tuple[Draft | None, Exception | None]:
-        """The draft, or None and the error that it could not be loaded for."""
-        context = self.options.max_context or target.context
-        try:
-            draft = load_draft(name, target, self._positions(context), device)
-            if device != target.model.device:
-                memory_for_kv(self.options, device)
-        except (CheckpointError, MemoryError, RuntimeError) as error:
-            return None, error
-        return draft, None
-
-    def _warm_up(self, progress: Progress) -> None:
-        """Warm up, then record, each batch size's greedy programs. Sampling programs and the other fallback of "auto" are recorded on
-        first use."""
-        executor = self.core.executor
-        executor.settle()  # the tables are allocated
-        with torch.inference_mode():
-            for i, slots in enumerate(sizes := executor.prepared):
-                self.core.failover.round(slots)
-                self.core.failover.round(slots)
-                progress((i + 1) / len(sizes))
-        executor.settle()
+        self._inputs = InputProcessor(models.target, self._assembly.max_context, self.options.seed)
 
     # Public -----------------------------------------------------------------------------------------------------------------
 
@@ -151,18 +81,18 @@ class Engine:
 
     @property
     def threads(self) -> int:
-        """Intra-op threads of the target: all cores, but those that SSD's draft has for itself."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return self.options.threads or (max(1, cores - self._draft_threads) if self.mode == "ssd" else cores)
+        """Intra-op threads of the target: all cores, except those of SSD's draft."""
+        return self.core.threads
 
     @property
-    def _draft_threads(self) -> int:
-        return self.options.draft_threads or 1
+    def max_context(self) -> int:
+        """Longest sequence in tokens, prompt and output."""
+        return self._assembly.max_context
 
     @property
     def footprint(self) -> Footprint:
         """The memory that this engine takes, and how it runs."""
-        return self._assembly.footprint(self.core.loop, self.threads)
+        return self._assembly.footprint(self.core)
 
     @property
     def target_model(self) -> Transformer:
@@ -255,12 +185,3 @@ def decode(
 @lru_cache(maxsize=1)
 def _cached_engine(target: str, options: tuple[tuple[str, Any], ...]) -> Engine:
     return Engine(target, **dict(options))
-
-
-@contextmanager
-def _fits(what: str, otherwise: str) -> Iterator[None]:
-    """Say in a sentence that something finds no room on a GPU."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise SsdError(f"there is no room in the GPU's memory for {what}; {otherwise}.") from None

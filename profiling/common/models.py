@@ -41,8 +41,8 @@ BEYOND = 2 * (MAX_LOOKAHEAD + 1)  # rotary positions past the context, for paddi
 class Models:
     """A target and its draft by name, and engines that share their weights.
 
-    draft_name: "auto" (the target's own), "self:N", "ngram", None, or a name like the target's. where: dtype, device and draft_device,
-    as for `Engine`.
+    draft_name: "auto" (the target's own), "self:N", "ngram", None, or a name like the target's. where: dtype, device and
+    draft_device, as for `Engine`.
     """
 
     target_name: str

@@ -65,13 +65,13 @@ class PromptFile:
 
 def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     """name: the default name of the result file."""
-    parser.add_argument("--prompts", required=True, metavar="FILE.jsonl:FIELD|chat|random")
-    parser.add_argument("--limit", type=int, default=8, help="prompts")
+    parser.add_argument("--prompts", required=True, metavar="FILE.jsonl:FIELD|chat|random", help="prompts to decode")
+    parser.add_argument("--limit", type=int, default=8, help="number of prompts")
     parser.add_argument("--modes", default="ar,sd,ssd", help="decoding modes, separated by commas")
-    parser.add_argument("--batch", type=int, default=1, help="sequences that run at once")
+    parser.add_argument("--batch", type=int, default=1, help="number of sequences that run at once")
     add_flags(parser, "target", "draft", "device", "draft_device", "draft_sms", "dtype", "threads", "lookahead", "budget")
     add_flags(parser, "ignore_eos", max_new_tokens=128)
-    parser.add_argument("--name", default=name, help="of the result file")
+    parser.add_argument("--name", default=name, help="name of the result file")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result file")
 
 

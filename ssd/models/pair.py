@@ -20,8 +20,6 @@ from ssd.models.weights import EMBEDDINGS, LM_HEAD, Checkpoint, load_checkpoint
 OnProgress = Callable[[float], None]
 """Called with the fraction done, 0 to 1."""
 
-Progress = OnProgress  # the name that ssd/engine.py imports
-
 _SELF_DRAFT = re.compile(r"self:(\d+)")
 
 

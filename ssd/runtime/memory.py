@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
+
+from ssd.errors import SsdError
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -23,6 +29,15 @@ def available_memory() -> int:
         return available
     cache = _number(_CGROUP / "memory.stat", r"(?m)^inactive_file (\d+)$") or 0
     return min(available, max(0, limit - used + cache))
+
+
+@contextmanager
+def must_fit(contents: str, remedy: str) -> Iterator[None]:
+    """Raise SsdError, one sentence, where a GPU has no room for what the block allocates."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise SsdError(f"there is no room in the GPU's memory for {contents}; {remedy}.") from None
 
 
 def _number(path: Path, pattern: str) -> int | None:

@@ -85,7 +85,7 @@ def memory_for_kv(options: EngineOptions, device: torch.device) -> int:
     return allowed
 
 
-def make_executor(trace: Trace, options: EngineOptions, placement: Placement, draft_threads: int) -> Executor:
+def make_executor(trace: Trace, options: EngineOptions, placement: Placement) -> Executor:
     """The executor of this placement: graphs on a GPU, or eager if $SSD_EAGER is 1 or its driver lacks conditional nodes; eager on a
     CPU."""
     if placement.target.type == "cuda" and os.environ.get("SSD_EAGER") != "1":
@@ -99,4 +99,4 @@ def make_executor(trace: Trace, options: EngineOptions, placement: Placement, dr
         )
     if options.draft_sms is not None:
         raise SsdError("draft_sms needs rounds as graphs, and here they run eagerly; leave it out.")
-    return EagerExecutor(trace, draft_threads)
+    return EagerExecutor(trace, options.draft_threads or 1)

@@ -1,8 +1,7 @@
-"""From two models and a user's settings to what an engine's rounds work on: tables, K/V pages, and the loop over them."""
+"""Two models and a user's options become an engine's core: tables, K/V pages, and the loop over them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -13,7 +12,7 @@ from ssd.decoding.autoregressive import Autoregressive
 from ssd.decoding.cache import SpeculationCache
 from ssd.decoding.drafters.model import ModelDrafter
 from ssd.decoding.drafters.ngram import NgramDrafter
-from ssd.decoding.failover import Failover, Loop
+from ssd.decoding.failover import Failover
 from ssd.decoding.fallback import FallbackPolicy
 from ssd.decoding.link import Link, TwoDevices
 from ssd.decoding.speculative import Speculative
@@ -21,65 +20,65 @@ from ssd.decoding.ssd import SpeculativeSpeculative
 from ssd.decoding.state import Branches, DraftTables, SequenceState, Speculation, Tables
 from ssd.decoding.tree import Tree
 from ssd.decoding.verifier import Verifier
+from ssd.errors import SsdError
 from ssd.kv.cache import PAGE_SIZE, KVCache
-from ssd.models.pair import Draft, Target
+from ssd.models.pair import Draft
 from ssd.native import PageAllocator
-from ssd.options import EngineOptions, SpeculationOptions
+from ssd.options import EngineOptions
 from ssd.runtime.executor import Executor
+from ssd.runtime.memory import must_fit
 from ssd.runtime.paced import paced
-from ssd.runtime.placement import Placement, memory_for_kv
+from ssd.runtime.placement import Placement
 from ssd.serving.core import Core
-from ssd.serving.footprint import Footprint
-from ssd.serving.mode import Mode
+from ssd.serving.footprint import Footprint, affordable_pages
+from ssd.serving.loading import LoadedModels
 from ssd.serving.scheduler import Scheduler
 
 
 class Assembly:
-    """The target's tables, its K/V pages and who has them, and loops over these.
+    """An engine's tables and K/V pages, and the loops over them.
 
-    mode: "ar", "sd" or "ssd". draft: None without a draft model. max_context: tokens of a sequence.
-    Raises SsdError where memory holds no K/V at all.
+    max_context: the longest sequence in tokens. Raises SsdError for one that the target was not trained for, and where memory holds no
+    K/V at all.
     """
 
-    def __init__(
-        self,
-        config: EngineOptions,
-        speculation: SpeculationOptions,
-        placement: Placement,
-        target: Target,
-        draft: Draft | None,
-        mode: Mode,
-        max_context: int,
-        executor: Executor,
-    ) -> None:
-        self._speculation = speculation
+    def __init__(self, options: EngineOptions, models: LoadedModels, placement: Placement, executor: Executor) -> None:
+        self._options = options
+        self._models = models
         self._placement = placement
-        self._target = target
-        self._draft = draft
-        self._mode = mode
         self._executor = executor
-        self._pace: tuple[float | None, float | None] = config.pace or (None, None)  # of the target, of the draft
-        self._slots = config.max_batch
-        self._places = max_context + self._proposed + 1
-        self._pages_a_sequence = -(-(max_context + self._proposed) // PAGE_SIZE)
-        self._num_pages = 1 + min(self._slots * self._pages_a_sequence, self._affordable_pages(config))
-        self.state, self._staging = self._sequences(self._placement.target)
+        self._pace: tuple[float | None, float | None] = options.pace or (None, None)  # of the target, of the draft
+        target = models.target
+        self.max_context = options.max_context or target.context
+        if self.max_context > target.context:
+            raise SsdError(
+                f"max_context is {self.max_context}; {target.name!r} was trained for {target.context} tokens, use at most that."
+            )
+        self._slots = options.max_batch
+        self._proposed = options.speculation.nodes - 1  # most tokens that a round proposes
+        self._budget = options.speculation.budget if models.mode == "ssd" else 0
+        self._pages_a_sequence = -(-(self.max_context + self._proposed) // PAGE_SIZE)
+        self._scratch_pages = -(-self._slots * self._budget * self._proposed // PAGE_SIZE)  # of the draft's K/V, for branches
+        with must_fit(f"K/V for gpu_memory_utilization={options.gpu_memory_utilization:g}", "lower it"):
+            affordable = affordable_pages(options, models, placement, self._scratch_pages, bool(executor.prepared))
+            self._num_pages = 1 + min(self._slots * self._pages_a_sequence, affordable)
+            self.state, self._staging = self._sequences(placement.target)
+            self.kv_cache = KVCache(target.model.config, self._num_pages, target.model.dtype, placement.target)
         self.pages = PageAllocator(self._num_pages)
-        model = target.model
-        self.cache = KVCache(model.config, self._num_pages, model.dtype, placement.target)
-        self.scheduler = Scheduler(self._slots, self.pages, self._proposed, self._more_memory)
+        remedy = "raise gpu_memory_utilization" if placement.target.type == "cuda" else "free some memory"
+        self.scheduler = Scheduler(self._slots, self.pages, self._proposed, remedy)
 
-    def core(self, lost: Exception | None, threads: Callable[[], int]) -> Core:
-        """The engine's core. lost: the error that the draft could not be loaded for. threads: intra-op threads of the target."""
-        failover = Failover(self._executor, self.autoregressive)
-        if self._mode != "ar" and lost is None:
+    def core(self) -> Core:
+        """The engine's core, on the loop of the mode, or without a draft if that cannot be had."""
+        models, failover, lost = self._models, Failover(self._executor, self.autoregressive), self._models.lost
+        if models.mode != "ar" and lost is None:
             try:
-                failover.loop = self.with_draft() if self._draft is not None else self.with_ngrams()
+                failover.loop = self.with_draft(models.draft) if models.draft is not None else self.with_ngrams()
             except (MemoryError, RuntimeError) as error:
                 lost = error
         if lost is not None:
             failover.lose_draft(lost)
-        return Core(self.scheduler, failover, self._executor, threads, self._target.model.config.eos_token_ids)
+        return Core(self.scheduler, failover, self._executor, self._options, models.target.model.config.eos_token_ids)
 
     def autoregressive(self) -> Autoregressive:
         device = self._placement.target
@@ -94,42 +93,40 @@ class Assembly:
         tables = DraftTables(self.state, self._staging, speculation, branches)
         return Speculative(self._verifier(tables, self._tree(device)), NgramDrafter(tables), Link(), self._executor)
 
-    def with_draft(self) -> Speculative:
+    def with_draft(self, draft: Draft) -> Speculative:
         """Speculation with the draft model, in mode "sd" or "ssd". Raises RuntimeError where its tables find no room."""
-        assert self._draft is not None
         here, there, apart = self._placement.target, self._placement.draft, self._placement.apart
         state, staging = self._sequences(there) if apart else (self.state, self._staging)
         speculation = Speculation.allocate(self._slots, self._proposed, there)
         branches = Branches.allocate(self._slots, self._budget, self._proposed, self._num_pages * PAGE_SIZE, there)
         tables = DraftTables(state, staging, speculation, branches)
-        drafter = self._drafter(self._draft, tables)
+        drafter = self._drafter(draft, tables)
         tree = self._tree(here)
         target, link = Tables(self.state, self._staging, speculation), Link()
         if apart:
             target.speculation = Speculation.allocate(self._slots, self._proposed, here)
             link = TwoDevices(target, tables, tree, self._executor)
-        verifier = self._verifier(target, tree, self._draft.draft_id_of)
-        if self._mode == "sd":
+        verifier = self._verifier(target, tree, draft.draft_id_of)
+        if self._models.mode == "sd":
             return Speculative(verifier, drafter, link, self._executor)
         return SpeculativeSpeculative(verifier, self._cache(drafter), link, self._executor)
 
-    def footprint(self, loop: Loop, threads: int) -> Footprint:
-        """loop: the one in use."""
+    def footprint(self, core: Core) -> Footprint:
+        loop, recorded = core.loop, self._executor.recorded
         drafter = loop.drafter if isinstance(loop, Speculative) and isinstance(loop.drafter, ModelDrafter) else None
         draft_kv = drafter.kv_cache.kv.nbytes if drafter is not None else 0
-        recorded = self._executor.recorded
         return Footprint(
             mode=loop.mode,
             device=str(self._placement.target),
             draft_device=str(self._placement.draft) if drafter is not None else None,
             dtype=str(self._placement.dtype).removeprefix("torch."),
-            rounds=self._executor.kind if self._pace[0] is None else "paced",
-            threads=threads,
-            target_pass_bytes=self._target.model.weight_bytes(),
+            rounds=self._executor.kind if self._options.pace is None else "paced",
+            threads=core.threads,
+            target_pass_bytes=self._models.target.model.weight_bytes(),
             draft_pass_bytes=drafter.model.weight_bytes() if drafter is not None else None,
             kv_pages=self.pages.capacity,
             kv_page_tokens=PAGE_SIZE,
-            kv_bytes=self.cache.kv.nbytes + draft_kv,
+            kv_bytes=self.kv_cache.kv.nbytes + draft_kv,
             draft_kv_bytes=draft_kv,
             recorded=recorded.programs,
             batch_sizes=self._executor.prepared,
@@ -137,80 +134,32 @@ class Assembly:
             recording_bytes=recorded.bytes,
         )
 
-    @property
-    def _more_memory(self) -> str:
-        """What a user can do for more pages."""
-        return "raise gpu_memory_utilization" if self._placement.target.type == "cuda" else "free some memory"
-
-    @property
-    def _proposed(self) -> int:
-        """Tokens a round proposes at most."""
-        return self._speculation.nodes - 1
-
-    @property
-    def _budget(self) -> int:
-        return self._speculation.budget if self._mode == "ssd" else 0
-
-    @property
-    def _scratch_pages(self) -> int:
-        """Of the draft's K/V: where branches have their own tokens."""
-        return -(-self._slots * self._budget * self._proposed // PAGE_SIZE)
-
-    def _affordable_pages(self, config: EngineOptions) -> int:
-        """Pages for which there is room in the K/V of both models, beside what recorded rounds keep, and the distributions of requests
-        that sample: once there is one, those take their share; were that over half, the draft would fail then, and not the target."""
-        model, proposed = self._target.model, self._proposed
-        page = KVCache.bytes_a_page(model.config, model.dtype)
-        records = bool(self._executor.prepared)
-        memory = memory_for_kv(config, self._placement.target)
-        if records:
-            # p's logits of the largest batch: all smaller ones come to another such, and those that sample to as many again.
-            logits = 4 * self._slots * (proposed + 1) * model.vocab_size
-            memory -= min(4 * logits, memory // 4)
-        if self._draft is None:
-            return max(0, memory // page)
-        of_draft = self._draft.model
-        draft_page = KVCache.bytes_a_page(of_draft.config, of_draft.dtype)
-        row = 4 * self._slots * of_draft.vocab_size
-        held = 2 * (self._budget + 1) * proposed * row  # q
-        held += (proposed + 1) * row if self._budget else 0  # z
-        held += 2 * self._budget * row if records else 0  # the logits of a branch step
-        arriving = 3 * proposed * row if self._placement.apart else 0  # of q, and its place among both halves
-        scratch = self._scratch_pages * draft_page
-        if self._placement.draft == self._placement.target:
-            memory -= min(held + arriving, memory // 2) + scratch
-            return max(0, memory // (page + draft_page))
-        theirs = memory_for_kv(config, self._placement.draft)
-        theirs -= min(held, theirs // 2) + scratch
-        memory -= min(arriving, memory // 2)
-        return max(0, min(memory // page, theirs // draft_page))
-
     def _sequences(self, device: torch.device) -> tuple[SequenceState, SequenceState]:
         """The tables of all slots, and the staging tables."""
-        eos = self._target.model.config.eos_token_ids
+        eos, capacity = self._models.target.model.config.eos_token_ids, self.max_context + self._proposed + 1
         state, staging = (
-            SequenceState.allocate(rows, self._places, self._pages_a_sequence, eos, device) for rows in (self._slots, 1)
+            SequenceState.allocate(rows, capacity, self._pages_a_sequence, eos, device) for rows in (self._slots, 1)
         )
         return state, staging
 
     def _verifier(self, tables: Tables, tree: Tree, draft_id_of: Tensor | None = None) -> Verifier:
         columns = draft_id_of.to(self._placement.target) if draft_id_of is not None else None
-        model = paced(self._target.model, self._pace[0])
-        return Verifier(model, self.cache, tables, tree, self._executor, columns)
+        model = paced(self._models.target.model, self._pace[0])
+        return Verifier(model, self.kv_cache, tables, tree, self._executor, columns)
 
     def _tree(self, device: torch.device) -> Tree:
         """The shape of a speculation: the user's tree, or a chain."""
-        return Tree(self._speculation.tree or (1,) * self._speculation.lookahead, device)
+        return Tree(self._options.speculation.tree or (1,) * self._options.speculation.lookahead, device)
 
     def _drafter(self, draft: Draft, tables: DraftTables) -> ModelDrafter:
-        device, settings = self._placement.draft, self._speculation
+        device, settings = self._placement.draft, self._options.speculation
         cache = KVCache(draft.model.config, self._num_pages + self._scratch_pages, draft.model.dtype, device)
         model = replace(draft, model=paced(draft.model, self._pace[1]))
         tree = self._tree(device)
         return ModelDrafter(model, cache, tables, tree, self._executor, settings.top_f, settings.saguaro_c)
 
     def _cache(self, drafter: ModelDrafter) -> SpeculationCache:
-        settings, budget = self._speculation, self._budget
+        settings, budget = self._options.speculation, self._budget
         table = fanout.tables(settings.fan_out, settings.lookahead, budget).to(self._placement.draft)
         measured = fanout.Measured(settings.lookahead, budget) if settings.fan_out == "measured" else None
         return SpeculationCache(drafter, self._executor, table, measured, FallbackPolicy(settings.fallback))

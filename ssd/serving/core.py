@@ -9,6 +9,7 @@ A prompt is stored in chunks, at most PREFILL_CHUNK tokens a step, so that runni
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections import deque
@@ -23,6 +24,8 @@ from ssd.decoding.failover import Failover, Loop
 from ssd.decoding.prefill import PREFILL_CHUNK
 from ssd.decoding.round import Round, SlotReport, Verification
 from ssd.errors import SsdError
+from ssd.models.pair import OnProgress
+from ssd.options import EngineOptions
 from ssd.requests import Request
 from ssd.runtime.executor import Executor
 from ssd.serving.scheduler import Scheduler
@@ -45,16 +48,16 @@ class InFlight:
 
 
 class Core:
-    """Runs requests. threads: intra-op threads of the target. eos: token ids that end a sequence."""
+    """Runs requests. options: for the numbers of threads. eos: token ids that end a sequence."""
 
     def __init__(
-        self, scheduler: Scheduler, failover: Failover, executor: Executor, threads: Callable[[], int], eos: Sequence[int]
+        self, scheduler: Scheduler, failover: Failover, executor: Executor, options: EngineOptions, eos: Sequence[int]
     ) -> None:
         self.scheduler = scheduler
         self.failover = failover
         self.executor = executor
         self.in_flight: deque[InFlight] = deque()
-        self._threads = threads
+        self._options = options
         self._eos = eos
         self._storing: Request | None = None  # its prompt is in the staging tables
         self._added: deque[Request] = deque()
@@ -67,6 +70,24 @@ class Core:
     def loop(self) -> Loop:
         """The loop in use: autoregressive after the draft has failed."""
         return self.failover.loop
+
+    @property
+    def threads(self) -> int:
+        """Intra-op threads of the target: all cores, except those of SSD's draft."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        draft_threads = (self._options.draft_threads or 1) if self.loop.mode == "ssd" else 0
+        return self._options.threads or max(1, cores - draft_threads)
+
+    def warm_up(self, progress: OnProgress) -> None:
+        """Warm up, then record, each batch size's greedy programs, where the executor records any. Sampling programs and the other fallback
+        of "auto" are recorded on first use."""
+        self.executor.settle()  # the tables are allocated
+        with torch.inference_mode():
+            for i, slots in enumerate(sizes := self.executor.prepared):
+                self.failover.round(slots)
+                self.failover.round(slots)
+                progress((i + 1) / len(sizes))
+        self.executor.settle()
 
     # What clients call ------------------------------------------------------------------------------------------------------
 
@@ -256,7 +277,7 @@ class Core:
     @contextmanager
     def _on_target_threads(self) -> Iterator[None]:
         before = torch.get_num_threads()
-        torch.set_num_threads(self._threads())
+        torch.set_num_threads(self.threads)
         try:
             with torch.inference_mode():
                 yield

@@ -1,9 +1,14 @@
-"""The memory that an engine takes."""
+"""The memory that an engine takes, and the K/V pages that fit into it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from ssd.kv.cache import KVCache
+from ssd.options import EngineOptions
+from ssd.runtime.placement import Placement, memory_for_kv
+from ssd.serving.loading import LoadedModels
 
 
 @dataclass(frozen=True)
@@ -31,3 +36,39 @@ class Footprint:
     batch_sizes: Sequence[int]
     recording_seconds: float
     recording_bytes: int
+
+
+def affordable_pages(
+    options: EngineOptions, models: LoadedModels, placement: Placement, scratch_pages: int, records: bool
+) -> int:
+    """Pages that fit both K/V caches, after reserving memory for recorded rounds and for q, which is needed once a request samples.
+
+    q reserves at most half: beyond that the draft fails later, never the target. scratch_pages: further pages of the draft's cache.
+    records: whether rounds are recorded.
+    """
+    target, slots = models.target.model, options.max_batch
+    proposed = options.speculation.nodes - 1
+    budget = options.speculation.budget if models.mode == "ssd" else 0
+    memory = memory_for_kv(options, placement.target)
+    page = KVCache.bytes_a_page(target.config, target.dtype)
+    if records:
+        # Recorded rounds keep p's logits: the largest batch's, as much again for all smaller ones, and twice that once requests sample.
+        logits = 4 * slots * (proposed + 1) * target.vocab_size
+        memory -= min(4 * logits, memory // 4)
+    if models.draft is None:
+        return max(0, memory // page)
+    draft = models.draft.model
+    draft_page = KVCache.bytes_a_page(draft.config, draft.dtype)
+    row = 4 * slots * draft.vocab_size
+    held = 2 * (budget + 1) * proposed * row  # q
+    held += (proposed + 1) * row if budget else 0  # z
+    held += 2 * budget * row if records else 0  # the logits of a branch step
+    received = 3 * proposed * row if placement.apart else 0  # q's copy for the target, and its receive buffer
+    scratch = scratch_pages * draft_page
+    if placement.draft == placement.target:
+        memory -= min(held + received, memory // 2) + scratch
+        return max(0, memory // (page + draft_page))
+    draft_memory = memory_for_kv(options, placement.draft)
+    draft_memory -= min(held, draft_memory // 2) + scratch
+    memory -= min(received, memory // 2)
+    return max(0, min(memory // page, draft_memory // draft_page))

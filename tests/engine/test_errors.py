@@ -344,14 +344,16 @@ def test_a_request_larger_than_memory_is_refused(
         assert len(small.decode([5] * 3, SamplingParams(max_new_tokens=8, ignore_eos=True)).token_ids) == 8
 
 
-@pytest.mark.parametrize("what,says", [("load_target", "the weights of"), ("Assembly", "gpu_memory_utilization=0.9; lower it")])
+@pytest.mark.parametrize(
+    "what,says", [("loading.load_target", "the weights of"), ("assembly.KVCache", "gpu_memory_utilization=0.9; lower it")]
+)
 def test_running_out_of_gpu_memory_is_reported_with_its_cause(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, what: str, says: str
 ) -> None:
     def refuse(*arguments: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16 GiB.")
 
-    monkeypatch.setattr(f"ssd.engine.{what}", refuse)
+    monkeypatch.setattr(f"ssd.serving.{what}", refuse)
     with refusal("GPU's memory", says):
         engine()
 

@@ -173,7 +173,7 @@ def test_a_tree_writes_and_reads_no_page_of_another_sequence(models: Models) -> 
 @pytest.mark.parametrize("owner", ["target", "draft"])
 def test_the_canary_detects_a_write_to_a_free_page(models: Models, owner: str) -> None:
     with Engine(models.target, models.draft, "ssd", max_batch=2, **OPTIONS) as engine:
-        cache = engine._assembly.cache if owner == "target" else engine.core.loop.drafter.kv_cache  # type: ignore[union-attr]
+        cache = engine._assembly.kv_cache if owner == "target" else engine.core.loop.drafter.kv_cache  # type: ignore[union-attr]
         round = engine.core.loop.round
 
         def stray(n: int) -> Any:

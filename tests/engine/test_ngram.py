@@ -108,7 +108,7 @@ def test_the_n_gram_draft_loads_no_model(engine: MakeEngine, monkeypatch: pytest
     def refuse(*arguments: Any) -> Any:
         raise AssertionError("there is none")
 
-    monkeypatch.setattr("ssd.engine.load_draft", refuse)
+    monkeypatch.setattr("ssd.serving.loading.load_draft", refuse)
     assert engine("sd", "ngram").mode == "sd"
     assert engine("auto", "ngram").mode == "sd"
 

@@ -60,7 +60,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, loaded: dict[Any, pair.Target]) -> C
             loaded[key] = pair.load_target(name, dtype, device, positions_for, progress)
         return loaded[key]
 
-    monkeypatch.setattr("ssd.engine.load_target", load_once)
+    monkeypatch.setattr("ssd.serving.loading.load_target", load_once)
 
     @contextmanager
     def build(mode: str, draft: str | None, **options: Any) -> Iterator[Engine]:

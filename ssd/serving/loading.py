@@ -1,0 +1,55 @@
+"""The models of an engine: which ones, on which device, and in which mode they run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ssd.errors import CheckpointError, SsdError
+from ssd.models import registry
+from ssd.models.pair import Draft, OnProgress, Target, load_draft, load_target
+from ssd.options import EngineOptions
+from ssd.runtime.memory import must_fit
+from ssd.runtime.placement import Placement, memory_for_kv
+from ssd.serving.mode import Mode, resolve_mode
+
+
+@dataclass(frozen=True)
+class LoadedModels:
+    """A target, its draft, and the mode they run in. draft: None without a draft model. lost: the error that kept the draft from
+    loading; the engine then runs without it."""
+
+    target: Target
+    draft: Draft | None
+    mode: Mode
+    lost: Exception | None = None
+
+    @classmethod
+    def of(cls, target: Target, draft: Draft | None, options: EngineOptions) -> LoadedModels:
+        """Models that are loaded already. Raises SsdError for a mode that they cannot run in."""
+        mode = resolve_mode(options, has_draft=draft is not None or options.draft == "ngram")
+        return cls(target, draft if mode != "ar" else None, mode)
+
+
+def load_models(options: EngineOptions, placement: Placement, progress: OnProgress) -> LoadedModels:
+    """Load the models that the options name. progress: for the target. Raises SsdError, and CheckpointError for the target."""
+    draft_name = registry.draft_named(options.draft, options.target)
+    mode = resolve_mode(options, has_draft=draft_name is not None)
+
+    def positions(context: int) -> int:
+        """Rotary positions: padding rows and branches after the last tokens reach a little beyond the context."""
+        return (options.max_context or context) + 2 * (options.speculation.lookahead + 1)
+
+    with must_fit(f"the weights of {options.target!r}", "free some, or choose a smaller model"):
+        target = load_target(options.target, placement.dtype, placement.target, positions, progress)
+    if mode == "ar" or draft_name in (None, "ngram"):
+        return LoadedModels(target, None, mode)
+    try:
+        draft = load_draft(draft_name, target, positions(target.context), placement.draft)
+    except (CheckpointError, MemoryError, RuntimeError) as error:
+        return LoadedModels(target, None, mode, lost=error)
+    if placement.draft != placement.target:
+        try:
+            memory_for_kv(options, placement.draft)
+        except SsdError as error:
+            return LoadedModels(target, None, mode, lost=error)
+    return LoadedModels(target, draft, mode)
