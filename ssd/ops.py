@@ -5,8 +5,7 @@ in csrc/cuda_ops. Every op checks shape, dtype, device and contiguity, and raise
 
 Letters: R rows, S sequence slots, K lookahead, B budget, V the target's vocabulary, Vd the draft's, D head size, T rows per
 sequence (K + 1 for a chain, the number of nodes for a tree). A trailing ! marks a tensor that the op writes. Tensors are
-contiguous unless stated otherwise. The run dtype, which activations have, is float32 or bfloat16 on the CPU, and bfloat16 on
-CUDA.
+contiguous unless stated otherwise. Activations have the run dtype: float32 or bfloat16 on the CPU, bfloat16 on CUDA.
 
 Row invariance: a row's result depends neither on the other rows of the call nor on the number of threads. Two guarantees rest
 on it: greedy AR, SD and SSD give the same tokens, and sampled SSD gives the same tokens as sampled SD.

@@ -96,8 +96,7 @@ def profiling_on_the_path() -> Iterator[None]:
 
 
 def largest_blocks() -> dict[str, dict[str, int]]:
-    """The largest block of each kernel that the emulator ran (threads, bytes of shared memory), by profiling/ptxas.py's
-    names."""
+    """The largest block of each kernel that the emulator ran: (threads, bytes of shared memory), by profiling/ptxas.py's names."""
     with profiling_on_the_path():
         import ptxas
 

@@ -145,7 +145,7 @@ def test_the_oldest_cmake_is_named_alike_wherever_it_is_named() -> None:
 @pytest.mark.parametrize(
     "version, fetches", [("3.25.1", True), ("3.25.2", False), ("3.31.0", False), ("10.0", False), (None, True)]
 )
-def test_make_kernels_fetches_cmake_only_where_the_one_on_the_path_is_too_old(
+def test_make_kernels_fetches_cmake_only_if_the_one_on_the_path_is_too_old(
     tmp_path: Path, version: str | None, fetches: bool
 ) -> None:
     tools = tmp_path / "bin"

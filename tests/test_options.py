@@ -80,7 +80,7 @@ def test_every_option_is_a_field_of_one_dataclass() -> None:
     assert sorted(name for name in names if names.count(name) > 1) == ["seed", "seed"]
 
 
-def test_the_engine_s_signature_has_every_option_with_its_default() -> None:
+def test_the_engines_signature_has_every_option_with_its_default() -> None:
     parameters = inspect.signature(ssd.Engine).parameters
     assert [*parameters] == [*options_of(EngineOptions), "progress"]
     for name, each in options_of(EngineOptions).items():
@@ -89,7 +89,7 @@ def test_the_engine_s_signature_has_every_option_with_its_default() -> None:
 
 
 @pytest.mark.parametrize("each", options_of(EngineOptions).values(), ids=lambda each: each.name)
-def test_the_engine_s_help_has_every_option_with_its_default(each: Option) -> None:
+def test_the_engines_help_has_every_option_with_its_default(each: Option) -> None:
     default = "" if each.name == "target" else f" ({each.default!r})"
     line = f"{each.name}{default}: {each.help}"
     assert line in options_doc().splitlines()
@@ -97,7 +97,7 @@ def test_the_engine_s_help_has_every_option_with_its_default(each: Option) -> No
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_a_dataclass_s_help_has_its_options(cls: type) -> None:
+def test_a_dataclasses_help_has_its_options(cls: type) -> None:
     assert all(f"{each.name} ({each.default!r}): {each.help}" in (cls.__doc__ or "") for each in own_options(cls).values())
 
 

@@ -156,7 +156,7 @@ def test_a_decode_with_random_weights_is_measured(
     assert ("Projected for two devices" in page) == (tool == "rounds")
 
 
-def test_the_requirements_on_rounds_on_a_gpu() -> None:
+def test_the_requirements_on_rounds_on_a_gpu_are_judged() -> None:
     from pages.benchmarks import rounds_section
     from rounds import judged
 
@@ -265,7 +265,7 @@ def test_a_text_whose_ending_repeats_itself_is_recognised() -> None:
     assert not runs_in_a_circle(words) and not runs_in_a_circle([])
 
 
-def test_the_status_page_names_every_op_and_says_what_was_not_run() -> None:
+def test_the_status_page_names_every_op_and_everything_that_was_not_run() -> None:
     from pages.gpu_status import op_names, page
 
     assert set(op_names()) == {

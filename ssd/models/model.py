@@ -1,6 +1,6 @@
-"""What a round asks of a model.
+"""The protocol of a model. The loops (ssd/decoding) use nothing else of it.
 
-The loops (ssd/decoding) know a model by this protocol alone. `Transformer` is one; `PacedModel` (ssd/runtime/paced.py) wraps one.
+`Transformer` implements it; `PacedModel` (ssd/runtime/paced.py) wraps a model.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Model(Protocol):
     def vocab_size(self) -> int: ...
 
     def weight_bytes(self) -> int:
-        """The bytes that a decode step must read: every packed weight, once."""
+        """The bytes of weights that a decode step reads: every packed weight, once."""
 
     def forward(self, rows: Rows, cache: KVCache) -> Tensor:
-        """Run the rows, write their K/V, and return their normalised hidden states, [R, d]."""
+        """Run the rows and write their K/V to the cache. Returns their normalised hidden states, [R, d]."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [R, d]. Returns [R, vocab_size] float32."""

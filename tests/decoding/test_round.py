@@ -13,7 +13,7 @@ from ssd.decoding.round import Reports, Round, Seen, SlotReport
 NOTHING: Any = None
 
 
-def test_a_report_says_on_the_host_what_was_packed_on_the_device() -> None:
+def test_a_report_unpacked_on_the_host_equals_the_packed_values() -> None:
     done, hit = torch.tensor([0, 1], dtype=torch.uint8), torch.tensor([1, 0], dtype=torch.uint8)
     reports = Reports(i32([7, 9]), done, i32([2, -1]), i32([3, 0]), hit, i32([[5, 6, 7], [8, 9, 10]]))
     packed = reports.pack()
@@ -34,7 +34,7 @@ def test_an_unpacked_report_is_a_view_of_its_table() -> None:
     ]
 
 
-def test_what_a_look_up_saw_is_nothing_where_nothing_was_looked_up() -> None:
+def test_a_slot_without_a_look_up_has_no_outcome() -> None:
     looked_up = torch.tensor([True, False])
     packed = Seen.pack(torch.tensor([1, 1]), i32([4, 4]), torch.tensor([2, 0]), torch.tensor([17, 3]), looked_up)
     round = Round(NOTHING, NOTHING, seen=packed)

@@ -153,8 +153,8 @@ def keys_of(rows: Rows, row: int) -> list[int]:
 
 
 @pytest.mark.parametrize("nodes", [slice(0, 4), slice(0, 1), slice(2, 3)])
-def test_a_chain_s_rows_see_the_keys_that_a_tree_s_do(nodes: slice) -> None:
-    """As prefix, where a tree's are prefix and suffix; positions and places are the same."""
+def test_a_chains_rows_see_the_same_keys_as_a_trees(nodes: slice) -> None:
+    """A chain's keys are all prefix, a tree's are prefix and suffix. Positions and KV slots are the same."""
     state = sequences(LENGTHS)
     chain, tree = rows_of(Tree((1, 1, 1), CPU), state, nodes), rows_of(AnyTree((1, 1, 1), CPU), state, nodes)
     assert chain.suffix_slots is None and tree.suffix_slots is not None

@@ -304,7 +304,7 @@ def test_requests_without_a_seed_differ_within_a_call(engine: MakeEngine, mode: 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_requests_without_a_seed_are_the_engine_s_seed_s(engine: MakeEngine, mode: str) -> None:
+def test_requests_without_a_seed_depend_on_the_engines_seed(engine: MakeEngine, mode: str) -> None:
     first, same, other = (
         engine(mode, seed=seed, fallback="neural").decode(PROMPTS, SamplingParams(**SAMPLED)) for seed in (1, 1, 2)
     )
@@ -312,7 +312,7 @@ def test_requests_without_a_seed_are_the_engine_s_seed_s(engine: MakeEngine, mod
     assert all(a != b for a, b in zip(tokens_of(first), tokens_of(other), strict=True))
 
 
-def test_a_seed_is_no_matter_to_greedy_decoding(engine: MakeEngine) -> None:
+def test_greedy_decoding_does_not_depend_on_the_seed(engine: MakeEngine) -> None:
     one = engine("ssd")
     found = [one.decode(PROMPTS[0], SamplingParams(max_new_tokens=16, seed=seed)).token_ids for seed in (None, 1, 2)]
     assert found[0] == found[1] == found[2]
@@ -384,7 +384,7 @@ def test_decode_keeps_one_engine_for_the_same_options(models: Models, built: lis
     assert len(built) == 2
 
 
-def test_decode_gives_what_an_engine_gives(models: Models, engine: MakeEngine, built: list[Engine]) -> None:
+def test_decode_gives_the_tokens_of_an_engine(models: Models, engine: MakeEngine, built: list[Engine]) -> None:
     options = {"temperature": 0.8, "top_p": 0.9, "max_new_tokens": 12, "seed": 9}
     found = ssd.decode("the end", models.target, dtype="float32", threads=1, raw=True, **options)
     assert found.token_ids == engine().decode("the end", SamplingParams(**options), raw=True).token_ids
@@ -453,10 +453,10 @@ def test_a_stream_whose_engine_is_closed_says_so(engine: MakeEngine) -> None:
     [(mode, "verifier", method) for mode in ("sd", "ssd") for method in ("enter", "verify")]
     + [("sd", "drafter", "draft"), ("ssd", "cache", "look_up")],
 )
-def test_an_interrupt_leaves_the_engine_as_it_was(
+def test_an_engine_can_be_used_after_an_interrupt(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str, part: str, method: str
 ) -> None:
-    """Wherever it strikes, the draft's thread perhaps under way: pages and slots come back, and nothing stale is met later."""
+    """At any point, even while the draft's thread is running: pages and slots are released, and no stale work is read later."""
     one, params, calls = engine(mode, max_batch=3), SamplingParams(max_new_tokens=20), [0]
     expected = tokens_of(one.decode(PROMPTS, params))
     work = getattr(getattr(one.core.loop, part), method)

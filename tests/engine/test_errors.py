@@ -135,7 +135,7 @@ def test_speculation_without_a_draft_is_refused(models: Models, mode: str, draft
 
 
 @pytest.mark.parametrize("draft", ["self:99", "self:4", "self:0", "self:-1", "self:x", "self:", "self:1.5", "self:1:2"])
-def test_a_self_draft_has_between_one_and_all_of_the_target_s_layers(models: Models, draft: str) -> None:
+def test_a_self_draft_has_between_one_and_all_of_the_targets_layers(models: Models, draft: str) -> None:
     with refusal(repr(draft), "'self:1'", "'self:3'"):
         Engine(models.target, draft, "sd")
 

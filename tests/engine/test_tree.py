@@ -114,7 +114,7 @@ def test_a_tree_with_one_child_per_node_equals_a_chain(
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("draft,dtype", [("draft", "float32"), ("trimmed", "bfloat16")])
-def test_a_chain_s_short_cuts_change_no_token_and_no_round(
+def test_a_chains_shortcuts_change_no_token_and_no_round(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, params: list[SamplingParams], draft: str, dtype: str
 ) -> None:
     """lookahead=4 and tree=(1, 1, 1, 1) are one shape; without its short cuts it has a suffix, parents and moves like any tree."""

@@ -102,7 +102,7 @@ def test_a_request_that_is_closed_while_it_waits_takes_nothing(engine: MakeEngin
 # Errors and interrupts ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_exception_in_a_client_leaves_the_others_whole(engine: MakeEngine) -> None:
+def test_an_exception_in_one_client_does_not_affect_the_others(engine: MakeEngine) -> None:
     one = engine("ssd")
     alone = one.decode(PROMPTS[0], LONG).token_ids
     other = one.stream(PROMPTS[0], LONG)
@@ -115,7 +115,9 @@ def test_an_exception_in_a_client_leaves_the_others_whole(engine: MakeEngine) ->
 
 
 @pytest.mark.parametrize("mode", ["ar", "sd", "ssd"])
-def test_ctrl_c_in_a_client_leaves_the_others_whole(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+def test_ctrl_c_in_one_client_does_not_affect_the_others(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
     """The signal comes in the middle of a verification that serves both."""
     one = engine(mode)
     alone = one.decode(PROMPTS[0], LONG).token_ids
@@ -165,7 +167,7 @@ THREADS, EACH = 10, 20
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_ten_threads_get_what_each_request_gets_alone(engine: MakeEngine, mode: str) -> None:
+def test_ten_threads_get_the_tokens_that_each_request_gets_alone(engine: MakeEngine, mode: str) -> None:
     """Random lengths, temperatures and stop strings; a third of the streams are closed early. Where an n-gram may be proposed, only
     greedy requests are comparable."""
     name, options = MODES[mode]
@@ -281,7 +283,7 @@ def test_short_prompts_share_a_step(engine: MakeEngine, chunks_of_16: None) -> N
     assert events[:7] == ["enter", "enter", "round", "enter", "round", "store", "round"]
 
 
-def test_a_request_closed_while_its_prompt_is_stored_leaves_nothing_behind(captured: MakeCaptured, chunks_of_16: None) -> None:
+def test_a_request_closed_while_its_prompt_is_stored_releases_everything(captured: MakeCaptured, chunks_of_16: None) -> None:
     one, _ = captured("ssd", 0, max_batch=2, **FIXED)
     expected = one.decode(PROMPTS[0], LONG).token_ids
     running, closed = one.stream(PROMPTS[0], LONG), one.stream(random_prompt(100), LONG)
