@@ -53,7 +53,7 @@ def ending(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def captured(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> MakeCaptured:
-    """Builds engines whose device is a fake: seed is of the order in which it runs."""
+    """Builds engines on a fake device. seed: seed of the order in which it runs."""
 
     def build(mode: str, seed: int, draft: str | None = "auto", **options: Any) -> tuple[Engine, FakeDevice]:
         device = FakeDevice(seed)

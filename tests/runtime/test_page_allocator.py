@@ -11,7 +11,7 @@ from ssd.native import PageAllocator
 
 
 class Pages(RuleBasedStateMachine):
-    """Any sequence of allocations, holds and frees, against a list with an entry a holder."""
+    """Any sequence of allocations, holds and frees, compared with a list that has one entry per holder."""
 
     CAPACITY = 12
 
