@@ -165,7 +165,7 @@ def test_the_tests_detect_an_accepted_path_that_is_not_moved(
 
 def test_the_tests_detect_a_drafts_path_that_is_not_moved(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     one = engine("sd", "self:3", tree=(2, 2, 2))
-    monkeypatch.setattr(one.core.loop.drafter, "keep", lambda n, path: None)  # type: ignore[union-attr]
+    monkeypatch.setattr(one.core.loop.drafter, "compact", lambda n, path: None)  # type: ignore[union-attr]
     assert one.decode(PROMPTS[0], SamplingParams(max_new_tokens=41, ignore_eos=True)).stats.rounds > 10
 
 
