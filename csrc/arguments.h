@@ -14,7 +14,7 @@ namespace ssd {
 
 using RunDtypes = at::ArrayRef<at::ScalarType>;  // dtypes that a back end takes for activations, weights and K/V
 
-// The forward pass --------------------------------------------------------------------------------------------------------------
+// The forward pass ------------------------------------------------------------------------------------------------------------
 
 struct EmbedSizes {
   int64_t rows, vocabulary, width;
@@ -184,7 +184,7 @@ inline MoveSizes check_move_kv(const Tensor& kv, const Tensor& src, const Tensor
           .moves = src.size(0)};
 }
 
-// Distributions, and drawing from them ------------------------------------------------------------------------------------------
+// Distributions, and drawing from them ----------------------------------------------------------------------------------------
 
 struct LogitsSizes {
   int64_t rows, vocabulary;
@@ -217,7 +217,7 @@ inline LogitsSizes check_sample(const Tensor& logits, const Tensor& stats, const
   return {.rows = rows, .vocabulary = vocabulary};
 }
 
-// The speculation cache and its verification ------------------------------------------------------------------------------------
+// The speculation cache and its verification ----------------------------------------------------------------------------------
 
 struct ForkSizes {
   int64_t slots, lookahead, vocabulary;

@@ -9,10 +9,9 @@ def has_conditional_nodes() -> bool:
     """Whether this extension was built for CUDA and the driver supports conditional nodes (CUDA 12.4)."""
 
 def launches_overlap() -> bool:
-    """Whether a kernel on the current CUDA device may start while the kernel ahead of it still runs: on Hopper, unless
-    SSD_PDL=0.
+    """Whether a kernel on the current CUDA device may start while the kernel ahead of it still runs.
 
-    Only where the extension was built for CUDA. Raises RuntimeError with what CUDA says."""
+    It may on Hopper, unless SSD_PDL=0. Exists only in an extension built for CUDA. Raises RuntimeError with CUDA's message."""
 
 class GreenContext:
     """A partition of at least this many of a GPU's multiprocessors. Work on its streams runs only on them. It owns its streams.
@@ -38,7 +37,7 @@ class Conditional:
     def end(self) -> None: ...
 
 class PageAllocator:
-    """The free pages of a K/V cache, and how many sequences hold each of the others.
+    """The free pages of a K/V cache, and for every other page the number of sequences that hold it.
 
     Pages are 1 .. num_pages - 1; page 0 is the null page.
     """
@@ -53,13 +52,13 @@ class PageAllocator:
     def hold(self, pages: npt.NDArray[np.int32]) -> None:
         """Add a holder to each page, [count] int32.
 
-        Raises ValueError and changes nothing if one is free or not of this allocator.
+        Raises ValueError and changes nothing if a page is free or not of this allocator.
         """
 
     def free(self, pages: npt.NDArray[np.int32]) -> None:
         """Take a holder from each page; a page without holders is free.
 
-        Raises ValueError and changes nothing if one is free already or not of this allocator.
+        Raises ValueError and changes nothing if a page is free already or not of this allocator.
         """
 
     def holders(self, page: int) -> int: ...

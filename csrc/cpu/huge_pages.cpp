@@ -1,4 +1,4 @@
-// An arena of large pages, which tensors share. huge_pages.h says what for.
+// An arena of large pages, which tensors share. huge_pages.h says why.
 #include "huge_pages.h"
 
 #include <ATen/ops/from_blob.h>

@@ -17,7 +17,7 @@ namespace ssd::cuda {
 
 enum class Epilogue : int { kNone, kAdd, kSiluMul };  // of `linear`; ssd/ops.py describes them
 
-// The forward pass --------------------------------------------------------------------------------------------------------------
+// The forward pass ------------------------------------------------------------------------------------------------------------
 
 struct EmbedParams {
   const int32_t* ids;  // [rows]; outside [0, vocabulary): row 0
@@ -123,7 +123,7 @@ struct MoveKvParams {
 };
 cudaError_t move_kv(const MoveKvParams& params, cudaStream_t stream);
 
-// Distributions, and drawing from them ------------------------------------------------------------------------------------------
+// Distributions, and drawing from them ----------------------------------------------------------------------------------------
 
 struct RowStatsParams {
   const float* logits;       // [rows, vocabulary]
@@ -158,7 +158,7 @@ struct SampleParams {
 size_t sample_workspace(const SampleParams& params);
 cudaError_t sample(const SampleParams& params, cudaStream_t stream);
 
-// The speculation cache and its verification ------------------------------------------------------------------------------------
+// The speculation cache and its verification ----------------------------------------------------------------------------------
 
 struct ForkParams {
   const float* logits;         // [slots, lookahead + 1, vocabulary]
@@ -247,7 +247,7 @@ struct NgramProposeParams {
 };
 cudaError_t ngram_propose(const NgramProposeParams& params, cudaStream_t stream);
 
-// Rounds as graphs ----------------------------------------------------------------------------------------------------------------
+// Rounds as graphs ------------------------------------------------------------------------------------------------------------
 
 struct ConditionParams {
   const uint8_t* flags;               // [count]
@@ -256,7 +256,7 @@ struct ConditionParams {
 };
 cudaError_t condition(const ConditionParams& params, cudaStream_t stream);
 
-// Launches -------------------------------------------------------------------------------------------------------------------------
+// Launches --------------------------------------------------------------------------------------------------------------------
 
 // Whether a kernel on the current device may start while the kernel ahead of it in the stream still runs (launch.h).
 cudaError_t launches_overlap(bool& overlap);

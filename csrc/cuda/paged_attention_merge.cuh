@@ -1,5 +1,4 @@
-// Merges the partial results of paged_attention: those of warps, then of splits, then of sections, always in the order of their
-// keys.
+// Merges the partial results of paged_attention: of warps, then of splits, then of sections, always in the order of their keys.
 #pragma once
 
 #include "arrivals.cuh"

@@ -1,7 +1,7 @@
 // The exact walk down a chain or tree of proposals, and the commit of its outcome. csrc/cpu/verify.cpp is the simpler version.
 //
 // The length of the walk depends on a few probabilities, so every block of a slot computes it itself: each thread judges one
-// node, then all follow the accepted children. Only the last token needs a whole row: that of the node at which the walk ended.
+// node, then all follow the accepted children. Only the last token needs a whole row, of the node at which the walk ended.
 // The blocks of the slot share this row by slices, in an exponential race over the residual, which needs no normaliser. A
 // second race over p is for the case that rounding leaves no residual. The last block of the slot to arrive takes the earliest
 // entry of all and writes the state, which all blocks could read until then. So a chain takes one launch and one read of two

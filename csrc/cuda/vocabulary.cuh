@@ -88,12 +88,12 @@ struct RankingMemory {
 };
 
 // Ranks the first `count` entries of the block: thread 0 calls give(rank, standing), from rank 0 on, with kNowhere when there
-// are no more. next_behind(standing) returns the first of the thread's own entries after that one, or kNowhere. Every thread
+// are no more. next_after(standing) returns the first of the thread's own entries after that one, or kNowhere. Every thread
 // offers its first entry; the thread whose entry is taken offers its next. So a rank costs one reduction, however many entries
 // a thread has.
-template <typename NextBehind, typename Give>
-__device__ __forceinline__ void rank_block(int32_t count, RankingMemory& memory, NextBehind next_behind, Give give) {
-  Standing mine = next_behind(kBeforeAll);
+template <typename NextAfter, typename Give>
+__device__ __forceinline__ void rank_block(int32_t count, RankingMemory& memory, NextAfter next_after, Give give) {
+  Standing mine = next_after(kBeforeAll);
   for (int32_t rank = 0; rank < count; ++rank) {
     Standing(&heads)[kSliceWarps] = memory.heads[rank % 2];  // in turns, so that one barrier for each rank is enough
     const Standing of_warp = warp_reduce(mine, Foremost());
@@ -103,7 +103,7 @@ __device__ __forceinline__ void rank_block(int32_t count, RankingMemory& memory,
 #pragma unroll
     for (int warp = 1; warp < kSliceWarps; ++warp) head = Foremost()(head, heads[warp]);
     if (threadIdx.x == 0) give(rank, head);
-    if (mine == head && head != kNowhere) mine = next_behind(head);
+    if (mine == head && head != kNowhere) mine = next_after(head);
   }
 }
 
@@ -115,20 +115,20 @@ __device__ __forceinline__ void rank_row(const Standing (&entries)[kColumns], in
                                          int32_t* arrivals, RankingMemory& memory, Give give) {
   const int32_t kept = min(count, kSliceColumns);
   Standing* mine = left + static_cast<int64_t>(slice.index) * kept;
-  const auto next_here = [&](Standing behind) {
+  const auto next_here = [&](Standing last) {
     Standing next = kNowhere;
 #pragma unroll
     for (int i = 0; i < kColumns; ++i)
-      if (entries[i] < behind) next = Foremost()(next, entries[i]);
+      if (entries[i] < last) next = Foremost()(next, entries[i]);
     return next;
   };
   rank_block(kept, memory, next_here, [&](int32_t rank, Standing standing) { mine[rank] = standing; });
   if (!last_to_arrive(arrivals, slice.count, &memory.last)) return;
   const int32_t candidates = slice.count * kept;
-  const auto next_left = [&](Standing behind) {
+  const auto next_left = [&](Standing last) {
     Standing next = kNowhere;
     for (int32_t i = static_cast<int32_t>(threadIdx.x); i < candidates; i += kSliceThreads)
-      if (left[i] < behind) next = Foremost()(next, left[i]);
+      if (left[i] < last) next = Foremost()(next, left[i]);
     return next;
   };
   rank_block(count, memory, next_left, give);

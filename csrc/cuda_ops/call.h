@@ -1,4 +1,4 @@
-// Shared by the CUDA ops: checks of tensors beyond csrc/arguments.h, and what a launch on the current stream needs.
+// Shared by the CUDA ops: checks of tensors beyond csrc/arguments.h, and the set-up of a launch on the current stream.
 #pragma once
 
 #include <ATen/ops/empty.h>

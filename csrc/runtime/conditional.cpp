@@ -19,7 +19,7 @@ void check(cudaError_t error, const char* what) {
 
 struct Capture {
   cudaGraph_t graph = nullptr;
-  std::vector<cudaGraphNode_t> behind;  // nodes that the stream's next node depends on
+  std::vector<cudaGraphNode_t> dependencies;  // nodes that the stream's next node depends on
   std::vector<cudaGraphEdgeData> edges;
 };
 
@@ -59,12 +59,12 @@ Conditional::Conditional(cudaStream_t stream, const uint8_t* flags, int32_t coun
   const cudaGraphEdgeData* edges = capture.edges.empty() ? nullptr : capture.edges.data();
   cudaGraphNode_t node = nullptr;
 #if CUDART_VERSION >= 13000
-  check(cudaGraphAddNode(&node, capture.graph, capture.behind.data(), edges, capture.behind.size(), &params),
+  check(cudaGraphAddNode(&node, capture.graph, capture.dependencies.data(), edges, capture.dependencies.size(), &params),
         "cudaGraphAddNode");
   check(cudaStreamUpdateCaptureDependencies(stream, &node, nullptr, 1, cudaStreamSetCaptureDependencies),
         "cudaStreamUpdateCaptureDependencies");
 #else
-  check(cudaGraphAddNode_v2(&node, capture.graph, capture.behind.data(), edges, capture.behind.size(), &params),
+  check(cudaGraphAddNode_v2(&node, capture.graph, capture.dependencies.data(), edges, capture.dependencies.size(), &params),
         "cudaGraphAddNode");
   check(cudaStreamUpdateCaptureDependencies_v2(stream, &node, nullptr, 1, cudaStreamSetCaptureDependencies),
         "cudaStreamUpdateCaptureDependencies");

@@ -1,5 +1,6 @@
-// The free pages of a K/V cache, and how many sequences hold each of the others: two may share a page. It lives on the host and is
-// single-threaded: the scheduler owns it and reserves pages before it starts a round, so no kernel ever allocates.
+// The free pages of a K/V cache, and for every other page the number of sequences that hold it: two may share a page. It lives
+// on the host and is single-threaded: the scheduler owns it and reserves pages before it starts a round, so no kernel ever
+// allocates.
 #pragma once
 
 #include <cstdint>
