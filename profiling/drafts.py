@@ -1,4 +1,4 @@
-"""Drafts compared on the same target and prompts: tokens a round on each set of prompts, bytes a step, time a step.
+"""Drafts compared on the same target and prompts: tokens per round on each set of prompts, bytes per step, time per step.
 
     python profiling/drafts.py --draft trained --draft self:25 --prompts humaneval.jsonl:prompt --prompts gsm8k.jsonl:question
 
@@ -31,7 +31,7 @@ from ssd.kv.cache import PAGE_SIZE, KVCache, Rows
 from ssd.models.pair import Draft, load_draft, load_target
 from ssd.models.registry import draft_named
 
-KEYS = 256  # each row of a timed step attends to so many
+KEYS = 256  # number of keys that each row of a timed step attends to
 STEPS = 200
 
 
@@ -46,7 +46,7 @@ def runs_in_a_circle(tokens: Sequence[int]) -> bool:
 
 
 def tokens_per_round(completions: Sequence[Completion]) -> dict[str, Any] | None:
-    """Tokens a round: the mean over prompts with its interval, and pooled (all tokens over all rounds)."""
+    """Tokens per round: the mean over prompts with its interval, and pooled (all tokens over all rounds)."""
     stats = [c.stats for c in completions if c.stats.rounds]
     if not stats:
         return None

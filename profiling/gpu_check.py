@@ -1,16 +1,17 @@
-"""`make gpu-check`: builds the CUDA kernels with the Python and the torch there are, tests them on this machine's GPU, and times them.
+"""`make gpu-check`: builds the CUDA kernels with the installed Python and torch, tests them on this machine's GPU, and times
+them.
 
     python3 profiling/gpu_check.py [--steps build,smoke,kernels,decodes,ops,gpu] [--results DIR] [--no-sanitizer] [--large]
 
     build     the extension with its CUDA kernels
-    smoke     a conditional node and tiny decodes, each in a process of its own: what everything else stands on
+    smoke     a conditional node and tiny decodes, each in a process of its own: everything else needs them
     kernels   times of the kernels, beside their floors
-    decodes   whole decodes: a large pair with random weights, and one with a small pair's function where smollm2-135m is here
+    decodes   whole decodes: a large pair with random weights, and one with the function of smollm2-135m if that is installed
     ops       tests/ops on the GPU
     gpu       tests/gpu, and compute-sanitizer last
 
-Steps run in this order, each command in a process of its own with its own time limit: a fault costs one command, and results are
-written as they come. Nothing is downloaded. A step that is skipped says why. Ends with 1 where a step failed.
+Steps run in this order, each command in a process of its own with its own time limit: a fault costs one command, and each
+result is written at once. Nothing is downloaded. A skipped step prints the reason. The exit status is 1 if a step failed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 STEPS = ("build", "smoke", "kernels", "decodes", "ops", "gpu")
 PAIR, LARGE = ("Llama-3.1-8B", "Llama-3.2-1B"), ("Qwen3-32B", "Qwen3-0.6B")  # target, draft
-TOOLS = ("rounds", "decode")  # what whole decodes are measured with
+TOOLS = ("rounds", "decode")  # the scripts that measure whole decodes
 OPTIONAL = {
     "hypothesis": "no test is run",
     "pytest": "no test is run",
@@ -61,7 +62,7 @@ def run(title: str, *command: str | Path, limit: float, **environment: str) -> b
     start = time.monotonic()
     paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     env = os.environ | {"SSD_CUDA": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))} | environment
-    # A session of its own: what the command has started ends with it.
+    # A session of its own: processes that the command has started end with it.
     process = subprocess.Popen([str(word) for word in command], cwd=ROOT, env=env, start_new_session=True)
     try:
         code = process.wait(limit)
@@ -115,12 +116,20 @@ def decodes(results: Path, large: bool) -> bool:
 
     def pair(kind: str, name: str, *options: str, tools: Sequence[str] = TOOLS, models: Sequence[str] = PAIR) -> bool:
         draft, prompts = ("inflated-draft", "chat") if kind == "inflated" else (kind, "random")
-        which = f"--target {kind}:{models[0]} --draft {draft}:{models[1]} --prompts {prompts}"
-        how = "--device cuda --limit 4 --max-new-tokens 128 --ignore-eos"
+        workload = f"--target {kind}:{models[0]} --draft {draft}:{models[1]} --prompts {prompts}"
+        settings = "--device cuda --limit 4 --max-new-tokens 128 --ignore-eos"
         limit = 240 if models is PAIR else 900
         done = []
         for tool in tools:
-            command = (sys.executable, f"profiling/{tool}.py", *which.split(), *how.split(), "--results", results, *options)
+            command = (
+                sys.executable,
+                f"profiling/{tool}.py",
+                *workload.split(),
+                *settings.split(),
+                "--results",
+                results,
+                *options,
+            )
             runs = ("--runs", "2") if tool == "decode" else ()
             done.append(run(f"{tool}-{name}", *command, "--name", f"{tool}-{name}", *runs, limit=limit))
         return all(done)
@@ -182,7 +191,7 @@ def main() -> None:
     results = args.results.resolve()  # commands run in ROOT
     if absent := missing_dependencies():
         print(
-            f"MISSING: ssd depends on {', '.join(absent)}; what imports them fails. `pip install {' '.join(absent)}` adds them."
+            f"MISSING: ssd depends on {', '.join(absent)}; code that imports them fails. `pip install {' '.join(absent)}` adds them."
         )
     for package, consequence in OPTIONAL.items():
         if missing(package):

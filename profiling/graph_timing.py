@@ -10,8 +10,8 @@ import torch
 from common.machine import gpu_seconds
 
 Call = Callable[[], Any]
-LEAST_SECONDS = 0.05  # measured time behind a figure, unless REPLAYS ends it before
-REPLAYS = (10, 200)  # least and most replays behind a figure
+LEAST_SECONDS = 0.05  # least measured time for a figure, unless REPLAYS ends it earlier
+REPLAYS = (10, 200)  # least and most replays for a figure
 
 
 def captured(calls: list[Call]) -> torch.cuda.CUDAGraph:

@@ -3,10 +3,10 @@
     python profiling/hit_rates.py --prompts humaneval.jsonl:prompt --prompts gsm8k.jsonl:question --limit 32
 
 With the neural fallback a hit and a miss lead to the same speculation, so the outcomes of a decode do not depend on the
-fan-out. One decode therefore records two numbers for every look-up: the accepted count, and the rank of the next token in the
-draft's list. Every fan-out and budget is replayed on that record. The engine's own fan-out is replayed too, and must give the
-engine's own hits. Intervals are 95 % confidence intervals of the mean over prompts, paired. Saguaro sampling changes the
-decode itself, so each C has a decode of its own.
+fan-out. One decode therefore records two numbers for every look-up: the accepted count, and the rank of the next token among
+the draft's guesses. Every fan-out and budget is replayed on that record. The engine's own fan-out is replayed too, and must
+give the engine's own hits. Intervals are 95 % confidence intervals of the mean over prompts, paired. Saguaro sampling changes
+the decode itself, so each C has a decode of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FAN_OUTS = ("measured", "geometric", "uniform")
 class LookUp:
     """One look-up in the speculation cache.
 
-    request: index of its prompt. k: accepted count. rank: place of the next token in the draft's list.
+    request: index of its prompt. k: accepted count. rank: rank of the next token among the draft's guesses.
     """
 
     request: int
@@ -69,24 +69,24 @@ def record(engine: Engine, prompts: Sequence[str], params: SamplingParams) -> Re
 
 
 def replay(recorded: Record, fan_out: str | Sequence[int], lookahead: int, budget: int) -> list[tuple[int, int]]:
-    """(hits, look-ups) of every request if the budget had been shared out by this fan-out."""
+    """(hits, look-ups) of every request, as if this fan-out had divided the budget."""
     measured = Measured(lookahead, budget) if fan_out == "measured" else None
     newest = tables(fan_out, lookahead, budget).tolist()
-    in_use = newest  # a look-up meets guesses that were made from the tables of two rounds before
+    in_use = newest  # a look-up uses guesses that were chosen by the tables of two rounds before
     was_hit = dict.fromkeys(range(len(recorded.completions)), False)
     counts = [[0, 0] for _ in recorded.completions]
     for round_ in recorded.rounds:
         seen = []
-        for at in round_:
-            after_hit = was_hit[at.request]
-            hit = at.rank < in_use[after_hit][at.spec_len][at.k]
-            counts[at.request][0] += hit
-            counts[at.request][1] += 1
-            was_hit[at.request] = hit
-            seen.append((after_hit, at))
+        for look_up in round_:
+            after_hit = was_hit[look_up.request]
+            hit = look_up.rank < in_use[after_hit][look_up.spec_len][look_up.k]
+            counts[look_up.request][0] += hit
+            counts[look_up.request][1] += 1
+            was_hit[look_up.request] = hit
+            seen.append((after_hit, look_up))
         in_use = newest
-        for after_hit, at in seen if measured is not None else ():
-            measured.observe(after_hit, at.spec_len, at.k, at.rank)
+        for after_hit, look_up in seen if measured is not None else ():
+            measured.observe(after_hit, look_up.spec_len, look_up.k, look_up.rank)
             if measured.observations % SpeculationCache.REFRESH == 0:
                 newest = measured.tables().tolist()
     return [(hits, look_ups) for hits, look_ups in counts]
@@ -97,7 +97,7 @@ def rates(counts: Sequence[tuple[int, int]]) -> list[float]:
 
 
 def compare(counts: dict[str, list[tuple[int, int]]]) -> dict[str, Any]:
-    """Pooled hit rates, and the hit rate of "measured" less each other one's, prompt by prompt."""
+    """Pooled hit rates, and the hit rate of "measured" minus the hit rate of each other fan-out, prompt by prompt."""
     by_prompt = {name: rates(each) for name, each in counts.items()}
     return {
         "hit_rate": {n: sum(h for h, _ in each) / max(1, sum(t for _, t in each)) for n, each in counts.items()},
@@ -111,7 +111,7 @@ def compare(counts: dict[str, list[tuple[int, int]]]) -> dict[str, Any]:
 
 
 def acceptance(recorded: Record) -> dict[str, float]:
-    """Pooled tokens a round, and the share of all proposed tokens that was accepted."""
+    """Pooled tokens per round, and the accepted share of all proposed tokens."""
     stats = [c.stats for c in recorded.completions]
     proposed = sum(length * n for s in stats for length, n in s.proposed_counts.items())
     return {"tokens_per_round": tokens_per_round(stats), "acceptance_rate": total_accepted(stats) / proposed}

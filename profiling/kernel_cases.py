@@ -1,7 +1,8 @@
 """The cases that profiling/kernels.py times: each kernel at the shapes of Llama-3.1-8B and Qwen3-0.6B.
 
-Random weights, random keys in scattered pages, logits of a vocabulary of 128,256: each call has its own, so that none finds them in
-the cache. Activations stay there, as they do in a pass. Cases are made as they are timed, and their memory is free for the next.
+Each call has its own random weights, its own random keys in scattered pages, and its own logits of 128,256 ids, so that none of
+them is in the cache. Activations stay in the cache, as they do in a pass. A case is made just before it is timed, and its
+memory is free for the next case.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Case:
     calls: list[Call]
     bytes: int  # bytes that a call must read; they give its floor
     peers: dict[str, list[Call]] = field(default_factory=dict)
-    reset: Call = lambda: None  # undoes what the calls did, outside the timing
+    reset: Call = lambda: None  # undoes the calls' writes, outside the timing
 
 
 def random(*shape: int, dtype: torch.dtype = BFLOAT16, scale: float = 1.0) -> Tensor:
@@ -156,7 +157,7 @@ def flashinfer_decode(k_cache: Tensor, v_cache: Tensor, q: Tensor, table: Tensor
     return calls
 
 
-# What decides ------------------------------------------------------------------------------------------------------------------
+# The decisions ----------------------------------------------------------------------------------------------------------------
 
 SETTINGS = {"temperature 1": (1.0, 0, 1.0, 0.0), "greedy": (0.0, 0, 1.0, 0.0), "top-k 40, top-p 0.9": (0.8, 40, 0.9, 0.0)}
 
@@ -177,21 +178,26 @@ def draws() -> Iterator[Case]:
         many = [logits_of(rows) for _ in range(rotation(size, least_calls=8))]
         seed, position = torch.arange(rows, device="cuda"), torch.arange(rows, device="cuda", dtype=torch.int32)
         for name in SETTINGS:
-            how = settings_of(rows, name)
-            of = {"rows": rows, "vocabulary": VOCABULARY, "settings": name}
+            sampling = settings_of(rows, name)
+            parameters = {"rows": rows, "vocabulary": VOCABULARY, "settings": name}
             peer: dict[str, list[Call]] = {"torch.logsumexp": [partial(torch.logsumexp, z, 1) for z in many]}
             if name == "greedy":
                 peer = {"torch.argmax": [partial(torch.argmax, z, 1) for z in many]}
             elif name != "temperature 1":
                 peer = {"torch.sort": [partial(torch.sort, z, 1, descending=True) for z in many]}
             yield Case(
-                "row_stats", f"{count(rows, 'row')}, {name}", of, [partial(ops.row_stats, z, *how) for z in many], size, peer
+                "row_stats",
+                f"{count(rows, 'row')}, {name}",
+                parameters,
+                [partial(ops.row_stats, z, *sampling) for z in many],
+                size,
+                peer,
             )
-            stats = [ops.row_stats(z, *how) for z in many]
+            stats = [ops.row_stats(z, *sampling) for z in many]
             yield Case(
                 "sample",
                 f"{count(rows, 'row')}, {name}",
-                of,
+                parameters,
                 [partial(ops.sample, z, its_stats, seed, position) for z, its_stats in zip(many, stats, strict=True)],
                 size,
                 {"torch softmax, exponential_, argmax": [partial(torch_sample, z) for z in many]},
@@ -217,40 +223,40 @@ def speculation() -> Iterator[Case]:
         spec_tokens = torch.randint(VOCABULARY, (slots, LOOKAHEAD), device="cuda", dtype=torch.int32)
         spec_len = torch.full((slots,), LOOKAHEAD, device="cuda", dtype=torch.int32)
         hit = torch.ones(slots, device="cuda", dtype=torch.uint8)
-        of = {"slots": slots, "lookahead": LOOKAHEAD, "budget": BUDGET, "vocabulary": VOCABULARY}
+        parameters = {"slots": slots, "lookahead": LOOKAHEAD, "budget": BUDGET, "vocabulary": VOCABULARY}
         yield Case(
             "fork",
             f"{count(slots, 'slot')}, K = {LOOKAHEAD}, B = {BUDGET}",
-            of,
+            parameters,
             [partial(ops.fork, z, spec_tokens, spec_len, table, hit, BUDGET) for z in p],
             size,
             {"torch.topk": [partial(torch.topk, z, BUDGET // nodes + 1, dim=2) for z in p]},
         )
         for name in ("temperature 1", "greedy"):
-            yield verify_case(p, slots, name, of)
+            yield verify_case(p, slots, name, parameters)
     for slots in (1, 8):
         yield lookup_case(slots)
         yield ngram_case(slots)
 
 
-def verify_case(p: list[Tensor], slots: int, name: str, of: dict[str, Any]) -> Case:
+def verify_case(p: list[Tensor], slots: int, name: str, parameters: dict[str, Any]) -> Case:
     """q resembles p, and the proposals are drawn from it. Each call has a state of its own, put back before every replay."""
     nodes = LOOKAHEAD + 1
-    how = settings_of(slots * nodes, name)
+    sampling = settings_of(slots * nodes, name)
     seeds = torch.arange(slots, device="cuda")
     calls: list[Call] = []
     states: list[tuple[Tensor, Tensor]] = []
     for i in range(rotation(slots * VOCABULARY * 8, least_calls=8)):
         p_logits = p[i % len(p)]
-        p_stats = ops.row_stats(p_logits.flatten(0, 1), *how).unflatten(0, (slots, nodes))
+        p_stats = ops.row_stats(p_logits.flatten(0, 1), *sampling).unflatten(0, (slots, nodes))
         q_logits = torch.zeros(slots, 2, 1, LOOKAHEAD, VOCABULARY, device="cuda")
         q_logits[:, 0, 0] = p_logits[:, :-1] + 0.5 * torch.randn_like(p_logits[:, :-1])
         drawn = q_logits[:, 0, 0].flatten(0, 1)
         drawn_stats = ops.row_stats(drawn, *settings_of(slots * LOOKAHEAD, name))
         q_stats = torch.zeros(slots, 2, 1, LOOKAHEAD, ops.STATS, device="cuda")
         q_stats[:, 0, 0] = drawn_stats.unflatten(0, (slots, LOOKAHEAD))
-        at = torch.arange(LOOKAHEAD, device="cuda", dtype=torch.int32).repeat(slots) + 1
-        spec = ops.sample(drawn, drawn_stats, seeds.repeat_interleave(LOOKAHEAD) + 1000 * i, at).view(slots, LOOKAHEAD)
+        positions = torch.arange(LOOKAHEAD, device="cuda", dtype=torch.int32).repeat(slots) + 1
+        spec = ops.sample(drawn, drawn_stats, seeds.repeat_interleave(LOOKAHEAD) + 1000 * i, positions).view(slots, LOOKAHEAD)
         state = {
             "parity": i32([0]),
             "seed": seeds + 1000 * i,
@@ -271,11 +277,11 @@ def verify_case(p: list[Tensor], slots: int, name: str, of: dict[str, Any]) -> C
         for value, before in states:
             value.copy_(before)
 
-    # What the decision needs: p and q at each proposal, and one row of each for the residual.
+    # The decision needs p and q at each proposal, and one row of each for the residual.
     return Case(
         "verify",
         f"{count(slots, 'slot')}, K = {LOOKAHEAD}, {name}",
-        of | {"settings": name},
+        parameters | {"settings": name},
         calls,
         slots * VOCABULARY * 8,
         {"torch softmax of p and q, clamp, argmax": [partial(torch_verify, z) for z in p]},
@@ -298,19 +304,21 @@ def lookup_case(slots: int) -> Case:
     written = [i32([0]), int_table(slots), int_table(slots), int_table(slots, LOOKAHEAD), int_table(slots)]
     written += [torch.zeros(slots, device="cuda", dtype=torch.uint8), int_table(slots)]
     arguments = (int_table(slots, 2, 2), guess, guess_k, branches, *state, *written)
-    of = {"slots": slots, "lookahead": LOOKAHEAD, "budget": BUDGET}
-    return Case("cache_lookup", f"{count(slots, 'slot')}", of, [partial(ops.cache_lookup, *arguments)] * 64, branches.nbytes)
+    parameters = {"slots": slots, "lookahead": LOOKAHEAD, "budget": BUDGET}
+    return Case(
+        "cache_lookup", f"{count(slots, 'slot')}", parameters, [partial(ops.cache_lookup, *arguments)] * 64, branches.nbytes
+    )
 
 
-def ngram_case(slots: int, places: int = 4096) -> Case:
-    tokens = torch.randint(50, (slots, places), device="cuda", dtype=torch.int32)
-    length = i32([places - 10] * slots)
-    of = {"slots": slots, "tokens": places, "lookahead": LOOKAHEAD}
+def ngram_case(slots: int, capacity: int = 4096) -> Case:
+    tokens = torch.randint(50, (slots, capacity), device="cuda", dtype=torch.int32)
+    length = i32([capacity - 10] * slots)
+    parameters = {"slots": slots, "tokens": capacity, "lookahead": LOOKAHEAD}
     calls: list[Call] = [partial(ops.ngram_propose, tokens, length, LOOKAHEAD)] * 64
-    return Case("ngram_propose", f"{count(slots, 'slot')} of {places}", of, calls, tokens.nbytes)
+    return Case("ngram_propose", f"{count(slots, 'slot')} of {capacity}", parameters, calls, tokens.nbytes)
 
 
-# The rest of a pass ------------------------------------------------------------------------------------------------------------
+# The rest of a pass -----------------------------------------------------------------------------------------------------------
 
 
 def small_kernels(width: int = 4096, heads: int = 32, kv_heads: int = 8, dim: int = 128) -> Iterator[Case]:
@@ -319,7 +327,7 @@ def small_kernels(width: int = 4096, heads: int = 32, kv_heads: int = 8, dim: in
     kv = random(layers, 2, 64, PAGE_SIZE, kv_heads, dim)
     cos_sin = torch.randn(4096, dim, device="cuda")
     for rows in (1, 24):
-        of = {"rows": rows, "width": width}
+        parameters = {"rows": rows, "width": width}
         x = random(rows, width)
         ids = torch.randint(VOCABULARY, (rows,), device="cuda", dtype=torch.int32)
         wide, name = ids.long(), f"{count(rows, 'row')} of {width}"
@@ -328,29 +336,34 @@ def small_kernels(width: int = 4096, heads: int = 32, kv_heads: int = 8, dim: in
             return [partial(op, *arguments)] * 64
 
         yield Case(
-            "embed", name, of, many(ops.embed, ids, table), 2 * x.nbytes, {"torch embedding": many(F.embedding, wide, table)}
+            "embed",
+            name,
+            parameters,
+            many(ops.embed, ids, table),
+            2 * x.nbytes,
+            {"torch embedding": many(F.embedding, wide, table)},
         )
         yield Case(
             "rms_norm",
             name,
-            of,
+            parameters,
             many(ops.rms_norm, x, weight, 1e-5),
             2 * x.nbytes,
             {"torch rms_norm": many(F.rms_norm, x, (width,), weight, 1e-5)},
         )
         q, k, v = (random(rows, n, dim) for n in (heads, kv_heads, kv_heads))
-        at = torch.arange(rows, device="cuda", dtype=torch.int32)
+        positions = torch.arange(rows, device="cuda", dtype=torch.int32)
         yield Case(
             "rope_store_kv",
             f"{count(rows, 'row')}, {heads}/{kv_heads} heads of {dim}",
-            of,
-            many(ops.rope_store_kv, q, k, v, cos_sin, at, at, kv[0, 0], kv[0, 1]),
+            parameters,
+            many(ops.rope_store_kv, q, k, v, cos_sin, positions, positions, kv[0, 0], kv[0, 1]),
             2 * (q.nbytes + k.nbytes + v.nbytes),
         )
     src, dst = i32(range(100, 100 + moves)), i32(range(moves))
     yield Case(
         "move_kv",
-        f"{moves} places of {layers} layers",
+        f"{moves} KV slots of {layers} layers",
         {"moves": moves, "layers": layers},
         [partial(ops.move_kv, kv, src, dst)] * 64,
         2 * moves * layers * 2 * kv_heads * dim * 2,

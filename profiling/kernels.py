@@ -25,7 +25,7 @@ from graph_timing import launch_seconds, seconds_a_call
 from kernel_cases import Case, attentions, draws, linears, small_kernels, speculation
 from passes import passes
 
-# Musts -------------------------------------------------------------------------------------------------------------------------
+# Musts ------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def judged(rows: list[Row]) -> list[Row]:
     return result
 
 
-# Timing ------------------------------------------------------------------------------------------------------------------------
+# Timing -----------------------------------------------------------------------------------------------------------------------
 
 FAMILIES: dict[str, Callable[[], Iterator[Case]]] = {
     "linear": linears,

@@ -12,8 +12,8 @@ from ssd.kv.cache import KVCache, Rows
 
 
 def decode_rows(keys: int, rows: int, suffix: int) -> tuple[Rows, int]:
-    """(`rows` rows of one sequence, pages of K/V they need). Each row sees `keys` keys, the last `suffix` of them in its own
-    KV slots."""
+    """`rows` rows of one sequence, and the number of K/V pages that they need. Each row sees `keys` keys, the last `suffix` of
+    them in its own KV slots."""
     prefix = keys - suffix
     pages = -(-keys // PAGE_SIZE)
     own = pages * PAGE_SIZE + torch.arange(rows * max(suffix, 1)).view(rows, -1)  # [rows, suffix]

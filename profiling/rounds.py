@@ -107,22 +107,22 @@ def main() -> None:
 
 def judged(modes: dict[str, dict[str, Any]], bandwidth: float, two_devices: bool) -> list[Row]:
     """The musts of a decode on a GPU, and whether each holds. bandwidth: bytes/s that the GPU reads."""
-    found = []
+    rows = []
     for mode, m in modes.items():
         if mode == "ar":
             floor = m["footprint"]["target_pass_bytes"] / bandwidth
-            found.append(Must("ar, tokens/s over those of the floor", at_least=0.85).judged(m["decode_tokens_per_s"] * floor))
+            rows.append(Must("ar, tokens/s over those of the floor", at_least=0.85).judged(m["decode_tokens_per_s"] * floor))
             if m["gap_after_miss_ms"] is not None:
-                found.append(Must("ar, µs between verifications", at_most=15).judged(1e3 * m["gap_after_miss_ms"]))
+                rows.append(Must("ar, µs between verifications", at_most=15).judged(1e3 * m["gap_after_miss_ms"]))
         if mode == "ssd":
             if not two_devices and m["gap_after_hit_ms"] is not None:
-                found.append(Must("ssd, µs between verifications after a hit", at_most=10).judged(1e3 * m["gap_after_hit_ms"]))
+                rows.append(Must("ssd, µs between verifications after a hit", at_most=10).judged(1e3 * m["gap_after_hit_ms"]))
             if m["hidden_draft_ms"] is not None:
                 share = m["hidden_draft_ms"] / min(m["t_verify_ms"], m["t_draft_ms"])
-                found.append(Must("ssd, hidden draft time over min(T_v, T_d)", at_least=0.9).judged(share))
+                rows.append(Must("ssd, hidden draft time over min(T_v, T_d)", at_least=0.9).judged(share))
         model = Must(f"{mode}, tokens/s by the model over measured", at_least=0.9, at_most=1.1)
-        found.append(model.judged(m["model_over_measured"]))
-    return found
+        rows.append(model.judged(m["model_over_measured"]))
+    return rows
 
 
 def measure(args: argparse.Namespace, work: Workload) -> None:
@@ -131,13 +131,13 @@ def measure(args: argparse.Namespace, work: Workload) -> None:
     for mode in work.modes:
         with work.engine(mode) as engine:
             if args.batch == 1:
-                each = [figures(*record(engine, [prompt], params), batch=1) for prompt in work.prompts]
+                measured = [figures(*record(engine, [prompt], params), batch=1) for prompt in work.prompts]
             else:
-                each = [figures(*record(engine, work.prompts, params), batch=args.batch)]
-            for m in each:
+                measured = [figures(*record(engine, work.prompts, params), batch=args.batch)]
+            for m in measured:
                 m["model_tokens_per_s"] = predicted(mode, m)
                 m["model_over_measured"] = m["model_tokens_per_s"] / m["decode_tokens_per_s"]
-            modes[mode] = {name: middle(m[name] for m in each) for name in each[0]}
+            modes[mode] = {name: middle(m[name] for m in measured) for name in measured[0]}
             modes[mode]["t_draft_alone_ms"] = draft_alone_ms(engine, args.batch) if mode == "ssd" else None
             modes[mode]["footprint"] = asdict(engine.footprint)
         del engine
