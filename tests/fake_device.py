@@ -8,7 +8,7 @@ the noted ops on the same tensors. As in a CUDA graph, every decision that the h
 value on the host while recording is refused. A program's warm-up run, eager on a GPU, is recorded here too.
 
 It cannot find: memory that is freed while a graph still refers to it (a recording keeps its tensors alive), tables that are
-filled outside of any stream, a tensor on the wrong device, an op on the wrong current device, and any fault within an op.
+filled outside any stream, a tensor on the wrong device, an op on the wrong current device, and any fault inside an op.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-Step = Callable[[], "list[Step] | None"]  # one op; or the steps that replace it
+Step = Callable[[], "list[Step] | None"]  # runs one op, or returns the steps to run instead
 
 
 class HostRead(RuntimeError):
@@ -53,48 +53,48 @@ class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[Step] = []
-        self._own: set[int] = set()  # storages that this program allocated
-        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+        self._allocated: set[int] = set()  # storages that this program allocated
+        self._saved: dict[int, tuple[Tensor, Tensor]] = {}
         self._alive: list[Any] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:
             raise HostRead("a program reads a value while it is recorded")
-        for argument, value in self._written(func, args, kwargs):
-            if argument:
+        for is_written, value in self._arguments(func, args, kwargs):
+            if is_written:
                 self._save(value)
         result = func(*args, **kwargs)
-        inputs = {each.untyped_storage().data_ptr() for each in _tensors((args, kwargs))}
-        made = [each for each in _tensors(result) if each.untyped_storage().data_ptr() not in inputs]
-        self._own.update(each.untyped_storage().data_ptr() for each in made)
+        inputs = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
+        new_tensors = [tensor for tensor in _tensors(result) if tensor.untyped_storage().data_ptr() not in inputs]
+        self._allocated.update(tensor.untyped_storage().data_ptr() for tensor in new_tensors)
         self._alive.append((args, kwargs, result))
 
         def step() -> None:
             again = func(*args, **kwargs)
             for old, new in zip(_tensors(result), _tensors(again), strict=True):
-                if any(old is each for each in made):
+                if any(old is tensor for tensor in new_tensors):
                     old.copy_(new)
 
         self.steps.append(step)
         return result
 
     @staticmethod
-    def _written(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[bool, Tensor]]:
-        for place, argument in enumerate(func._schema.arguments):
-            value = args[place] if place < len(args) else kwargs.get(argument.name)
+    def _arguments(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[bool, Tensor]]:
+        for index, argument in enumerate(func._schema.arguments):
+            value = args[index] if index < len(args) else kwargs.get(argument.name)
             for tensor in _tensors(value):
                 yield argument.alias_info is not None and argument.alias_info.is_write, tensor
 
     def _save(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._own and storage.data_ptr() not in self._before:
+        if storage.data_ptr() not in self._allocated and storage.data_ptr() not in self._saved:
             whole = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
-            self._before[storage.data_ptr()] = (whole, whole.clone())
+            self._saved[storage.data_ptr()] = (whole, whole.clone())
 
     def restore(self) -> None:
-        for whole, before in self._before.values():
-            whole.copy_(before)
+        for whole, saved in self._saved.values():
+            whole.copy_(saved)
 
 
 @dataclass
@@ -106,16 +106,16 @@ class FakeEvent:
     def __init__(self, device: FakeDevice, lane: str) -> None:
         self._device = device
         self._lane = lane
-        self.at: float | None = None
+        self.passed_at: float | None = None
 
     def wait(self) -> None:
         if self._lane in self._device.lost:
             raise RuntimeError(f"the device of the {self._lane} is lost")
-        self._device.run_until(lambda: self.at is not None)
+        self._device.run_until(lambda: self.passed_at is not None)
 
     def seconds(self) -> float:
-        assert self.at is not None, "the host asks for the time of an event it has not waited for"
-        return self.at
+        assert self.passed_at is not None, "the host asks for the time of an event it has not waited for"
+        return self.passed_at
 
 
 @dataclass(eq=False)
@@ -127,7 +127,7 @@ class FakeStream:
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        if self._open is not None:  # nested: part of the same run of ops
+        if self._open is not None:  # nested: part of the outer block
             yield
             return
         try:
@@ -140,10 +140,10 @@ class FakeStream:
     def record(self) -> FakeEvent:
         event = FakeEvent(self.device, self.lane)
 
-        def come_past() -> None:
-            event.at = time.perf_counter()
+        def pass_event() -> None:
+            event.passed_at = time.perf_counter()
 
-        self._enqueue([come_past])
+        self._enqueue([pass_event])
         return event
 
     def wait(self, event: FakeEvent) -> None:
@@ -157,7 +157,7 @@ class FakeStream:
 
 
 class FakeDevice:
-    """seed: seed of the order. patience: the chance that the device runs on after the host has got what it waited for."""
+    """seed: seed of the order. patience: the chance that the device goes on after the event that the host waited for."""
 
     CHANGES = 0.02  # the chance that the favoured stream changes
 
@@ -221,7 +221,7 @@ class FakeDevice:
         while not reached() or self._dice.random() < self._patience:
             ready = [stream for stream in self.streams.values() if self._can_go_on(stream)]
             if not ready:
-                assert reached(), "the host waits for what no stream will come past"
+                assert reached(), "the host waits for an event that no stream will reach"
                 return
             if self._dice.random() < self.CHANGES:
                 self._favoured = self._dice.choice([*self.streams.values(), None])
@@ -233,12 +233,12 @@ class FakeDevice:
 
     @staticmethod
     def _can_go_on(stream: FakeStream) -> bool:
-        return bool(stream.queue) and not (isinstance(stream.queue[0], FakeEvent) and stream.queue[0].at is None)
+        return bool(stream.queue) and not (isinstance(stream.queue[0], FakeEvent) and stream.queue[0].passed_at is None)
 
     @staticmethod
     def _advance(stream: FakeStream) -> None:
         first = stream.queue.popleft()
         if not isinstance(first, FakeEvent):
             with torch.inference_mode():
-                instead = first()
-            stream.queue.extendleft(reversed(instead or []))
+                steps = first()
+            stream.queue.extendleft(reversed(steps or []))

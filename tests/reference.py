@@ -113,10 +113,10 @@ def paged_attention(
 
 def move_kv(kv: Tensor, src: Tensor, dst: Tensor) -> Tensor:
     kv = kv.clone()
-    places = kv.flatten(2, 3)
+    kv_slots = kv.flatten(2, 3)
     for a, b in zip(src.tolist(), dst.tolist(), strict=True):
         if a >= 0 and b >= 0:
-            places[:, :, b] = places[:, :, a]
+            kv_slots[:, :, b] = kv_slots[:, :, a]
     return kv
 
 

@@ -1,7 +1,7 @@
 """The file of outcomes that `pytest --results DIR` writes, for the pages that profiling/tables.py makes.
 
-Each test of an op counts for every op that it called through ops/backend.py. The file is written anew after each test, so that a run
-that is cut off keeps the outcomes so far.
+Each test of an op counts for every op that it called through ops/backend.py. The file is written anew after each test, so that
+a run that is cut off keeps the outcomes so far.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ PROFILING = Path(__file__).parents[1] / "profiling"
 
 
 class Results:
-    """A pytest plugin. part: added to the file's name, where several processes share a run. writes: False in a worker of pytest-xdist."""
+    """A pytest plugin.
+
+    part: added to the file's name, where several processes share a run. writes: False in a worker of pytest-xdist.
+    """
 
     def __init__(self, folder: Path, part: str | None = None, writes: bool = True) -> None:
         self.folder, self.part, self.writes = folder, part, writes
@@ -96,7 +99,7 @@ def profiling_on_the_path() -> Iterator[None]:
 
 
 def largest_blocks() -> dict[str, dict[str, int]]:
-    """The largest block of each kernel that the emulator ran: (threads, bytes of shared memory), by profiling/ptxas.py's names."""
+    """The largest block of each kernel on the emulator: (threads, bytes of shared memory), by ptxas.py's names."""
     with profiling_on_the_path():
         import ptxas
 

@@ -1,4 +1,4 @@
-"""The house: every import points to a room further down, so none runs in a circle, and no file grows out of hand."""
+"""The folders of ssd are rooms in a fixed order. Imports go downwards only, so there is no circle, and files stay short."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def room_of(module: str) -> str:
 
 
 def imported_by(path: Path) -> Iterator[str]:
-    """The rooms of ssd that a file imports from, also within functions and for types only."""
+    """The rooms of ssd that a file imports from, also inside functions and for types only."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module == "ssd":
             yield from (alias.name if alias.name in ROOMS else "__init__" for alias in node.names)
@@ -29,12 +29,12 @@ def imported_by(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("module", [module for module in MODULES if room_of(module) != "__init__"])
 def test_a_file_imports_only_from_its_own_room_and_those_below(module: str) -> None:
-    own = ROOMS.index(room_of(module))
-    assert [room for room in imported_by(MODULES[module]) if ROOMS.index(room) > own] == []
+    height = ROOMS.index(room_of(module))
+    assert [room for room in imported_by(MODULES[module]) if ROOMS.index(room) > height] == []
 
 
 def test_no_file_is_longer_than_350_lines() -> None:
-    """ops.py may be: it documents every op."""
+    """Except ops.py, which documents every op."""
     lengths = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
     assert {module: lines for module, lines in lengths.items() if lines > 350 and module != "ops"} == {}
     assert lengths["engine"] <= 200

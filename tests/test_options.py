@@ -1,4 +1,4 @@
-"""Options are declared once, in ssd/options.py and ssd/distill/recipe.py; signatures, help texts and checks follow from there."""
+"""Options are declared once, in ssd/options.py and ssd/distill/recipe.py; signatures, help texts and checks follow."""
 
 from __future__ import annotations
 

@@ -350,7 +350,7 @@ def test_a_result_can_be_written_without_git(monkeypatch: pytest.MonkeyPatch) ->
     assert machine.describe()["commit"] == "abc"
 
 
-# gpu_check ----------------------------------------------------------------------------------------------------------------------
+# gpu_check --------------------------------------------------------------------------------------------------------------------
 
 
 def test_steps_run_in_their_own_order_and_an_unknown_one_is_refused() -> None:

@@ -46,7 +46,7 @@ figures = st.fixed_dictionaries(
 )
 
 
-# The choice ---------------------------------------------------------------------------------------------------------------------
+# The choice -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["neural", "ngram"])
@@ -85,7 +85,7 @@ def test_a_large_batch_waits_too_often_for_a_draft() -> None:
     assert (fallback.choose(1), fallback.choose(LIMIT)) == ("neural", "ngram")
 
 
-# The switch ---------------------------------------------------------------------------------------------------------------------
+# The switch -------------------------------------------------------------------------------------------------------------------
 
 
 @given(figures=figures)
@@ -183,7 +183,7 @@ def test_auto_changes_to_n_grams_after_rounds_with_a_slow_draft() -> None:
     assert chosen == ["neural"] * FallbackPolicy.ENOUGH + ["ngram"] * (20 - FallbackPolicy.ENOUGH)
 
 
-# Proposing n-grams --------------------------------------------------------------------------------------------------------------
+# Proposing n-grams ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

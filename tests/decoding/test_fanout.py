@@ -24,9 +24,9 @@ def hits(probability: Sequence[float], gains: Sequence[Sequence[float]], counts:
     return sum(p * sum(gain[:count]) for p, gain, count in zip(probability, gains, counts, strict=False))
 
 
-def shares(places: int, budget: int) -> Iterator[tuple[int, ...]]:
+def shares(positions: int, budget: int) -> Iterator[tuple[int, ...]]:
     """Every way to divide the whole budget."""
-    return (counts for counts in product(range(budget + 1), repeat=places) if sum(counts) == budget)
+    return (counts for counts in product(range(budget + 1), repeat=positions) if sum(counts) == budget)
 
 
 # Theorem 12 -------------------------------------------------------------------------------------------------------------------
@@ -86,18 +86,18 @@ def test_the_remainder_of_uniform_goes_to_the_smallest_counts() -> None:
 # The best fan-out for known curves --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("places", range(1, 5))
+@pytest.mark.parametrize("positions", range(1, 5))
 @pytest.mark.parametrize("budget", range(7))
 @given(data=st.data())
-def test_best_hits_at_least_as_often_as_any_division_of_the_budget(places: int, budget: int, data: st.DataObject) -> None:
+def test_best_hits_at_least_as_often_as_any_division_of_the_budget(positions: int, budget: int, data: st.DataObject) -> None:
     """For random probabilities and concave curves, whose increments never rise; some stretches are flat."""
     chance = st.floats(0, 1, allow_subnormal=False) | st.sampled_from([0.0, 0.25, 1.0])
-    probability = data.draw(st.lists(chance, min_size=places, max_size=places))
+    probability = data.draw(st.lists(chance, min_size=positions, max_size=positions))
     curve = st.lists(chance, min_size=budget, max_size=budget).map(lambda gains: sorted(gains, reverse=True))
-    gains = data.draw(st.lists(curve, min_size=places, max_size=places))
+    gains = data.draw(st.lists(curve, min_size=positions, max_size=positions))
     counts = best(probability, gains, budget)
     assert sum(counts) == budget
-    optimum = max(hits(probability, gains, counts) for counts in shares(places, budget))
+    optimum = max(hits(probability, gains, counts) for counts in shares(positions, budget))
     assert hits(probability, gains, counts) == pytest.approx(optimum, abs=1e-12)
 
 
@@ -120,7 +120,7 @@ def test_the_power_laws_increments_add_up_to_it(budget: int, first_miss: float, 
     assert gains.cumsum().tolist() == pytest.approx([1 - first_miss * count**-decay for count in range(1, budget + 1)])
 
 
-# Tables -------------------------------------------------------------------------------------------------------------------------
+# Tables -----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fan_out", ["geometric", "uniform", "measured"])
@@ -148,7 +148,7 @@ def test_for_a_shorter_speculation_the_last_outcome_gets_the_rest_of_an_explicit
     assert table.tolist() == [expected, expected]
 
 
-# Measured -----------------------------------------------------------------------------------------------------------------------
+# Measured ---------------------------------------------------------------------------------------------------------------------
 
 
 @st.composite

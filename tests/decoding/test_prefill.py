@@ -1,4 +1,4 @@
-"""A prompt is staged in tables of its own, and its slot is a finished one until it is stored."""
+"""A prompt is stored from the staging tables; until then its slot is a finished one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def staging(request_: Request) -> SequenceState:
     return staging
 
 
-def test_a_staged_prompt_has_its_tokens_its_pages_and_its_parameters(staging: SequenceState, request_: Request) -> None:
+def test_staging_writes_the_tokens_pages_and_parameters_of_a_request(staging: SequenceState, request_: Request) -> None:
     assert staging.tokens[0, :30].tolist() == request_.prompt
     assert (int(staging.length), int(staging.last_token), int(staging.max_length), int(staging.done)) == (29, 69, 35, 0)
     assert (float(staging.temperature), int(staging.seed)) == (0.5, 11)
@@ -47,7 +47,7 @@ def test_a_chunk_has_the_rows_of_its_tokens(staging: SequenceState, request_: Re
     assert rows.prefix_len.tolist() == [15, 16, 17, 18]
 
 
-def test_a_slot_becomes_a_copy_of_the_staged_row_and_no_other_does(staging: SequenceState) -> None:
+def test_only_the_named_slot_becomes_a_copy_of_the_staged_row(staging: SequenceState) -> None:
     state = SequenceState.allocate(3, 64, 4, (0,), CPU)
     state.only(1).copy_from(staging)
     assert state.done.tolist() == [1, 0, 1]

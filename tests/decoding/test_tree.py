@@ -43,7 +43,7 @@ def place(state: SequenceState, slot: int, position: int) -> int:
     return int(state.page_table[slot, position // PAGE_SIZE]) * PAGE_SIZE + position % PAGE_SIZE
 
 
-# Tables -------------------------------------------------------------------------------------------------------------------------
+# Tables -----------------------------------------------------------------------------------------------------------------------
 
 
 @given(shape=shapes)
@@ -78,7 +78,7 @@ def test_a_chain_is_a_tree_with_one_child_per_node() -> None:
     assert tree.nodes_within.tolist() == [0, 1, 2, 3]
 
 
-# Rows ---------------------------------------------------------------------------------------------------------------------------
+# Rows -------------------------------------------------------------------------------------------------------------------------
 
 
 def rows_of(tree: Tree, state: SequenceState, nodes: slice) -> Rows:
@@ -164,7 +164,7 @@ def test_a_chains_rows_see_the_same_keys_as_a_trees(nodes: slice) -> None:
         assert keys_of(chain, row) == keys_of(tree, row)
 
 
-# Moves --------------------------------------------------------------------------------------------------------------------------
+# Moves ------------------------------------------------------------------------------------------------------------------------
 
 
 def walk(shape: tuple[int, ...], steps: int, dice: torch.Generator) -> list[int]:

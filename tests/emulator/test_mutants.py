@@ -1,4 +1,4 @@
-"""The op tests find mistakes in the kernels: each mutant is the real source with one line changed, and must fail on the emulator."""
+"""The op tests find mistakes in the kernels: a mutant has one line changed, and must fail on the emulator."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ PARAMS = [SamplingParams(max_new_tokens=n) for n in (30, 12, 25, 18, 9)]
 def break_draft(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, phase: str, call: int, error: type[BaseException] = RuntimeError
 ) -> list[int]:
-    """Make the draft model raise in its call-th forward pass within a phase: "store" (a prompt), "draft", "look_up" or "branch".
+    """Make the draft model raise in its call-th forward pass within a phase: "store" (a prompt), "draft", "look_up" or
+    "branch".
 
     Returns a list to which the raising thread's id is added.
     """
@@ -144,7 +145,7 @@ def test_sampled_requests_are_completed_after_a_failure_too(
     assert all(c.token_ids[:2] == w.token_ids[:2] for c, w in zip(found[:3], whole[:3], strict=True))
 
 
-# Trees and n-grams --------------------------------------------------------------------------------------------------------------
+# Trees and n-grams ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("phase,call", [("store", 1), ("store", 4), ("draft", 1), ("draft", 2), ("draft", 14)])

@@ -283,11 +283,11 @@ def test_a_seed_gives_the_same_tokens_wherever_its_request_is_in_the_batch(engin
     seeded = SamplingParams(**SAMPLED, seed=42)
     alone = engine(mode, max_batch=1, fallback="neural").decode(PROMPTS[0], seeded).token_ids
     others = [SamplingParams(**SAMPLED, seed=i) for i in range(5)]
-    for place in (0, 2, 5):
+    for index in (0, 2, 5):
         prompts, params = list(PROMPTS[1:]), list(others)
-        prompts.insert(place, PROMPTS[0])
-        params.insert(place, seeded)
-        assert engine(mode, max_batch=4, fallback="neural").decode(prompts, params)[place].token_ids == alone
+        prompts.insert(index, PROMPTS[0])
+        params.insert(index, seeded)
+        assert engine(mode, max_batch=4, fallback="neural").decode(prompts, params)[index].token_ids == alone
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -371,7 +371,7 @@ def test_mode_auto_takes_the_draft_it_is_given(engine: MakeEngine) -> None:
     assert engine("auto", "draft").mode == "sd"
 
 
-# The engine itself --------------------------------------------------------------------------------------------------------------
+# The engine itself ------------------------------------------------------------------------------------------------------------
 
 
 def test_decode_keeps_one_engine_for_the_same_options(models: Models, built: list[Engine]) -> None:

@@ -44,7 +44,7 @@ def autoregressive(models: Models) -> dict[str, list[list[int]]]:
     return autoregressive_tokens(models, PROMPTS, GREEDY)
 
 
-# A draft without a model ----------------------------------------------------------------------------------------------------------
+# A draft without a model ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])

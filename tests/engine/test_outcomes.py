@@ -88,12 +88,12 @@ def random_table(seed: int) -> Tensor:
     table = torch.zeros(2, LOOKAHEAD + 1, LOOKAHEAD + 1, dtype=torch.int32)
     for row in range(2 * (LOOKAHEAD + 1)):
         spec_len = row % (LOOKAHEAD + 1)
-        places = torch.randint(0, spec_len + 1, (BUDGET,), generator=generator(100 * seed + row))
-        table[row // (LOOKAHEAD + 1), spec_len] = torch.bincount(places, minlength=LOOKAHEAD + 1)
+        accepted_counts = torch.randint(0, spec_len + 1, (BUDGET,), generator=generator(100 * seed + row))
+        table[row // (LOOKAHEAD + 1), spec_len] = torch.bincount(accepted_counts, minlength=LOOKAHEAD + 1)
     return table
 
 
-# Ranks --------------------------------------------------------------------------------------------------------------------------
+# Ranks ------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("draft,batch", [("draft", 3), ("trimmed", 8), ("self:2", 1)])
@@ -177,7 +177,7 @@ def test_a_budget_may_have_more_guesses_than_the_draft_has_tokens(engine: MakeEn
     assert all(rank < 5 or rank >= 32 for completion in completions for rank in completion.stats.rank_counts)
 
 
-# A measured fan-out -------------------------------------------------------------------------------------------------------------
+# A measured fan-out -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_measured_fan_out_follows_the_outcomes_seen(engine: MakeEngine) -> None:
@@ -203,7 +203,7 @@ def test_a_fixed_fan_out_does_not_change(engine: MakeEngine, fan_out: Any) -> No
     assert table.equal(tables(fan_out, 4, 8))
 
 
-# Saguaro sampling ---------------------------------------------------------------------------------------------------------------
+# Saguaro sampling -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_smaller_c_hits_more_often_and_accepts_less(engine: MakeEngine) -> None:

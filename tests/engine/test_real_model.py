@@ -199,7 +199,7 @@ class Measured:
     rounds: int
     hits: int
     look_ups: int
-    hits_behind_accepted: int  # with k ≥ 1
+    hits_after_acceptance: int  # with k ≥ 1
 
     @property
     def count(self) -> int:
@@ -223,7 +223,7 @@ def measure(
         found = Measured(tokens_of(completions), rounds, hits, look_ups, hits_and_look_ups(completions, least_k=1)[0])
         figures = f"{found.count} tokens, {rounds} rounds ({rounds / found.count:.3f} a token)"
         if mode == "ssd":
-            figures += f", {hits} hits of {look_ups} look-ups, {found.hits_behind_accepted} with k ≥ 1"
+            figures += f", {hits} hits of {look_ups} look-ups, {found.hits_after_acceptance} with k ≥ 1"
         if expected is not None:
             figures += f", {differing(found, expected)} tokens differ"
         with capsys.disabled():
@@ -264,7 +264,7 @@ def test_greedy_tokens_are_the_same_over_the_whole_grid(
         assert found.rounds <= 0.8 * found.count
     if mode == "ssd":
         assert found.hits >= 500
-        assert found.hits_behind_accepted >= 200
+        assert found.hits_after_acceptance >= 200
 
 
 @pytest.mark.acceptance

@@ -117,7 +117,7 @@ def test_a_tree_with_one_child_per_node_equals_a_chain(
 def test_a_chains_shortcuts_change_no_token_and_no_round(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, params: list[SamplingParams], draft: str, dtype: str
 ) -> None:
-    """lookahead=4 and tree=(1, 1, 1, 1) are one shape; without its short cuts it has a suffix, parents and moves like any tree."""
+    """lookahead=4 and tree=(1, 1, 1, 1) are one shape. Without shortcuts, it has suffixes, parents and moves like a tree."""
     options = {"dtype": dtype, "max_batch": 3}
 
     def figures(**shape: Any) -> list[Any]:

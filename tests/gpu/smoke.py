@@ -1,7 +1,7 @@
-"""One small case on the GPU, as `python tests/gpu/smoke.py CASE`; profiling/gpu_check.py runs each in a process of its own.
+"""Small cases on the GPU: `python tests/gpu/smoke.py CASE`. profiling/gpu_check.py runs each case in a process of its own.
 
-conditional   a conditional node in a CUDA graph: its body, two of our kernels, runs when a flag is set and not otherwise
-ar, sd, ssd   a tiny decode in this mode: graphs give the tokens of eager rounds
+conditional   a conditional node in a CUDA graph: the body, two of our kernels, runs only if a flag is set
+ar, sd, ssd   a tiny decode in this mode: graphs give the same tokens as eager rounds
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PROMPTS = [[1, 2, 3], [4] * 20]
 
 
 def conditional(replays: int = 100) -> None:
-    """Our kernels in the body are launched as everywhere else: one may start while the one ahead of it still runs."""
+    """The kernels in the body are launched as everywhere else: the second may start while the first still runs."""
     gpu = torch.device("cuda:0")
     device = CudaDevice({"draft": gpu})
     stream = device.stream("draft")
@@ -37,13 +37,13 @@ def conditional(replays: int = 100) -> None:
     with torch.inference_mode():
         graph, _ = device.capture(stream, lambda: device.when(flag, body))
     for i in range(replays):
-        wanted = i % 3 > 0
-        flag.fill_(wanted)
+        is_set = i % 3 > 0
+        flag.fill_(is_set)
         out.zero_()
         torch.cuda.synchronize()
         stream.launch(graph)
         torch.cuda.synchronize()
-        assert torch.equal(out, expected if wanted else torch.zeros_like(out)), f"replay {i}, the flag {wanted}"
+        assert torch.equal(out, expected if is_set else torch.zeros_like(out)), f"replay {i}, the flag {is_set}"
 
 
 def decode(mode: str) -> None:
@@ -57,10 +57,10 @@ def decode(mode: str) -> None:
         for eager in ("1", "0"):
             os.environ["SSD_EAGER"] = eager
             with Engine(str(target), None if mode == "ar" else str(draft), mode, device="cuda", max_batch=2) as engine:
-                found = engine.decode(PROMPTS, params)
+                completions = engine.decode(PROMPTS, params)
                 print(f"{mode}: {engine.footprint.rounds}")
-            assert not any(completion.degraded for completion in found), "the draft failed"
-            tokens[eager] = [completion.token_ids for completion in found]
+            assert not any(completion.degraded for completion in completions), "the draft failed"
+            tokens[eager] = [completion.token_ids for completion in completions]
     assert tokens["0"] == tokens["1"], f"graphs gave {tokens['0']}, eager rounds {tokens['1']}"
 
 

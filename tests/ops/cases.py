@@ -93,11 +93,11 @@ class PagedKeys:
         for s, count in enumerate(per_sequence):
             self.page_table[s, :count] = order[used : used + count]
             used += count
-        places = (
+        kv_slots = (
             torch.arange(page_size).repeat(scratch_pages)
             + order[used : used + scratch_pages].repeat_interleave(page_size) * page_size
         )
-        self._scratch = places[torch.randperm(len(places), generator=generator(seed + placement))].tolist()
+        self._scratch = kv_slots[torch.randperm(len(kv_slots), generator=generator(seed + placement))].tolist()
 
     def _store(self, slots: Tensor, s: int, j: Tensor) -> None:
         self.k_cache.flatten(0, 1)[slots.long()] = self.keys[s][j]

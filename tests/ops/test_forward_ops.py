@@ -16,7 +16,7 @@ from ssd import ops
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_NAMES)
 
 
-# embed, rms_norm ---------------------------------------------------------------------------------------------------------------
+# embed, rms_norm --------------------------------------------------------------------------------------------------------------
 
 
 @dtypes
@@ -50,7 +50,7 @@ def test_rms_norm_of_zeros_is_zero(dtype: torch.dtype) -> None:
     assert_same_bits(ops.rms_norm(torch.zeros(2, 24, dtype=dtype), weight, 1e-6), torch.zeros(2, 24, dtype=dtype))
 
 
-# linear --------------------------------------------------------------------------------------------------------------------------
+# linear -----------------------------------------------------------------------------------------------------------------------
 
 LINEAR_SIZES = [  # rows, in, out, bias
     (1, 1, 2, False),

@@ -35,8 +35,8 @@ class Decoded:
 def state_at(tokens: Tensor, length: Tensor) -> Tensor:
     """The language's state after the token at `length`. The prompt is one token, with state 0."""
     state = torch.zeros(len(tokens), dtype=torch.int64)
-    for place in range(1, int(length.max()) + 1):
-        state = torch.where(place <= length, next_state(state, tokens[:, place]), state)
+    for position in range(1, int(length.max()) + 1):
+        state = torch.where(position <= length, next_state(state, tokens[:, position]), state)
     return state
 
 

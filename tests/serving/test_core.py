@@ -1,4 +1,4 @@
-"""Requests come and go at any time, from any thread, and nobody's tokens change: the core steps for all."""
+"""Requests come and go at any time, from any thread, and no request's tokens change: the core steps for all of them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def rest_of(stream: Stream) -> str:
     return "".join(stream)
 
 
-# Streams beside each other ------------------------------------------------------------------------------------------------------
+# Streams beside each other ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["ar", "sd", "ssd"])
@@ -99,7 +99,7 @@ def test_a_request_that_is_closed_while_it_waits_takes_nothing(engine: MakeEngin
     assert is_idle_and_whole(one)
 
 
-# Errors and interrupts ----------------------------------------------------------------------------------------------------------
+# Errors and interrupts --------------------------------------------------------------------------------------------------------
 
 
 def test_an_exception_in_one_client_does_not_affect_the_others(engine: MakeEngine) -> None:
@@ -160,16 +160,18 @@ def test_an_error_of_the_target_reaches_every_client_that_it_ran_for(
     assert is_idle_and_whole(one)
 
 
-# Threads ------------------------------------------------------------------------------------------------------------------------
+# Threads ----------------------------------------------------------------------------------------------------------------------
 
 
-THREADS, EACH = 10, 20
+THREADS, REQUESTS = 10, 20
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_ten_threads_get_the_tokens_that_each_request_gets_alone(engine: MakeEngine, mode: str) -> None:
-    """Random lengths, temperatures and stop strings; a third of the streams are closed early. Where an n-gram may be proposed, only
-    greedy requests are comparable."""
+    """Random lengths, temperatures and stop strings; a third of the streams are closed early.
+
+    Where an n-gram may be proposed, only greedy requests are comparable.
+    """
     name, options = MODES[mode]
     one, alone = engine(name, max_batch=4, **options), engine(name, max_batch=1, **options)
     greedy = "fallback" in options and options["fallback"] != "neural"
@@ -191,7 +193,7 @@ def random_requests(seed: int, greedy: bool) -> list[tuple[list[int], SamplingPa
     """(prompt, parameters, pieces to read before closing; None: all)."""
     dice = random.Random(seed)
     requests = []
-    for i in range(EACH):
+    for i in range(REQUESTS):
         params = SamplingParams(
             temperature=0.0 if greedy else dice.choice((0.0, 0.7, 1.0)),
             max_new_tokens=dice.randint(1, 40),
@@ -228,7 +230,7 @@ def run_all(threads: list[threading.Thread]) -> None:
     assert not any(thread.is_alive() for thread in threads)
 
 
-# Prompts in chunks --------------------------------------------------------------------------------------------------------------
+# Prompts in chunks ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
