@@ -1,8 +1,8 @@
 """Builds `ssd._C` with CMake and Ninja, and records the torch and the architectures of the build in `ssd/_build_info.py`.
 
-Environment: with SSD_CUDA=1 the CUDA kernels are built, or the build fails and says why. With SSD_CUDA=0 they are left out. Without it
-they are built if nvcc and a CUDA build of torch are found. SSD_CUDA_ARCHS="80;90a-real" chooses their architectures. pyproject.toml has
-everything else.
+Environment: with SSD_CUDA=1 the CUDA kernels are built, or the build fails and says why. With SSD_CUDA=0 they are left out.
+Without it they are built if nvcc and a CUDA build of torch are found. SSD_CUDA_ARCHS="80;90a-real" chooses their architectures.
+pyproject.toml has everything else.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def nvcc_release(nvcc: str | None) -> str | None:
 def why_no_cuda(choice: str, torch_version: str, torch_cuda: str | None, nvcc_cuda: str | None) -> str | None:
     """The reason why the CUDA kernels are left out, or None if they are built.
 
-    choice: SSD_CUDA, which is "1", "0", or "" to build them if that is possible. torch_cuda, nvcc_cuda: the CUDA releases of torch and
-    of nvcc. Raises SystemExit with one sentence if choice is "1" and the kernels cannot be built.
+    choice: SSD_CUDA, which is "1", "0", or "" to build them if that is possible. torch_cuda, nvcc_cuda: the CUDA releases of
+    torch and of nvcc. Raises SystemExit with one sentence if choice is "1" and the kernels cannot be built.
     """
     if choice not in ("", "0", "1"):
         raise SystemExit(f"SSD_CUDA is {choice!r}; it can be 1 (build the CUDA kernels), 0 (do not) or unset.")
