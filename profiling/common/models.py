@@ -56,7 +56,7 @@ class Models:
 
     @cached_property
     def target(self) -> Target:
-        dtype, device = self._placement.dtype, self._placement.target
+        dtype, device = self._placement.dtype, self._placement.target_device
         if is_made(self.target_name):
             model = _made_model(self.target_name, dtype, device)
             return Target(self.target_name, model, None, model.config.max_position)
@@ -71,8 +71,8 @@ class Models:
             return "ngram"
         if is_made(name):
             vocabulary = self.target.model.vocab_size
-            return Draft(_made_model(name, self._placement.dtype, self._placement.draft, vocabulary))
-        return load_draft(name, self.target, self.target.context + BEYOND, self._placement.draft)
+            return Draft(_made_model(name, self._placement.dtype, self._placement.draft_device, vocabulary))
+        return load_draft(name, self.target, self.target.context + BEYOND, self._placement.draft_device)
 
     @cached_property
     def _placement(self) -> Placement:

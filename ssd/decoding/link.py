@@ -69,18 +69,18 @@ class Link:
 
 
 class TwoDevices(Link):
-    """Two devices: each side has tables of its own. target, draft: these tables. tree: the shape of the speculation.
+    """Two devices: each side has tables of its own. target_side, draft_side: these tables. tree: the shape of the speculation.
 
     The draft sends only the distributions of the speculation that it hands out, from either half of its q. So the target's q
     has one address, and the parity of the target's speculation stays 0.
     """
 
-    def __init__(self, target: Tables, draft: Tables, tree: Tree, executor: Executor) -> None:
-        self.target_side = target
-        self.draft_side = draft
+    def __init__(self, target_side: Tables, draft_side: Tables, tree: Tree, executor: Executor) -> None:
+        self.target_side = target_side
+        self.draft_side = draft_side
         self._executor = executor
-        slots = len(target.state.done)
-        target_device, draft_device = target.state.done.device, draft.state.done.device
+        slots = len(target_side.state.done)
+        target_device, draft_device = target_side.state.done.device, draft_side.state.done.device
         # The receive buffers.
         self._report = torch.zeros(slots, Reports.width(tree.nodes), dtype=torch.int32, device=draft_device)
         Reports.unpack(self._report).done.fill_(1)

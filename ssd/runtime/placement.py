@@ -24,8 +24,8 @@ CPU_MEMORY_FRACTION = 0.5  # fraction of the machine's available memory for K/V
 class Placement:
     """The device of each role, and the dtype of both. apart: whether each role has its own tables, which two devices need."""
 
-    target: torch.device
-    draft: torch.device
+    target_device: torch.device
+    draft_device: torch.device
     apart: bool
     dtype: torch.dtype
 
@@ -36,22 +36,22 @@ def place(options: EngineOptions) -> Placement:
     Raises SsdError for a GPU that does not exist, an installation without CUDA kernels, and a dtype that they lack.
     """
     device = _device("device", options.device)
-    draft = _device("draft_device", options.draft_device) if options.draft_device is not None else device
+    draft_device = _device("draft_device", options.draft_device) if options.draft_device is not None else device
     apart = options.draft_device is not None
-    if device.type != draft.type:
+    if device.type != draft_device.type:
         raise SsdError(
             f"device is {options.device!r} and draft_device {options.draft_device!r}; both must be GPUs, or both the CPU."
         )
-    if options.draft_sms is not None and (device.type == "cpu" or draft != device):
+    if options.draft_sms is not None and (device.type == "cpu" or draft_device != device):
         raise SsdError("draft_sms is the draft's share of the one GPU that both models run on; leave it out.")
     if device.type == "cpu":
         name = ("bfloat16" if cpu_isa() == "avx512bf16" else "float32") if options.dtype == "auto" else options.dtype
-        return Placement(device, draft, apart, getattr(torch, name))
+        return Placement(device, draft_device, apart, getattr(torch, name))
     if options.dtype == "float32":
         raise SsdError("dtype is 'float32', and the CUDA kernels compute in bfloat16; leave dtype out, or use device='cpu'.")
     if options.pace is not None:
         raise SsdError("pace is for one machine without a GPU; leave it out, or use device='cpu'.")
-    return Placement(device, draft, apart, torch.bfloat16)
+    return Placement(device, draft_device, apart, torch.bfloat16)
 
 
 def _device(setting: str, name: str) -> torch.device:
@@ -91,11 +91,11 @@ def make_executor(trace: Trace, options: EngineOptions, placement: Placement) ->
     A GPU runs eagerly too if $SSD_EAGER is 1, or if its driver lacks conditional nodes. Raises SsdError for draft_sms without
     graphs.
     """
-    if placement.target.type == "cuda" and os.environ.get("SSD_EAGER") != "1":
+    if placement.target_device.type == "cuda" and os.environ.get("SSD_EAGER") != "1":
         if has_conditional_nodes():
             from ssd.runtime.cuda import CudaDevice
 
-            lanes = {"target": placement.target, "draft": placement.draft}
+            lanes = {"target": placement.target_device, "draft": placement.draft_device}
             return CapturedExecutor(trace, CudaDevice(lanes, options.draft_sms), options.max_batch)
         warnings.warn(
             "this GPU's driver is older than CUDA 12.4 and cannot record whole rounds; they run eagerly, slower", stacklevel=3

@@ -62,10 +62,10 @@ class Assembly:
         with must_fit(f"K/V for gpu_memory_utilization={options.gpu_memory_utilization:g}", "lower it"):
             affordable = affordable_pages(options, models, placement, self._scratch_pages, bool(executor.prepared))
             self._num_pages = 1 + min(self._slots * self._pages_a_sequence, affordable)
-            self.state, self._staging = self._sequences(placement.target)
-            self.kv_cache = KVCache(target.model.config, self._num_pages, target.model.dtype, placement.target)
+            self.state, self._staging = self._sequences(placement.target_device)
+            self.kv_cache = KVCache(target.model.config, self._num_pages, target.model.dtype, placement.target_device)
         self.pages = PageAllocator(self._num_pages)
-        remedy = "raise gpu_memory_utilization" if placement.target.type == "cuda" else "free some memory"
+        remedy = "raise gpu_memory_utilization" if placement.target_device.type == "cuda" else "free some memory"
         self.scheduler = Scheduler(self._slots, self.pages, self._proposed, remedy)
 
     def core(self) -> Core:
@@ -82,13 +82,13 @@ class Assembly:
         return Core(self.scheduler, failover, self._executor, self._options, models.target.model.config.eos_token_ids)
 
     def autoregressive(self) -> Autoregressive:
-        device = self._placement.target
+        device = self._placement.target_device
         tables = Tables(self.state, self._staging, Speculation.allocate(self._slots, 0, device))
         return Autoregressive(self._verifier(tables, Tree((), device)), self._executor)
 
     def with_ngrams(self) -> Speculative:
         """The loop that proposes n-grams, without a draft model."""
-        device = self._placement.target
+        device = self._placement.target_device
         speculation = Speculation.allocate(self._slots, self._proposed, device)
         branches = Branches.allocate(self._slots, 0, self._proposed, 0, device)
         tables = DraftTables(self.state, self._staging, speculation, branches)
@@ -96,7 +96,7 @@ class Assembly:
 
     def with_draft(self, draft: Draft) -> Speculative:
         """The loop with the draft model, "sd" or "ssd". Raises RuntimeError if there is no memory for its tables."""
-        target_device, draft_device, apart = self._placement.target, self._placement.draft, self._placement.apart
+        target_device, draft_device, apart = self._placement.target_device, self._placement.draft_device, self._placement.apart
         state, staging = self._sequences(draft_device) if apart else (self.state, self._staging)
         speculation = Speculation.allocate(self._slots, self._proposed, draft_device)
         branches = Branches.allocate(self._slots, self._budget, self._proposed, self._num_pages * PAGE_SIZE, draft_device)
@@ -118,8 +118,8 @@ class Assembly:
         draft_kv = drafter.kv_cache.kv.nbytes if drafter is not None else 0
         return Footprint(
             mode=loop.mode,
-            device=str(self._placement.target),
-            draft_device=str(self._placement.draft) if drafter is not None else None,
+            device=str(self._placement.target_device),
+            draft_device=str(self._placement.draft_device) if drafter is not None else None,
             dtype=str(self._placement.dtype).removeprefix("torch."),
             rounds=self._executor.kind if self._options.pace is None else "paced",
             threads=core.threads,
@@ -144,7 +144,7 @@ class Assembly:
         return state, staging
 
     def _verifier(self, tables: Tables, tree: Tree, draft_id_of: Tensor | None = None) -> Verifier:
-        columns = draft_id_of.to(self._placement.target) if draft_id_of is not None else None
+        columns = draft_id_of.to(self._placement.target_device) if draft_id_of is not None else None
         model = paced(self._models.target.model, self._pace[0])
         return Verifier(model, self.kv_cache, tables, tree, self._executor, columns)
 
@@ -153,7 +153,7 @@ class Assembly:
         return Tree(self._options.speculation_options.tree or (1,) * self._options.speculation_options.lookahead, device)
 
     def _drafter(self, draft: Draft, tables: DraftTables) -> ModelDrafter:
-        device, settings = self._placement.draft, self._options.speculation_options
+        device, settings = self._placement.draft_device, self._options.speculation_options
         cache = KVCache(draft.model.config, self._num_pages + self._scratch_pages, draft.model.dtype, device)
         paced_draft = replace(draft, model=paced(draft.model, self._pace[1]))
         tree = self._tree(device)
@@ -161,6 +161,6 @@ class Assembly:
 
     def _cache(self, drafter: ModelDrafter) -> SpeculationCache:
         settings, budget = self._options.speculation_options, self._budget
-        table = fanout.tables(settings.fan_out, settings.lookahead, budget).to(self._placement.draft)
+        table = fanout.tables(settings.fan_out, settings.lookahead, budget).to(self._placement.draft_device)
         measured = fanout.Measured(settings.lookahead, budget) if settings.fan_out == "measured" else None
         return SpeculationCache(drafter, self._executor, table, measured, FallbackPolicy(settings.fallback))

@@ -48,30 +48,30 @@ def affordable_pages(
     At most half of the memory is reserved for q: if q needs more, the draft fails later, never the target. scratch_pages:
     number of further pages in the draft's cache. records: whether rounds are recorded.
     """
-    target, slots = models.target.model, options.max_batch
+    target_model, slots = models.target.model, options.max_batch
     proposed = options.speculation_options.nodes - 1
     budget = options.speculation_options.budget if models.mode == "ssd" else 0
-    memory = memory_for_kv(options, placement.target)
-    page = KVCache.bytes_a_page(target.config, target.dtype)
+    memory = memory_for_kv(options, placement.target_device)
+    page = KVCache.bytes_a_page(target_model.config, target_model.dtype)
     if records:
         # Recorded rounds keep p's logits: of the largest batch, as much again for all smaller batches, and twice the sum once
         # requests sample.
-        logits = 4 * slots * (proposed + 1) * target.vocab_size
+        logits = 4 * slots * (proposed + 1) * target_model.vocab_size
         memory -= min(4 * logits, memory // 4)
     if models.draft is None:
         return max(0, memory // page)
-    draft = models.draft.model
-    draft_page = KVCache.bytes_a_page(draft.config, draft.dtype)
-    row = 4 * slots * draft.vocab_size
+    draft_model = models.draft.model
+    draft_page = KVCache.bytes_a_page(draft_model.config, draft_model.dtype)
+    row = 4 * slots * draft_model.vocab_size
     draft_tables = 2 * (budget + 1) * proposed * row  # q
     draft_tables += (proposed + 1) * row if budget else 0  # z
     draft_tables += 2 * budget * row if records else 0  # the logits of a branch step
     received = 3 * proposed * row if placement.apart else 0  # q's copy for the target, and its receive buffer
     scratch = scratch_pages * draft_page
-    if placement.draft == placement.target:
+    if placement.draft_device == placement.target_device:
         memory -= min(draft_tables + received, memory // 2) + scratch
         return max(0, memory // (page + draft_page))
-    draft_memory = memory_for_kv(options, placement.draft)
+    draft_memory = memory_for_kv(options, placement.draft_device)
     draft_memory -= min(draft_tables, draft_memory // 2) + scratch
     memory -= min(received, memory // 2)
     return max(0, min(memory // page, draft_memory // draft_page))

@@ -45,16 +45,16 @@ def load_models(options: EngineOptions, placement: Placement, progress: OnProgre
         return (options.max_context or context) + 2 * (options.speculation_options.lookahead + 1)
 
     with must_fit(f"the weights of {options.target!r}", "free some, or choose a smaller model"):
-        target = load_target(options.target, placement.dtype, placement.target, positions, progress)
+        target = load_target(options.target, placement.dtype, placement.target_device, positions, progress)
     if mode == "ar" or draft_name in (None, "ngram"):
         return LoadedModels(target, None, mode)
     try:
-        draft = load_draft(draft_name, target, positions(target.context), placement.draft)
+        draft = load_draft(draft_name, target, positions(target.context), placement.draft_device)
     except (CheckpointError, MemoryError, RuntimeError) as error:
         return LoadedModels(target, None, mode, draft_error=error)
-    if placement.draft != placement.target:
+    if placement.draft_device != placement.target_device:
         try:
-            memory_for_kv(options, placement.draft)
+            memory_for_kv(options, placement.draft_device)
         except SsdError as error:
             return LoadedModels(target, None, mode, draft_error=error)
     return LoadedModels(target, draft, mode)
