@@ -9,7 +9,8 @@ def has_conditional_nodes() -> bool:
     """Whether this extension was built for CUDA and the driver supports conditional nodes (CUDA 12.4)."""
 
 def launches_overlap() -> bool:
-    """Whether a kernel on the current CUDA device may start while the kernel ahead of it still runs: on Hopper, unless SSD_PDL=0.
+    """Whether a kernel on the current CUDA device may start while the kernel ahead of it still runs: on Hopper, unless
+    SSD_PDL=0.
 
     Only where the extension was built for CUDA. Raises RuntimeError with what CUDA says."""
 
@@ -37,8 +38,10 @@ class Conditional:
     def end(self) -> None: ...
 
 class PageAllocator:
-    """The free pages of a K/V cache, and how many sequences hold each of the others. Pages are 1 .. num_pages - 1; page 0 is the null
-    page."""
+    """The free pages of a K/V cache, and how many sequences hold each of the others.
+
+    Pages are 1 .. num_pages - 1; page 0 is the null page.
+    """
 
     def __init__(self, num_pages: int) -> None: ...
     def allocate(self, count: int) -> npt.NDArray[np.int32]:
@@ -48,11 +51,16 @@ class PageAllocator:
         """
 
     def hold(self, pages: npt.NDArray[np.int32]) -> None:
-        """Add a holder to each page, [count] int32. Raises ValueError and changes nothing if one is free or not of this allocator."""
+        """Add a holder to each page, [count] int32.
+
+        Raises ValueError and changes nothing if one is free or not of this allocator.
+        """
 
     def free(self, pages: npt.NDArray[np.int32]) -> None:
-        """Take a holder from each page; a page without holders is free. Raises ValueError and changes nothing if one is free already or
-        not of this allocator."""
+        """Take a holder from each page; a page without holders is free.
+
+        Raises ValueError and changes nothing if one is free already or not of this allocator.
+        """
 
     def holders(self, page: int) -> int: ...
     @property

@@ -1,6 +1,7 @@
-"""The public face: `Engine` loads a target and its draft once and decodes prompts; `decode` keeps one engine for you.
+"""The public interface: `Engine` loads a target and its draft once and decodes prompts; `decode` keeps one engine for you.
 
-An Engine is a client of its core (ssd/serving/core.py): it adds requests, waits until they have grown, and hands out their text.
+An Engine is a client of its core (ssd/serving/core.py): it adds requests, waits until they have grown, and hands out their
+text.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from ssd.serving.loading import LoadedModels, load_models
 class Engine:
     """A target, its draft, and everything their rounds need.
 
-    progress is called with the fraction done of loading the target and, on a GPU, of recording rounds; the other arguments are options.
-    Raises SsdError (bad arguments) and CheckpointError (a model that cannot be used).
+    progress: called with the fraction done, of loading the target and, on a GPU, of recording rounds. The other arguments are
+    options. Raises SsdError for bad arguments, and CheckpointError for a model that cannot be used.
     """
 
     def __init__(
@@ -45,17 +46,17 @@ class Engine:
         progress = progress or (lambda fraction: None)
         placement = place(self.options)
         executor = make_executor(Trace(), self.options, placement)
-        share = 0.8 if executor.prepared else 1.0  # of the progress; the rest is recording
-        models = load_models(self.options, placement, lambda fraction: progress(share * fraction))
+        loading = 0.8 if executor.prepared else 1.0  # loading's share of the progress; the rest is recording
+        models = load_models(self.options, placement, lambda fraction: progress(loading * fraction))
         self._open(models, placement, executor)
-        self.core.warm_up(lambda fraction: progress(share + (1 - share) * fraction))
+        self.core.warm_up(lambda fraction: progress(loading + (1 - loading) * fraction))
 
     @classmethod
     def of(cls, target: Target, draft: Draft | None, options: EngineOptions, executor: Executor | None = None) -> Engine:
-        """An engine of models that are loaded already, for benchmarks and tests.
+        """An engine from models that are loaded already, for benchmarks and tests.
 
-        Rotary positions must reach 2·(lookahead + 1) beyond the context. options.target and options.draft only name the models, except
-        that draft="ngram" means n-gram speculation. executor: None makes the one that the options ask for.
+        Rotary positions must reach 2·(lookahead + 1) beyond the context. options.target and options.draft only name the models,
+        except that draft="ngram" means n-gram speculation. executor: by default, the one that the options ask for.
         """
         engine = cls.__new__(cls)
         engine.options = options
@@ -100,7 +101,7 @@ class Engine:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The target's, or None where its checkpoint has none."""
+        """The target's tokenizer; None if its checkpoint has none."""
         return self._target.tokenizer
 
     @overload
@@ -110,12 +111,12 @@ class Engine:
     def decode(
         self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, raw: bool = False
     ) -> Completion | list[Completion]:
-        """Decode one prompt, or a list of them together.
+        """Decode one prompt, or several prompts together.
 
-        prompts: a str (one user message in the model's chat template, or as it is with raw=True), a list of {"role", "content"}
-        messages, or a list of token ids; a list of those is a batch. params: for all, or one for each. Any number of threads may call
-        it; their requests share the running batch.
-        Returns a `Completion`, or a list of them in order. Raises SsdError before anything runs.
+        prompts: one prompt or a list of prompts. A prompt is a str (one user message for the model's chat template, or plain
+        text with raw=True), a list of {"role", "content"} messages, or a list of token ids. params: one for all prompts, or a
+        list with one for each. Any number of threads may call it; their requests share the running batch. Returns a
+        `Completion`, or a list of them in order. Raises SsdError before anything runs.
         """
         single = is_single(prompts)
         requests = self._add([prompts] if single else list(prompts), params, raw)  # type: ignore[list-item, arg-type]
@@ -128,8 +129,11 @@ class Engine:
         return completions[0] if single else completions
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, raw: bool = False) -> Stream:
-        """Decode one prompt, yielding pieces of its text as they become certain. The request joins the batch at once; it advances
-        whenever any client of the engine waits. Raises SsdError before anything runs."""
+        """Decode one prompt, yielding pieces of its text as they become certain.
+
+        The request joins the batch at once, and advances whenever any client of the engine waits. Raises SsdError before
+        anything runs.
+        """
         (request,) = self._add([prompt], params, raw)
 
         def pieces() -> Generator[str | Completion]:
@@ -154,7 +158,7 @@ class Engine:
         return requests
 
     def close(self) -> None:
-        """Stop the draft's thread. The engine cannot be used afterwards."""
+        """Release the engine's threads and graphs. The engine cannot be used afterwards."""
         self.core.close()
 
     def __enter__(self) -> Engine:
@@ -171,9 +175,9 @@ def decode(prompts: Sequence[Prompt], target: str = ..., *, raw: bool = ..., **o
 def decode(
     prompts: Prompt | Sequence[Prompt], target: str = EngineOptions.target, *, raw: bool = False, **options: Any
 ) -> Completion | list[Completion]:
-    """Decode with an engine that is loaded at the first call and kept for the next ones with the same options.
+    """Decode with an engine that is loaded at the first call and kept for later calls with the same options.
 
-    options: `SamplingParams` fields and `Engine` arguments; `seed` is the request's. Returns what `Engine.decode` returns.
+    options: `SamplingParams` fields and `Engine` arguments; `seed` is the request's. Returns the same as `Engine.decode`.
     """
     known = options_of(SamplingParams)
     check_known(options, [*known, *list(engine_signature().parameters)[1:]])

@@ -15,6 +15,6 @@ class CheckpointError(SsdError):
 
 
 def one_line(error: BaseException) -> str:
-    """The message of another library's error as part of a sentence: on one line, at most 200 characters, without a full stop."""
+    """Another library's error message as part of a sentence: on one line, at most 200 characters, without a full stop."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 200 else f"{text[:199]}…"

@@ -1,4 +1,4 @@
-"""An option is a dataclass field with a help text, limits and a place on the command line.
+"""An option is a dataclass field with a help text, limits, and a flag on the command line.
 
 Checks, help texts, signatures and command-line flags are derived from the fields, so that an option is declared once.
 """
@@ -17,16 +17,16 @@ from ssd.errors import SsdError
 
 T = TypeVar("T")
 
-Parse = Callable[[str, str], Any]  # from a flag and the text given to it
+Parse = Callable[[str, str], Any]  # from the flag and its text to the value
 
 
 @dataclass(frozen=True)
 class Option:
     """One option, as its field declares it.
 
-    help: a noun phrase that stands without the option's name. panel, short, metavar: the heading, the one-letter flag and the name of
-    the value in the command's help. limits: the least and the largest value. parse: from the command line's text to a value, for
-    values that are not one number, string or switch; raises SsdError.
+    help: a noun phrase that stands without the option's name. panel, short, metavar: the heading, the one-letter flag and the
+    name of the value in the command's help. limits: the least and the largest value. parse: turns the text on the command line
+    into a value; None for one number, string or switch. It raises SsdError for a bad text.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Option:
 
     @property
     def repeats(self) -> bool:
-        """Whether the value is a tuple of strings: on the command line, the flag is given once for each."""
+        """Whether the value is a tuple of strings. On the command line, the flag is repeated for each string."""
         return bool(self.type == tuple[str, ...])
 
     @property
@@ -79,13 +79,13 @@ def option(
     limits: tuple[float, float] | None = None,
     parse: Parse | None = None,
 ) -> Any:
-    """A dataclass field that is an `Option`; numbers of an int field are whole, and a Literal lists its choices."""
-    about = {"help": help, "panel": panel, "short": short, "metavar": metavar, "limits": limits, "parse": parse}
-    return field(default=default, metadata=about)
+    """A dataclass field that is an `Option`. An int field takes whole numbers, and a Literal lists the choices."""
+    metadata = {"help": help, "panel": panel, "short": short, "metavar": metavar, "limits": limits, "parse": parse}
+    return field(default=default, metadata=metadata)
 
 
 def own_options(cls: Any) -> Mapping[str, Option]:
-    """The options that a dataclass declares itself, by name."""
+    """The options that a dataclass declares itself, without those of its parts, by name."""
     return _own_options(cls)
 
 
@@ -96,34 +96,34 @@ def _own_options(cls: Any) -> Mapping[str, Option]:
 
 
 def parts(cls: Any) -> dict[str, Any]:
-    """The fields of a dataclass that hold options of their own, with their dataclasses."""
+    """The fields of a dataclass that are dataclasses of options too: from field name to dataclass."""
     types = get_type_hints(cls)
     names = [f.name for f in fields(cls) if "help" not in f.metadata]
     return {name: types[name] for name in names if is_dataclass(types[name])}
 
 
 def options_of(cls: Any) -> dict[str, Option]:
-    """All options of a dataclass by name, those of its parts among them."""
-    found = dict(own_options(cls))
+    """All options of a dataclass and of its parts, by name."""
+    options = dict(own_options(cls))
     for part in parts(cls).values():
-        found |= options_of(part)
-    return found
+        options |= options_of(part)
+    return options
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """A dataclass of options from values by name, its parts built from theirs. Raises SsdError for an unknown name."""
+    """Build a dataclass of options and its parts from values by name. Raises SsdError for an unknown name."""
     known = options_of(cls)
     check_known(values, known)
-    inner: dict[str, Any] = {name: build(part, _some(values, options_of(part))) for name, part in parts(cls).items()}
-    return cls(**_some(values, own_options(cls)), **inner)
+    part_values: dict[str, Any] = {name: build(part, _select(values, options_of(part))) for name, part in parts(cls).items()}
+    return cls(**_select(values, own_options(cls)), **part_values)
 
 
 def flat(options: Any) -> dict[str, Any]:
-    """The values of all options by name, those of the parts among them: the inverse of `build`."""
-    found = {name: getattr(options, name) for name in own_options(type(options))}
+    """The values of all options, with those of the parts, by name: the inverse of `build`."""
+    values = {name: getattr(options, name) for name in own_options(type(options))}
     for name in parts(type(options)):
-        found |= flat(getattr(options, name))
-    return found
+        values |= flat(getattr(options, name))
+    return values
 
 
 def changed(options: Any) -> list[str]:
@@ -133,9 +133,9 @@ def changed(options: Any) -> list[str]:
 
 
 def check(options: Any) -> None:
-    """Raise SsdError where an option that the dataclass declares itself is outside its limits or choices."""
-    for name, each in own_options(type(options)).items():
-        each.check(getattr(options, name))
+    """Raise SsdError if an option that the dataclass declares itself is outside its limits or choices."""
+    for name, declared in own_options(type(options)).items():
+        declared.check(getattr(options, name))
 
 
 def check_known(names: Iterable[str], known: Collection[str]) -> None:
@@ -161,9 +161,9 @@ def within(name: str, value: float, low: float, high: float, *, whole: bool = Fa
 def describe(options: Iterable[Option], required: Collection[str] = ()) -> str:
     """A line for each option: "name (default): help". required: names of options whose default does not apply."""
     lines = []
-    for each in options:
-        default = "" if each.name in required else f" ({each.default!r})"
-        lines.append(f"{each.name}{default}: {each.help}")
+    for listed in options:
+        default = "" if listed.name in required else f" ({listed.default!r})"
+        lines.append(f"{listed.name}{default}: {listed.help}")
     return "\n".join(lines)
 
 
@@ -173,22 +173,26 @@ def documented(cls: type[T]) -> type[T]:
     return cls
 
 
-def numbers(what: str, example: str, *, number: type = int, count: int | None = None, or_name: bool = False) -> Parse:
-    """A parser of numbers with commas between them. count: how many there must be; or_name: text without a digit or comma passes."""
+def numbers(contents: str, example: str, *, number: type = int, count: int | None = None, or_name: bool = False) -> Parse:
+    """A parser of numbers with commas between them.
+
+    contents: noun phrase for the numbers. example: a valid text. count: the required number of numbers. or_name: whether text
+    without a digit or comma passes.
+    """
 
     def parse(flag: str, text: str) -> Any:
         if or_name and not re.search(r"[\d,]", text):
             return text
         try:
-            found = tuple(number(each) for each in text.split(","))
+            values = tuple(number(word) for word in text.split(","))
         except ValueError:
-            found = ()
-        if not found or count not in (None, len(found)):
-            raise SsdError(f"{flag} is {text!r}; give {what} with commas between them: {example}.")
-        return found
+            values = ()
+        if not values or count not in (None, len(values)):
+            raise SsdError(f"{flag} is {text!r}; give {contents} with commas between them: {example}.")
+        return values
 
     return parse
 
 
-def _some(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+def _select(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in names}

@@ -1,4 +1,4 @@
-"""Loads the extension, after checking that it fits the running torch. Loading it registers torch.ops.ssd."""
+"""Loads the extension, after a check that it fits the running torch. Loading it registers torch.ops.ssd."""
 
 from ssd._check import check_torch
 

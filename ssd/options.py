@@ -34,8 +34,8 @@ SEEDS = (-(2**63), 2**63 - 1)
 class SamplingParams:
     """How one request is decoded.
 
-    A token is drawn after top_k, top_p and min_p have cut the distribution, in this order. Raises SsdError for a value outside its
-    limits.
+    A token is drawn after top_k, top_p and min_p have cut the distribution, in this order. Raises SsdError for a value outside
+    its limits.
     """
 
     temperature: float = option(
@@ -182,7 +182,7 @@ def _nodes(tree: Sequence[int]) -> int:
 @documented
 @dataclass(frozen=True)
 class EngineOptions:
-    """Which models an engine runs, where and how; `speculation` has the options of its speculation.
+    """The options of an engine; `speculation_options` are those of its speculation.
 
     Raises SsdError for a value outside its limits.
     """
@@ -247,7 +247,7 @@ class EngineOptions:
         parse=numbers("two numbers of milliseconds", "200,24", number=float, count=2),
     )
     seed: int = option(0, help="Random seed.", panel=SAMPLING, limits=SEEDS)
-    speculation: SpeculationOptions = SpeculationOptions()
+    speculation_options: SpeculationOptions = SpeculationOptions()
 
     def __post_init__(self) -> None:
         check(self)
@@ -267,7 +267,7 @@ class EngineOptions:
 
     @classmethod
     def of(cls, target: str, **options: Any) -> EngineOptions:
-        """From the keyword arguments of `ssd.Engine`, which do not tell the options of speculation from the others.
+        """From the keyword arguments of `ssd.Engine`, which do not separate `speculation_options` from the others.
 
         Raises SsdError for an option that is not known or has a value outside its limits.
         """

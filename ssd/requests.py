@@ -1,6 +1,7 @@
 """A request's life on the host: its prompt is checked, it waits, its tokens become text, and it ends as a `Completion`.
 
-`InputProcessor` turns what a user gives into `Request`s; the core (ssd/serving/core.py) runs them; `Stream` hands out their text.
+`InputProcessor` turns the user's input into `Request`s; the core (ssd/serving/core.py) runs them; `Stream` hands out their
+text.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ FinishReason = Literal["eos", "length", "stop", "aborted", "error"]
 class Completion:
     """A finished request.
 
-    token_ids: the generated tokens, the end-of-sequence token included. finish_reason: "eos", "length" or "stop". logprobs: for each
-    token its own log-probability and those asked for, by id; None if none were asked for. degraded: the draft failed, and decoding
-    went on without it.
+    token_ids: the generated tokens, with the end-of-sequence token. finish_reason: "eos", "length" or "stop". logprobs: for
+    each token a dict from id to log-probability, with the token and the likeliest ids; None unless the parameters ask for it.
+    degraded: whether the draft failed, so that decoding went on without it.
     """
 
     text: str
@@ -43,7 +44,7 @@ class Completion:
 
 
 class Stream:
-    """Iterates over pieces of text as tokens are committed; `completion` is set at the end. `close` aborts the request."""
+    """An iterator over pieces of text. `completion` is set at the end. `close` aborts the request."""
 
     def __init__(self, pieces: Generator[str | Completion], abort: Callable[[], None]) -> None:
         self._pieces = pieces
@@ -73,12 +74,12 @@ class Stream:
 
 @dataclass(eq=False)
 class Request:
-    """One prompt in the engine. The scheduler sets slot and pages; the core appends what rounds commit."""
+    """One prompt in the engine. The scheduler sets its slot and pages; the core appends the tokens that rounds commit."""
 
     prompt: list[int]
     params: SamplingParams
     seed: int
-    text_stream: TextStream | None  # None without a tokenizer
+    text_stream: TextStream | None  # None if the target has no tokenizer
     stats: SequenceStats = field(default_factory=SequenceStats)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[dict[int, float]] = field(default_factory=list)
@@ -88,7 +89,7 @@ class Request:
     degraded: bool = False
     slot: int = -1
     pages: np.ndarray | None = None  # [pages] int32, while it has a slot
-    stored: int = 0  # prompt tokens whose K/V is stored
+    stored: int = 0  # number of prompt tokens whose K/V are stored
 
     @property
     def max_length(self) -> int:
@@ -103,7 +104,7 @@ class Request:
         return self.finished or len(self.token_ids) > count
 
     def append(self, ids: list[int]) -> None:
-        """Append tokens that the device committed; a stop string ends the request at the token that completes it."""
+        """Append committed tokens. A stop string ends the request at the token that completes it."""
         for token in ids:
             self.token_ids.append(token)
             if self.text_stream is not None:
@@ -112,7 +113,7 @@ class Request:
                     return
 
     def append_logprobs(self, logits: Tensor, first: int) -> None:
-        """Append log-probabilities of token_ids[first:]. logits: [tokens, V] float32, the target's, unprocessed."""
+        """Append the log-probabilities of token_ids[first:]. logits: [tokens, V] float32, the target's, unprocessed."""
         logprobs = torch.log_softmax(logits, dim=-1)
         values, ids = logprobs.topk(min(self.params.logprobs, logprobs.shape[-1]), dim=-1)
         for token, row, top, top_values in zip(self.token_ids[first:], logprobs, ids.tolist(), values.tolist(), strict=True):
@@ -130,23 +131,23 @@ class Request:
         self.finish_reason, self.error = "error", error
 
     def _stopped(self) -> bool:
-        found = [at for at in (self.text.find(stop) for stop in self.params.stop) if at >= 0]
-        if found:
-            self.text = self.text[: min(found)]
+        starts = [start for start in (self.text.find(stop) for stop in self.params.stop) if start >= 0]
+        if starts:
+            self.text = self.text[: min(starts)]
             self.finish_reason = "stop"
-        return bool(found)
+        return bool(starts)
 
     def certain_text(self) -> str:
         """The text so far, without an ending that may become a stop string."""
         if self.finished:
             return self.text
-        held = 0
+        uncertain = 0
         for stop in self.params.stop:
-            held = max([held, *(k for k in range(1, len(stop)) if self.text.endswith(stop[:k]))])
-        return self.text[: len(self.text) - held]
+            uncertain = max([uncertain, *(k for k in range(1, len(stop)) if self.text.endswith(stop[:k]))])
+        return self.text[: len(self.text) - uncertain]
 
     def completion(self, mode: str) -> Completion:
-        """The finished request as its user gets it. Raises the error that ended it."""
+        """The result of the finished request. Raises the error that ended the request, if any. mode: the engine's."""
         if self.error is not None:
             raise self.error
         return Completion(
@@ -160,7 +161,7 @@ class Request:
 
 
 class InputProcessor:
-    """Turns prompts and their parameters into requests, and refuses what cannot run. seed: the engine's, for requests without one."""
+    """Turns prompts and parameters into requests, and refuses bad ones. seed: the engine's, for requests without one."""
 
     def __init__(self, target: Target, max_context: int, seed: int) -> None:
         self._target = target
@@ -171,9 +172,9 @@ class InputProcessor:
     def requests(
         self, prompts: Sequence[Prompt], params: Params, raw: bool, check: Callable[[Request], None] = lambda request: None
     ) -> list[Request]:
-        """One request a prompt, in order. params: for all, or one for each. check: raises SsdError for a request that cannot run.
+        """One request for each prompt, in order. check: raises SsdError for a request that cannot run.
 
-        Raises SsdError, which names the prompt where there are several.
+        params: one for all prompts, or a list with one for each. Raises SsdError, which names the prompt if there are several.
         """
         params_of = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
         for given in params_of:
@@ -207,6 +208,6 @@ class InputProcessor:
         return Request(ids, params, params.seed or 0, text_stream)
 
     def _next_seed(self) -> int:
-        """A seed from the engine's and a counter: calls differ, and a run that adds the same requests in the same order repeats."""
-        words = np.random.SeedSequence([self._seed % 2**64, next(self._unseeded)]).generate_state(1, np.uint64)
-        return int(words[0] >> np.uint64(1))
+        """A seed from the engine's seed and a counter: calls differ, and the same requests in the same order repeat."""
+        generated = np.random.SeedSequence([self._seed % 2**64, next(self._unseeded)]).generate_state(1, np.uint64)
+        return int(generated[0] >> np.uint64(1))

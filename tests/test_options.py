@@ -125,7 +125,7 @@ def test_the_limits_are_checked(each: Option) -> None:
 def test_options_come_back_from_keyword_arguments() -> None:
     options = EngineOptions.of("model", mode="sd", tree=(3, 1), max_batch=2, seed=7)
     assert (options.target, options.mode, options.max_batch, options.seed) == ("model", "sd", 2, 7)
-    assert options.speculation == SpeculationOptions(tree=(3, 1))
+    assert options.speculation_options == SpeculationOptions(tree=(3, 1))
     assert changed(options) == ["target", "mode", "max_batch", "seed", "lookahead", "tree"]
     assert EngineOptions.of(**flat(options)) == options
 

@@ -126,7 +126,7 @@ def demo(
     o.check_writable(trace)
     show = _Show(quiet=as_json)
     runner = _Runner(o.check_text(prompt, "the prompt"), options, show, record=trace is not None)
-    lookahead = options.speculation.lookahead
+    lookahead = options.speculation_options.lookahead
 
     show.heading(prompt, options)
     plain = runner.run_modes(params, None)
@@ -287,8 +287,9 @@ class _Show:
 
 
 def target_and_draft(options: EngineOptions) -> str:
-    draft, speculation = "its own draft" if options.draft == "auto" else options.draft, options.speculation
-    return f"{options.target}, drafted by {draft}, lookahead {speculation.lookahead}, budget {speculation.budget}"
+    draft = "its own draft" if options.draft == "auto" else options.draft
+    settings = options.speculation_options
+    return f"{options.target}, drafted by {draft}, lookahead {settings.lookahead}, budget {settings.budget}"
 
 
 def _paced_in_words(pace: Pace) -> str:

@@ -46,9 +46,9 @@ Json = Annotated[bool, option("--json", help="Output as JSON.", panel=OUTPUT)]
 def takes(*, only: Collection[str] = (), **defaults: Any) -> Callable[[Command], Command]:
     """Give a command the flags of the options that it takes.
 
-    A parameter whose type is a dataclass of options, such as `EngineOptions`, becomes a flag for each of them; the command is called
-    with an object built from their values. An option of two such dataclasses belongs to the first. only: the options that get a flag,
-    if not all do. defaults: defaults that differ in this command.
+    A parameter whose type is a dataclass of options, such as `EngineOptions`, becomes a flag for each of them; the command is
+    called with an object built from their values. An option of two such dataclasses belongs to the first. only: the options
+    that get a flag, if not all do. defaults: defaults that differ in this command.
     """
 
     def decorate(command: Command) -> Command:

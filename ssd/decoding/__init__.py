@@ -1,1 +1,1 @@
-"""The three round loops and their parts: verifier (target side), drafters and speculation cache (draft side), policies, stats."""
+"""The three loops and their parts: verifier (target side), drafters and speculation cache (draft side), policies, stats."""

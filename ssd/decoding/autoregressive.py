@@ -1,4 +1,4 @@
-"""Autoregressive decoding: one target pass a token. Every other mode must equal it, and it goes on when a draft fails."""
+"""Autoregressive decoding: one target pass per token. Every other mode must equal it. It takes over when a draft fails."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ssd.runtime.executor import Executor
 
 
 class Autoregressive:
-    """Rounds that verify nothing and draw one token."""
+    """Rounds that verify no proposal and draw one token."""
 
     mode = "ar"
 

@@ -2,10 +2,9 @@
 
 look_up     find the outcome of the last verification among the branches prepared for it; a miss gets the fallback
 branch      while the target verifies: extend the trunk by the speculation, fork into the likely outcomes, draft after each
-learn       on the host, after the round: what the look-up saw of outcomes, for the fan-out and the fallback to come
+learn       on the host, after the round: improve the fan-out and the choice of the fallback by the outcomes
 
-An outcome is (node, token): the last node that was accepted, and the token that followed it. In a chain the node is the accepted
-count.
+An outcome is (node, token): the last accepted node, and the token after it. In a chain, the node is the accepted count.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from ssd.runtime.executor import Executor
 class SpeculationCache:
     """The branches that `drafter` prepares, for the sequences of its tables.
 
-    fan_out_table: [2, K+1, K+1] int32, guesses for each node, see `ops.fork`. measured: changes the table by the outcomes seen; None: the
-    table stays. fallback: which fallback a miss gets.
+    fan_out_table: [2, K+1, K+1] int32, the number of guesses for each node, see `ops.fork`. measured: improves the table by the
+    outcomes; with None the table stays as it is. fallback: chooses the fallback of a round.
     """
 
-    REFRESH = 16  # outcomes seen between two tables of a measured fan-out
+    REFRESH = 16  # outcomes between two tables of a measured fan-out
 
     def __init__(
         self,
@@ -55,10 +54,13 @@ class SpeculationCache:
         return self.drafter.tables
 
     def look_up(self, n: int, neural: bool) -> None:
-        """The program that hands out the next speculation of the first n slots. neural: misses are drafted; else they get n-grams."""
+        """The program that hands out the next speculation of the first n slots.
+
+        neural: whether the draft model drafts for misses; otherwise they get n-grams.
+        """
         tables = self.tables.first(n)
         state, speculation = tables.state, tables.speculation
-        self._see(tables)
+        self._note_outcomes(tables)
         tables.latch()
 
         def fall_back() -> None:
@@ -73,7 +75,7 @@ class SpeculationCache:
         self._executor.when((speculation.hit == 0) & (state.done == 0), fall_back)
 
     def branch(self, n: int) -> None:
-        """The program that prepares the branches of the round in flight: K + 1 forward passes, hidden by the target's one."""
+        """The program that prepares the branches of the round in flight: K + 1 forward passes, hidden by the target's pass."""
         tables = self.tables.first(n)
         branches, tree = tables.branches, self.drafter.tree
         with self._executor.trace.span("draft", "extend"):
@@ -82,13 +84,11 @@ class SpeculationCache:
             self._fork(tables, z)
         next_half = 1 - tables.speculation.parity
         sequence = torch.arange(n, dtype=torch.int32, device=z.device).repeat_interleave(branches.budget)
-        trunk = tree.next_position(branches.length, branches.guess_node.clamp_min(0)).flatten()  # [n·B] keys of the trunk seen
+        trunk = tree.next_position(branches.length, branches.guess_node.clamp_min(0)).flatten()  # [n·B] trunk keys seen
         ids = branches.guess.flatten()
         for d in range(tree.depth):
             with self._executor.trace.span("draft", f"branch {d}"):
-                scratch = (
-                    branches.scratch[:, :, : d + 1].reshape(-1, d + 1).contiguous()
-                )  # [n·B, d + 1] the branch's own tokens
+                scratch = branches.scratch[:, :, : d + 1].reshape(-1, d + 1).contiguous()  # [n·B, d + 1] of the branch's tokens
                 rows = Rows(
                     ids=ids,
                     positions=trunk + d,
@@ -103,27 +103,29 @@ class SpeculationCache:
                 branches.branch_tokens[:, :, d] = ids.view(n, branches.budget)
 
     def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
-        """Take in what a round's look-up saw, and give `fork` a better table for the rounds to come. reports: of the sequences in it.
-        Waits for the round's branches."""
+        """Learn from the outcomes that a round's look-up saw, and write a better fan-out table for later rounds.
+
+        reports: one for each sequence in the round. Blocks until the round's branches are drafted.
+        """
         assert round.drafting is not None and round.looked_up is not None and round.seen is not None
         round.drafting.wait()
         hits = sum(report.hit for report in reports)
         misses = len(reports) - hits
         round.looked_up.span.details.update(hits=hits, misses=misses, seen=round.seen.tolist())
         round.verified.span.details.update(hits=hits, misses=misses)
-        drafted = round.looked_up.span if misses and round.neural else None
-        self.fallback.times(round.verified.span, round.drafting.span, drafted)
+        fallback = round.looked_up.span if misses and round.neural else None
+        self.fallback.observe_times(round.verified.span, round.drafting.span, fallback)
         for outcome in round.outcomes:
             if outcome is None:
                 continue
-            self.fallback.outcome(hit=outcome.after_hit, neural=round.neural_before, tokens=outcome.k + 1)
+            self.fallback.observe_outcome(hit=outcome.after_hit, neural=round.neural_before, tokens=outcome.k + 1)
             if self.measured is not None:
                 self.measured.observe(outcome.after_hit, outcome.spec_len, outcome.k, outcome.rank)
                 if self.measured.observations % self.REFRESH == 0:
                     self._executor.write("draft", self.fan_out_table, self.measured.tables())
 
     def _fork(self, tables: DraftTables, z: Tensor) -> None:
-        """Choose the guesses: for each node the likeliest next tokens. z: [n, K + 1, Vd], the draft's logits after each node."""
+        """Choose the guesses: the likeliest tokens after each node. z: [n, K + 1, Vd] float32, the draft's logits after it."""
         speculation, branches = tables.speculation, tables.branches
         guess, guess_node = ops.fork(
             z, speculation.tokens, speculation.length, self.fan_out_table, speculation.hit, branches.budget, self.drafter.id_of
@@ -133,8 +135,8 @@ class SpeculationCache:
         branches.guess.copy_(guess)
         branches.guess_node.copy_(guess_node)
 
-    def _see(self, tables: DraftTables) -> None:
-        """Note at which rank of its node's list the next token of each outcome stood, guessed or not: `Branches.seen`."""
+    def _note_outcomes(self, tables: DraftTables) -> None:
+        """Write to `Branches.seen` the rank of each outcome's token among the draft's guesses after the outcome's node."""
         state, speculation, branches = tables.state, tables.speculation, tables.branches
         assert branches.z is not None
         outcome = state.outcome.index_select(1, speculation.parity.long())[:, 0]  # [n, 2] (node, next token)
@@ -144,9 +146,9 @@ class SpeculationCache:
         drafted = speculation.tokens.long().gather(1, node[:, None].clamp_max(speculation.lookahead - 1))
         excluded, drawn = self.drafter.columns_of(drafted)
         value, ids = z.gather(1, column), torch.arange(z.shape[1], device=z.device)
-        before = (z > value) | ((z == value) & (ids < column))
-        before &= ~(drawn & (node < speculation.length)[:, None] & (ids == excluded))
-        after_all = max(z.shape[1], branches.budget)  # where a token stands that the draft cannot propose
-        rank = torch.where(known[:, 0], before.sum(1), after_all)
+        ahead = (z > value) | ((z == value) & (ids < column))
+        ahead &= ~(drawn & (node < speculation.length)[:, None] & (ids == excluded))
+        last_rank = max(z.shape[1], branches.budget)  # the rank of a token that the draft cannot propose
+        rank = torch.where(known[:, 0], ahead.sum(1), last_rank)
         looked_up = (outcome[:, 0] >= 0) & (state.done == 0)
         branches.seen.copy_(Seen.pack(speculation.hit, speculation.length, node, rank, looked_up))

@@ -1,7 +1,7 @@
-"""The loop in use, and what a lost draft means: decoding goes on autoregressively, and no request is lost.
+"""The loop in use. When the draft fails, decoding goes on autoregressively, and no request is lost.
 
-Loops only mark an error as the draft's (`DraftFailed`). Here alone it is decided what follows: the user is warned once, the draft's
-thread and graphs are released, and an autoregressive loop over the same state takes the place of the loop in use.
+A loop only marks an error as the draft's (`DraftFailed`). This file alone handles it: it warns the user once, releases the
+draft's thread and graphs, and replaces the loop by an autoregressive one over the same state.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Loop = Autoregressive | Speculative | SpeculativeSpeculative
 
 
 class Failover:
-    """Calls the loop in use. stand_in: makes the loop that goes on without the draft.
+    """Calls the loop in use. It has the loops' methods, and none of them raises `DraftFailed`.
 
-    failure: the error that the draft was lost by, None while there is a draft or none was asked for. Methods are the loops'; none
-    raises `DraftFailed`.
+    stand_in: makes the loop that decodes without the draft. failure: the error by which the draft was lost; None while there is
+    a draft, and where the user asked for none.
     """
 
     def __init__(self, executor: Executor, stand_in: Callable[[], Autoregressive]) -> None:
@@ -58,22 +58,25 @@ class Failover:
         if self.failure is None:
             self._call(lambda loop: loop.learn(round, reports))
         if self.failure is not None:
-            round.forget_draft()  # the draft's part of a round that was in flight is never over
+            round.forget_draft()  # the draft's part of a round in flight never ends
 
     def retire(self, slot: int) -> None:
         self._call(lambda loop: loop.retire(slot))
 
     def _call(self, call: Callable[[Loop], Any]) -> Any:
-        """Call the loop in use. If the draft fails, switch; then return the work that the target began all the same, or call again."""
+        """Call the loop in use.
+
+        If the draft fails, switch loops; then return the work that the target had started, or call again.
+        """
         try:
             return call(self.loop)
         except DraftFailed as failed:
             self.lose_draft(failed.__cause__)
             self._executor.close()
             self.loop = self._stand_in()
-            self._executor.settle()  # its tables are allocated before its programs run
-            if failed.begun is None:
+            self._executor.settle()  # the new loop's tables are allocated before its programs run
+            if failed.target_work is None:
                 return call(self.loop)
-            if isinstance(failed.begun, Round):
-                failed.begun.forget_draft()
-            return failed.begun
+            if isinstance(failed.target_work, Round):
+                failed.target_work.forget_draft()
+            return failed.target_work

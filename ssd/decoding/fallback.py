@@ -1,7 +1,7 @@
-"""Which fallback a miss gets (arXiv 2603.03251, section 4.3).
+"""The choice of the fallback after a miss (arXiv 2603.03251, section 4.3).
 
-neural: the draft drafts the K tokens now, and the whole batch waits for it. ngram: the miss gets what followed the same words earlier
-in the sequence itself, at no cost.
+neural: the draft drafts the K tokens now, and the whole batch waits for it. ngram: the miss gets the tokens that followed the
+same words earlier in the sequence, at no cost.
 """
 
 from __future__ import annotations
@@ -10,26 +10,27 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from ssd.decoding.speed_model import SsdModel
+from ssd.options import FallbackName
 from ssd.runtime.trace import Span
 
 
 @dataclass
 class FallbackPolicy:
-    """Chooses the fallback of a round of n sequences. name: "neural", "ngram", or "auto", the cheaper one by measurement.
+    """Chooses the fallback of a round of n sequences. name: "neural", "ngram", or "auto" (the cheaper one, as measured).
 
-    Large batches wait for one miss together, so the neural fallback pays up to a batch size b* (Theorem 17) and n-gram beyond. Until
-    both times and rates are known, "auto" is neural.
+    A whole batch waits for one miss. So the neural fallback pays up to a batch size b* (Theorem 17), and n-grams pay above it.
+    "auto" is neural until times and rates are known.
     """
 
-    KEPT = 64  # the newest rounds that times are taken from
+    KEPT = 64  # newest rounds whose times are kept
     ENOUGH = 8  # rounds before a figure counts
-    PRIOR_NGRAM = 1.2  # tokens of a round that verifies an n-gram, until there were any
+    PRIOR_NGRAM = 1.2  # the prior of the tokens committed by a round that verifies an n-gram
 
-    name: str = "auto"
-    t_round: list[float] = field(default_factory=list)  # seconds, of max(T_v, T_d)
-    t_neural: list[float] = field(default_factory=list)  # seconds, of a fallback
+    name: FallbackName = "auto"
+    t_round: list[float] = field(default_factory=list)  # seconds: max(T_v, T_d) of each round
+    t_neural: list[float] = field(default_factory=list)  # seconds: T_b of each round with a drafted miss
     committed: dict[str, list[int]] = field(default_factory=lambda: {"hit": [0, 0], "neural": [0, 0], "ngram": [0, 0]})
-    """[tokens, rounds] of one sequence, by where their speculation came from."""
+    """[tokens, rounds] of one sequence, by the origin of its speculation."""
 
     @property
     def look_ups(self) -> int:
@@ -61,19 +62,19 @@ class FallbackPolicy:
                 return n - 1
         return limit
 
-    def _tokens(self, kind: str, prior: float) -> float:
-        """Tokens of a round whose speculation came from there."""
-        tokens, rounds = self.committed[kind]
+    def _tokens(self, origin: str, prior: float) -> float:
+        """Tokens that a round commits for one sequence whose speculation has this origin."""
+        tokens, rounds = self.committed[origin]
         return (tokens + prior * self.ENOUGH) / (rounds + self.ENOUGH)
 
-    def times(self, verify: Span, draft: Span, fallback: Span | None) -> None:
-        """The times of one round. fallback: the look-up that drafted for its misses, if there was one."""
-        self.t_round = [*self.t_round[1 - self.KEPT :], max(verify.ms, draft.ms) / 1e3]
+    def observe_times(self, verification: Span, drafting: Span, fallback: Span | None) -> None:
+        """Take the times of one round. fallback: the look-up, if it drafted for a miss."""
+        self.t_round = [*self.t_round[1 - self.KEPT :], max(verification.ms, drafting.ms) / 1e3]
         if fallback is not None:
             self.t_neural = [*self.t_neural[1 - self.KEPT :], fallback.ms / 1e3]
 
-    def outcome(self, *, hit: bool, neural: bool, tokens: int) -> None:
-        """One sequence committed this many tokens in a round, from this kind of speculation."""
+    def observe_outcome(self, *, hit: bool, neural: bool, tokens: int) -> None:
+        """Count the tokens that one sequence committed in a round. hit, neural: the origin of its speculation."""
         counts = self.committed["hit" if hit else "neural" if neural else "ngram"]
         counts[0] += tokens
         counts[1] += 1

@@ -1,4 +1,4 @@
-"""How the budget of branches is shared among accepted counts (arXiv 2603.03251, section 4.1)."""
+"""The fan-out: shares of the branch budget by accepted count (arXiv 2603.03251, section 4.1)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 ACCEPTANCE = 0.6  # the prior of a token's acceptance: between a draft made of the target's own layers and a distilled one
-DECAY = 1.0  # the prior of r in 1 − h(F) = c·F^(−r), h the chance that the next token is among F guesses
-FIRST_MISS = 0.6  # the prior of c: what a single guess misses
+DECAY = 1.0  # the prior of r in 1 − h(F) = c·F^(−r), where h is the chance that the next token is among F guesses
+FIRST_MISS = 0.6  # the prior of c: the chance that a single guess misses
 
 Counts = list[int]
 
 
 def geometric(lookahead: int, budget: int, acceptance: float = ACCEPTANCE, decay: float = DECAY) -> Counts:
-    """Theorem 12: F_k = F_0·α^(k/(1+r)) for k < K, and that times (1 − α)^(−1/(1+r)) for k = K, scaled and rounded to sum to budget.
+    """Theorem 12: F_k = F_0·α^(k/(1+r)), for k = K times (1 − α)^(−1/(1+r)), scaled and rounded to sum to the budget.
 
-    Rounding goes to the largest remainder, ties to the smaller k. Returns lookahead + 1 numbers.
+    The largest remainders are rounded up; ties go to the smaller k. Returns lookahead + 1 numbers.
     """
     share = [acceptance ** (k / (1 + decay)) for k in range(lookahead + 1)]
     share[-1] *= (1 - acceptance) ** (-1 / (1 + decay))
@@ -32,15 +32,15 @@ def geometric(lookahead: int, budget: int, acceptance: float = ACCEPTANCE, decay
 
 
 def uniform(lookahead: int, budget: int) -> Counts:
-    """The same for every accepted count; the remainder goes to the smallest ones."""
-    each, left = divmod(budget, lookahead + 1)
-    return [each + (k < left) for k in range(lookahead + 1)]
+    """Equal shares for all accepted counts; the remainder goes to the smallest counts."""
+    share, remainder = divmod(budget, lookahead + 1)
+    return [share + (k < remainder) for k in range(lookahead + 1)]
 
 
 def best(probability: Sequence[float], gains: Sequence[Sequence[float]], budget: int) -> Counts:
-    """The optimum for known curves: guesses are handed out one by one, each to the k where it adds most.
+    """The optimum for known hit curves: each guess in turn goes to the k where it adds most. Ties go to the smaller k.
 
-    probability: P(k). gains[k][F]: h_k(F + 1) − h_k(F), not increasing in F, at least `budget` of them. Ties go to the smaller k.
+    probability: P(k). gains[k][F]: h_k(F + 1) − h_k(F), not increasing in F, for at least `budget` values of F.
     """
     counts = [0] * len(probability)
     queue = [(-p * gain[0], k) for k, (p, gain) in enumerate(zip(probability, gains, strict=True))] if budget else []
@@ -54,7 +54,7 @@ def best(probability: Sequence[float], gains: Sequence[Sequence[float]], budget:
 
 
 def power_law_gains(budget: int, first_miss: float = FIRST_MISS, decay: float = DECAY) -> np.ndarray:
-    """[budget] increments of h(F) = 1 − c·F^(−r), h(0) = 0."""
+    """The increments of h(F) = 1 − c·F^(−r) with h(0) = 0: [budget] float64."""
     hits = 1 - first_miss * np.arange(1, budget + 1, dtype=np.float64) ** -decay
     return np.diff(hits, prepend=0.0)
 
@@ -65,23 +65,24 @@ def _not_increasing(gains: np.ndarray) -> np.ndarray:
     for gain in gains.tolist():
         mean, length = gain, 1
         while blocks and blocks[-1][0] < mean:
-            before, count = blocks.pop()
-            mean, length = (mean * length + before * count) / (length + count), length + count
+            last_mean, count = blocks.pop()
+            mean, length = (mean * length + last_mean * count) / (length + count), length + count
         blocks.append((mean, length))
     return np.repeat([mean for mean, _ in blocks], [length for _, length in blocks])
 
 
 class Measured:
-    """Fan-out from the outcomes seen: how often each drafted token was accepted, and at which rank the next token stood.
+    """The best fan-out for the outcomes so far: how often each drafted token was accepted, and the rank of each next token.
 
-    P(k) and the hit curves begin at their priors (acceptance α, and the power law) and give way to counts. A position's curve leans
-    on the curves of all positions of its kind: after a rejection, or after a speculation accepted whole. Acceptance is measured apart
-    after a hit and after a miss: a speculation prepared for a likely outcome is a likelier one.
+    P(k) and the hit curves start from their priors (acceptance α, and the power law); counts outweigh these over time. There
+    are two kinds of outcomes: a rejection, and a speculation accepted whole. The curve of one accepted count also uses the
+    counts of all outcomes of its kind. Acceptance has separate counts after a hit and after a miss, because a speculation for a
+    likely outcome is accepted more often.
     """
 
-    PRIOR_TRIALS = 8.0  # seen tokens that weigh as much as the prior of their position's acceptance
-    PRIOR_RANKS = 16.0  # seen outcomes that weigh as much as the power law
-    KIND_RANKS = 32.0  # seen outcomes of one position that weigh as much as all of its kind
+    PRIOR_TRIALS = 8.0  # tokens that weigh as much as the prior of their position's acceptance
+    PRIOR_RANKS = 16.0  # outcomes that weigh as much as the power law
+    KIND_RANKS = 32.0  # outcomes with one accepted count that weigh as much as all outcomes of their kind
 
     def __init__(self, lookahead: int, budget: int) -> None:
         self.lookahead = lookahead
@@ -93,41 +94,43 @@ class Measured:
         self.observations = 0
 
     def observe(self, after_hit: bool, spec_len: int, k: int, rank: int) -> None:
-        """One outcome: k of spec_len tokens were accepted, and the next token was guess number `rank` (from 0) of its list."""
+        """Count one outcome: k of spec_len tokens were accepted.
+
+        rank: from 0, the next token's among the draft's guesses for k.
+        """
         self.observations += 1
         self._tried[int(after_hit), : min(k + 1, spec_len)] += 1
         self._accepted[int(after_hit), :k] += 1
-        place = self.lookahead if k == spec_len else k
-        self._outcomes[place] += 1
+        row = self.lookahead if k == spec_len else k
+        self._outcomes[row] += 1
         if 0 <= rank < self.budget:
-            self._ranks[place, rank] += 1
+            self._ranks[row, rank] += 1
 
     def probability(self, after_hit: bool, spec_len: int) -> list[float]:
         """P(k) for k = 0..spec_len."""
-        seen = int(after_hit)
+        origin = int(after_hit)
         prior = self.PRIOR_TRIALS * ACCEPTANCE
-        acceptance = (self._accepted[seen] + prior) / (self._tried[seen] + self.PRIOR_TRIALS)
+        acceptance = (self._accepted[origin] + prior) / (self._tried[origin] + self.PRIOR_TRIALS)
         reached = np.concatenate([[1.0], np.cumprod(acceptance[:spec_len])])
         rejected = np.append(1 - acceptance[:spec_len], 1.0)
         return (reached * rejected).tolist()  # type: ignore[no-any-return]
 
     def gains(self, spec_len: int) -> list[list[float]]:
-        """Increments of h_k for k = 0..spec_len, [budget] each, not increasing."""
+        """The increments of h_k for k = 0..spec_len: [budget] numbers for each k, not increasing."""
         prior = power_law_gains(self.budget)
-        kinds = {}
-        for whole, places in ((False, slice(0, self.lookahead)), (True, slice(self.lookahead, None))):
-            seen, outcomes = self._ranks[places].sum(0), self._outcomes[places].sum()
-            kinds[whole] = (seen + self.PRIOR_RANKS * prior) / (outcomes + self.PRIOR_RANKS)
+        of_kind = {}
+        for whole, rows in ((False, slice(0, self.lookahead)), (True, slice(self.lookahead, None))):
+            ranks, outcomes = self._ranks[rows].sum(0), self._outcomes[rows].sum()
+            of_kind[whole] = (ranks + self.PRIOR_RANKS * prior) / (outcomes + self.PRIOR_RANKS)
         curves = []
         for k in range(spec_len + 1):
-            place = self.lookahead if k == spec_len else k
-            of_kind = kinds[k == spec_len]
-            own = (self._ranks[place] + self.KIND_RANKS * of_kind) / (self._outcomes[place] + self.KIND_RANKS)
-            curves.append(_not_increasing(own).tolist())
+            row = self.lookahead if k == spec_len else k
+            gains = (self._ranks[row] + self.KIND_RANKS * of_kind[k == spec_len]) / (self._outcomes[row] + self.KIND_RANKS)
+            curves.append(_not_increasing(gains).tolist())
         return curves
 
     def tables(self) -> Tensor:
-        """The table `ops.fork` reads, the best for the outcomes seen so far."""
+        """The table for `ops.fork`: the best one for the outcomes so far."""
         rows = [
             [_padded(best(self.probability(after_hit, length), self.gains(length), self.budget), self.lookahead)
              for length in range(self.lookahead + 1)]
@@ -137,10 +140,10 @@ class Measured:
 
 
 def tables(fan_out: str | Sequence[int], lookahead: int, budget: int) -> Tensor:
-    """The table `ops.fork` reads: [2, K+1, K+1] int32 by (after a miss or a hit, spec_len, k), each row summing to budget.
+    """The table for `ops.fork`: [2, K+1, K+1] int32 by (after a miss or a hit, spec_len, k). Each row sums to the budget.
 
-    fan_out: "geometric", "uniform", "measured" (its table before anything was seen), or an explicit list. A list keeps its numbers where
-    the speculation is shorter, and gives the rest to its last outcome.
+    fan_out: "geometric", "uniform", "measured" (the table before any outcome), or one number for each accepted count. For a
+    shorter speculation these numbers stay, and its last accepted count gets the rest of the budget.
     """
     if fan_out == "measured":
         return Measured(lookahead, budget).tables()

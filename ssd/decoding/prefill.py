@@ -1,7 +1,7 @@
-"""Storing a prompt: in chunks between rounds, from tables of its own, until its slot is switched on.
+"""Storing a prompt: in chunks between rounds, from staging tables, until its slot is switched on.
 
-The staging tables are a `SequenceState` of one row. While a prompt is stored its sequence slot stays done and on the null page, so the
-rounds in flight do not see it. The last chunk commits the first token and copies the staged row into the slot.
+The staging tables are a `SequenceState` of one row. While a prompt is stored, its slot stays done and names only the null page,
+so rounds in flight do not see it. The last chunk commits the first token and copies the staged row into the slot.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ssd.kv.cache import Rows
 from ssd.options import SamplingParams
 from ssd.runtime.executor import Executor
 
-PREFILL_CHUNK = 256  # prompt tokens a forward pass: its rows share one read of the weights
+PREFILL_CHUNK = 256  # prompt tokens per forward pass: its rows share one read of the weights
 
 
 class Admitted(Protocol):
@@ -32,7 +32,7 @@ class Admitted(Protocol):
     def max_length(self) -> int: ...
     @property
     def pages(self) -> np.ndarray | None:
-        """[pages] int32, in both models' caches."""
+        """[pages] int32, page ids in both models' caches."""
 
 
 def stage(staging: SequenceState, executor: Executor, request: Admitted) -> None:
@@ -47,9 +47,10 @@ def stage(staging: SequenceState, executor: Executor, request: Admitted) -> None
 
 
 def chunk_rows(staging: SequenceState, start: int, stop: int) -> Rows:
-    """The rows of prompt tokens start..stop−1; all but the last chunk have PREFILL_CHUNK of them.
+    """The rows of prompt tokens start..stop−1. Each chunk except the last has PREFILL_CHUNK tokens.
 
-    A prompt is stored by itself and cut at fixed places, so its K/V depends neither on its neighbours nor on when it was admitted.
+    A prompt is stored by itself and cut at fixed positions, so its K/V depends neither on other requests nor on the time of its
+    admission.
     """
     first = torch.full((1,), start, dtype=torch.int32, device=staging.length.device)
     return staging.rows(staging.tokens[:, start:stop], first)

@@ -1,4 +1,4 @@
-"""What a round leaves for the host, and how a failing draft is told apart from a failing target."""
+"""The results of a round for the host, and the error of a failing draft, which differs from a failing target's."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ssd.runtime.executor import Executor, Reading, Run
 
 @dataclass
 class VerifyOutput:
-    """What a verification leaves on the device, until the next one."""
+    """The results of a verification on the device; the next one overwrites them."""
 
     logits: Tensor  # [n, T, V] float32, p's
-    path: Tensor  # [n, T] int32, the row that decided each token committed now, −1 beyond
-    report: Tensor  # [n, Reports.width] int32, a row a slot, packed by `Reports`
+    path: Tensor  # [n, T] int32, the row that decided each committed token, −1 after the last
+    report: Tensor  # [n, Reports.width] int32, a row per slot, packed by `Reports`
 
 
 @dataclass
 class Reports:
-    """The reports of a verification on the device, column by column; `SlotReport` says what each means."""
+    """The reports of a verification on the device, column by column; see `SlotReport`."""
 
     length: Tensor  # [n]
     done: Tensor  # [n]
@@ -52,9 +52,12 @@ class Reports:
 
 @dataclass(frozen=True)
 class SlotReport:
-    """One slot after a verification. accepted: how many of the `proposed` tokens were verified to hold, whether or not there was room for
-    all. hit: whether they came from the speculation cache. newest: the last tokens of the sequence, in order, as many as a round commits
-    at most. After a prompt's prefill accepted is −1: nothing was guessed about it."""
+    """One slot after a verification.
+
+    accepted: number of the `proposed` tokens that the target accepted, even if there was no room to commit all; −1 after a
+    prefill. hit: whether the proposed tokens came from the speculation cache. newest: the last tokens of the sequence, in
+    order, as many as a round commits at most.
+    """
 
     length: int
     done: bool
@@ -65,34 +68,37 @@ class SlotReport:
 
     @classmethod
     def of(cls, row: list[int]) -> SlotReport:
-        """row: of `Reports.pack`."""
+        """row: one slot's row of `Reports.pack`, on the host."""
         length, done, accepted, proposed, hit, *newest = row
         return cls(length, bool(done), accepted, proposed, bool(hit), newest)
 
 
 @dataclass
 class Verification:
-    """A prompt's prefill or a round's verification in flight: its report comes to the host by itself."""
+    """A prompt's prefill or a round's verification in flight. The copy of its report to the host has been started."""
 
     output: VerifyOutput
     report: Reading
 
     @classmethod
     def of(cls, verified: Run, executor: Executor) -> Verification:
-        """verified: a run of the target's that returns a VerifyOutput."""
+        """verified: a run on the target's lane whose program returns a VerifyOutput."""
         output: VerifyOutput = verified.value
         return cls(output, executor.read("target", output.report))
 
     @cached_property
     def slots(self) -> list[SlotReport]:
-        """The reports, slot by slot; waits for them."""
+        """The reports, slot by slot. Blocks until they are on the host."""
         return [SlotReport.of(row) for row in self.report.tolist()]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a look-up saw of one outcome. after_hit: whether the speculation it ends had come from the cache; spec_len: how many tokens
-    that had; k: how many of them were accepted; rank: where the next token stood among the draft's guesses for k, from 0 on."""
+    """One outcome, as a look-up saw it.
+
+    after_hit: whether the verified speculation came from the cache. spec_len: its number of tokens. k: the accepted count.
+    rank: from 0, the next token's among the draft's guesses for k.
+    """
 
     after_hit: bool
     spec_len: int
@@ -101,25 +107,25 @@ class Seen:
 
     @staticmethod
     def pack(after_hit: Tensor, spec_len: Tensor, k: Tensor, rank: Tensor, looked_up: Tensor) -> Tensor:
-        """[n, 4] int64, −1 for slots where nothing was looked up. All arguments: [n]."""
+        """One table, [n, 4] int64: a row per slot, −1 where there was no look-up. All arguments: [n]."""
         seen = torch.stack([after_hit.long(), spec_len.long(), k, rank], dim=1)
         return torch.where(looked_up[:, None], seen, -1)
 
     @classmethod
     def of(cls, row: list[int]) -> Seen | None:
-        """row: of `pack`; None where nothing was looked up."""
+        """row: one slot's row of `pack`, on the host. Returns None where there was no look-up."""
         after_hit, spec_len, k, rank = row
         return cls(bool(after_hit), spec_len, k, rank) if k >= 0 else None
 
 
 @dataclass
 class Round:
-    """One round: its verification, and what the draft did for it.
+    """One round: its verification, and the draft's work for it.
 
-    verified: when the verification ran. drafting: when a speculation was drafted, hidden ("ssd") or not ("sd"). looked_up: when the
-    outcome was looked up and, if it was missed, drafted for, in "ssd". neural, neural_before: whether misses of this round, and of the
-    round before, were drafted by the draft model. branches: prepared for each sequence. seen: [n, 4], the rows of `Seen`, about the
-    outcome that was looked up at the beginning of the round.
+    verified: the run of the verification. drafting: the run that drafted, beside the verification ("ssd") or before it ("sd").
+    looked_up: the run of the look-up and its fallback ("ssd"). neural, neural_before: whether the draft model drafted for
+    misses, in this round and in the round before. branches: number of branches per sequence. seen: [n, 4], the rows of `Seen`,
+    about the outcomes that were looked up at the beginning of the round.
     """
 
     verification: Verification
@@ -132,31 +138,31 @@ class Round:
     seen: Reading | None = None
 
     def forget_draft(self) -> None:
-        """The draft failed: nothing it had begun for this round is asked for."""
+        """The draft failed: nobody may wait for its runs of this round."""
         self.drafting = self.looked_up = self.seen = None
 
     @cached_property
     def outcomes(self) -> list[Seen | None]:
-        """`seen` on the host, slot by slot; empty where there is no cache to look into. Waits for it."""
+        """`seen` on the host, slot by slot; empty without a speculation cache. Blocks until it is on the host."""
         return [Seen.of(row) for row in self.seen.tolist()] if self.seen is not None else []
 
     def rank(self, slot: int) -> int:
-        """The rank of the token that this slot's sequence began the round with; −1 where nothing was guessed."""
+        """The rank of the last token that this slot's sequence had committed before the round; −1 where there was no guess."""
         seen = self.outcomes[slot] if self.outcomes else None
         return seen.rank if seen is not None else -1
 
 
 class DraftFailed(Exception):
-    """The draft raised; no request is lost. `begun` is what the target had begun all the same, a prefill or a round."""
+    """The draft raised an error; no request is lost. target_work: the prefill or round that the target had already started."""
 
-    def __init__(self, begun: Verification | Round | None = None) -> None:
+    def __init__(self, target_work: Verification | Round | None = None) -> None:
         super().__init__("the draft failed")
-        self.begun = begun
+        self.target_work = target_work
 
     @classmethod
     @contextmanager
-    def guard(cls, begun: Verification | Round | None = None) -> Iterator[None]:
+    def guard(cls, target_work: Verification | Round | None = None) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            raise cls(begun) from error
+            raise cls(target_work) from error

@@ -17,7 +17,7 @@ from ssd.runtime.executor import Executor, Run
 
 
 class Speculative:
-    """Rounds that draft on the spot and verify. link: how the two sides reach each other."""
+    """Rounds that draft on the spot and verify. link: the messages between the two sides."""
 
     mode = "sd"
 
@@ -26,10 +26,10 @@ class Speculative:
         self.drafter = drafter
         self.link = link
         self.executor = executor
-        self._verified: list[Run] = []  # what the draft's next program waits for
+        self._verified: list[Run] = []  # the run that the draft's next program waits for
 
     def stage(self, request: Admitted) -> None:
-        """Take up a request whose prompt is to be stored."""
+        """Write a request into the staging tables, so that its prompt can be stored."""
         with self.executor.alone():
             self.verifier.stage(request)
             with DraftFailed.guard():
@@ -37,7 +37,7 @@ class Speculative:
                 self.link.stage()
 
     def store(self, slot: int, start: int, stop: int) -> None:
-        """Store tokens start..stop−1 of the staged prompt, which is to get this slot."""
+        """Store the K/V of tokens start..stop−1 of the staged prompt, which will get this slot."""
         with DraftFailed.guard():
             self.drafter.store(slot, start, stop)
         self.verifier.store(slot, start, stop)
@@ -62,21 +62,21 @@ class Speculative:
         verifier, drafter, link, executor = self.verifier, self.drafter, self.link, self.executor
         slots, sampled = executor.batch(n), verifier.tables.speculation.sampled
         with DraftFailed.guard():
-            draft = link.on_draft(slots, lambda: drafter.draft(slots))
-            drafting = executor.run("draft", "draft", draft, slots, sampled, self._verified)
-            handed_out = link.send_speculation(slots, drafting)
-        verify = link.on_target(slots, lambda: verifier.verify(slots))
-        verified = executor.run("target", "verify", verify, slots, sampled, [handed_out])
+            draft_program = link.on_draft(slots, lambda: drafter.draft(slots))
+            drafting = executor.run("draft", "draft", draft_program, slots, sampled, self._verified)
+            sent = link.send_speculation(slots, drafting)
+        verify_program = link.on_target(slots, lambda: verifier.verify(slots))
+        verified = executor.run("target", "verify", verify_program, slots, sampled, [sent])
         result = Round(verification=Verification.of(verified, executor), verified=verified, drafting=drafting)
         with DraftFailed.guard(result):
             self._verified = [link.send_outcome(slots, verified)]
-            if drafter.keeps:
+            if drafter.needs_compaction:
                 path = link.path(slots, result.verification.output)
-                executor.run("draft", "keep", lambda: drafter.keep(slots, path), slots, sampled, self._verified)
+                executor.run("draft", "compact", lambda: drafter.compact(slots, path), slots, sampled, self._verified)
         return result
 
     def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
-        """The outcomes teach nothing here; but the draft's part of this round is over, or has failed."""
+        """Outcomes teach plain speculation nothing. Wait for the draft's part of the round, to learn whether it failed."""
         assert round.drafting is not None
         with DraftFailed.guard():
             round.drafting.wait()

@@ -24,7 +24,7 @@ class SpeculativeSpeculative(Speculative):
     def __init__(self, verifier: Verifier, cache: SpeculationCache, link: Link, executor: Executor) -> None:
         super().__init__(verifier, cache.drafter, link, executor)
         self.cache = cache
-        self._neural = True  # whether the last round's misses were drafted
+        self._neural = True  # whether the draft model drafted for the last round's misses
 
     def round(self, n: int) -> Round:
         verifier, cache, link, executor = self.verifier, self.cache, self.link, self.executor
@@ -32,13 +32,13 @@ class SpeculativeSpeculative(Speculative):
         neural, neural_before = cache.fallback.choose(n) == "neural", self._neural
         self._neural = neural
         with DraftFailed.guard():
-            look_up = link.on_draft(slots, lambda: cache.look_up(slots, neural))
-            looked_up = executor.run("draft", "look up", look_up, slots, (neural, sampled), self._verified)
-            handed_out = link.send_speculation(slots, looked_up)
+            look_up_program = link.on_draft(slots, lambda: cache.look_up(slots, neural))
+            looked_up = executor.run("draft", "look up", look_up_program, slots, (neural, sampled), self._verified)
+            sent = link.send_speculation(slots, looked_up)
             seen = executor.read("draft", cache.tables.branches.seen[:slots])
             drafting = executor.start("speculate", lambda: cache.branch(slots), slots, sampled)
-        verify = link.on_target(slots, lambda: verifier.verify(slots))
-        verified = executor.run("target", "verify", verify, slots, sampled, [handed_out])
+        verify_program = link.on_target(slots, lambda: verifier.verify(slots))
+        verified = executor.run("target", "verify", verify_program, slots, sampled, [sent])
         result = Round(
             verification=Verification.of(verified, executor),
             verified=verified,
@@ -54,6 +54,6 @@ class SpeculativeSpeculative(Speculative):
         return result
 
     def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
-        """After a round: take in what its look-up saw. reports: of the sequences that were in it."""
+        """Learn from the outcomes that the round's look-up saw. reports: one for each sequence in the round."""
         with DraftFailed.guard():
             self.cache.learn(round, reports)

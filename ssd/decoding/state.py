@@ -1,10 +1,10 @@
-"""The device-resident tables of the running sequences: one row a sequence slot.
+"""The device-resident tables of the running sequences: one row per sequence slot.
 
 A round is a program over these tables. The host fills a row when it admits a request, and reads tokens and lengths after the
-rounds. Tables are slot first, and `first(n)` gives the same tables cut to the first n slots: a smaller batch is a smaller program.
-A free slot is a done slot: its rows write to the null page and append nothing.
+rounds. The first dimension of a table is the slot, and `first(n)` gives the same tables cut to the first n slots: a smaller
+batch is a smaller program. A free slot is a done slot: its rows write to the null page and append nothing.
 
-Length n means n tokens whose K/V are stored; the last committed token is at position n and not yet stored.
+Length n means that the K/V of n tokens are stored; the last committed token is at position n and not yet stored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ssd.options import SamplingParams, SpeculationOptions
 
 
 class SlotTables:
-    """A dataclass of tensors whose first dimension is the slot, but for the names in `_shared`."""
+    """A dataclass of tensors whose first dimension is the slot, except those named in `_shared`."""
 
     _shared: tuple[str, ...] = ()
 
@@ -34,13 +34,13 @@ class SlotTables:
         return self._cut(slice(slot, slot + 1))
 
     def by_slot(self) -> list[Tensor]:
-        """The tables that have a row a slot, in the order of their names."""
+        """The tables with a row per slot, in the order of the fields."""
         return [getattr(self, f.name) for f in fields(self) if f.name not in self._shared]  # type: ignore[arg-type]
 
     def copy_from(self, other: Self) -> None:
-        """Copy another's rows, as many as there are here."""
-        for there, here in zip(self.by_slot(), other.by_slot(), strict=True):
-            there.copy_(here)
+        """Copy the rows of `other`, which has as many slots."""
+        for destination, source in zip(self.by_slot(), other.by_slot(), strict=True):
+            destination.copy_(source)
 
     def _cut(self, slots: slice) -> Self:
         tables = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
@@ -49,7 +49,7 @@ class SlotTables:
 
 @dataclass
 class SequenceState(SlotTables):
-    """The committed part of each sequence, and how its request draws."""
+    """The committed part of each sequence, and its request's sampling parameters."""
 
     tokens: Tensor  # [S, N] int32, prompt and output
     length: Tensor  # [S] int32
@@ -57,7 +57,7 @@ class SequenceState(SlotTables):
     max_length: Tensor  # [S] int32, tokens at which the sequence is finished
     done: Tensor  # [S] uint8
     page_table: Tensor  # [S, P] int32, of both models
-    outcome: Tensor  # [S, 2, 2] int32 by parity: (accepted count, next token); see `Branches` for the count as a node
+    outcome: Tensor  # [S, 2, 2] int32 by parity: (accepted count, next token); in a chain the count is the node, see `Branches`
     seed: Tensor  # [S] int64
     temperature: Tensor  # [S] float32
     top_k: Tensor  # [S] int32
@@ -70,7 +70,7 @@ class SequenceState(SlotTables):
 
     @classmethod
     def allocate(cls, slots: int, capacity: int, pages: int, eos: tuple[int, ...], device: torch.device) -> SequenceState:
-        """capacity: tokens a row holds; pages: K/V pages a row names."""
+        """capacity: number of tokens that a row holds. pages: number of K/V pages that a row names."""
 
         def table(*shape: int, dtype: torch.dtype = torch.int32, fill: float = 0) -> Tensor:
             return torch.full((slots, *shape), fill, dtype=dtype, device=device)
@@ -93,8 +93,10 @@ class SequenceState(SlotTables):
         )
 
     def admit(self, slot: int, length: int, last_token: int, params: SamplingParams, seed: int, max_length: int) -> None:
-        """Fill a row, but for its tokens and pages, for a prompt of that length whose last token is not yet stored: the target's
-        prefill goes on from here."""
+        """Fill a row, except its tokens and pages, for a prompt of this length.
+
+        Its last token counts as not yet stored: the target's prefill goes on from there.
+        """
         row = self.only(slot)
         row.length.fill_(length - 1)  # fill_ does not wait for the device, as an assignment by index would
         row.last_token.fill_(last_token)
@@ -111,11 +113,11 @@ class SequenceState(SlotTables):
         row = self.only(slot)
         row.done.fill_(1)
         row.page_table.fill_(0)
-        row.length.fill_(0)  # its rows see one key from now on
+        row.length.fill_(0)  # from now on its rows see one key
         row.last_token.fill_(0)
 
     def row_stats(self, logits: Tensor, saguaro_f: int = 0, saguaro_c: float = SpeculationOptions.saguaro_c) -> Tensor:
-        """The processed distribution of [n, rows, V] logits, each row by its slot's request: [n, rows, STATS]."""
+        """The processed distributions of logits [n, rows, V] float32, by each slot's parameters: [n, rows, STATS] float32."""
         n, rows, vocabulary = logits.shape
         settings = (self.temperature, self.top_k, self.top_p, self.min_p)
         temperature, top_k, top_p, min_p = (table.repeat_interleave(rows) for table in settings)
@@ -124,13 +126,15 @@ class SequenceState(SlotTables):
         return stats.view(n, rows, ops.STATS)
 
     def kv_slots(self, positions: Tensor) -> Tensor:
-        """The KV slots of these positions: [n, any] int32."""
+        """The KV slots of positions [n, any] int32, in the same shape."""
         page = self.page_table.gather(1, (positions // PAGE_SIZE).long())
         return page * PAGE_SIZE + positions % PAGE_SIZE
 
     def rows(self, ids: Tensor, length: Tensor, start: int = 0) -> Rows:
-        """Rows of a run of tokens a slot, at the positions from length + start on; ids: [n, T], length: [n]. Each row sees all keys before
-        it and its own."""
+        """Rows of T consecutive tokens per slot, at positions length + start onwards. ids: [n, T] int32; length: [n] int32.
+
+        Each row sees its own key and all keys before it.
+        """
         n, width = ids.shape
         positions = length[:, None] + torch.arange(start, start + width, dtype=torch.int32, device=ids.device)
         sequence = torch.arange(n, dtype=torch.int32, device=ids.device)
@@ -145,8 +149,11 @@ class SequenceState(SlotTables):
 
 
 class QRows(NamedTuple):
-    """Where distributions stand in q: at which addresses, and in which rows there. Address b < B is branch b's, and B is the address of
-    whatever was drafted on the spot; row i is the distribution that node i's children were drawn from."""
+    """The location of distributions in q.
+
+    Address b < B belongs to branch b, and address B to the speculation drafted on the spot. Row i is the distribution that the
+    children of node i were drawn from.
+    """
 
     address: int | slice
     row: int | slice
@@ -154,26 +161,26 @@ class QRows(NamedTuple):
 
 @dataclass
 class Speculation(SlotTables):
-    """The tables that the draft hands to the target: up to K tokens a slot, and the distributions they were drawn from. For a tree, K
-    counts its nodes except the root.
+    """The tables that the draft hands to the target: up to K tokens per slot, and the distributions they were drawn from. For a
+    tree, K counts its nodes except the root.
 
-    Distributions and outcomes have two halves. In a round, the look-up flips `parity`. The fallback draws into half `parity`; the
-    verification reads that half and writes its outcome to it. The branches, drawn for the round after, go to half 1 − parity.
+    Distributions and outcomes have two halves. In a round, the look-up flips `parity`. The fallback draws into half `parity`;
+    the verification reads this half and writes its outcome to it. The branches, for the next round, draw into half 1 − parity.
     """
 
     tokens: Tensor  # [S, K] int32
-    length: Tensor  # [S] int32, the tokens that count
-    hit: Tensor  # [S] uint8, whether they came from the speculation cache
+    length: Tensor  # [S] int32, the number of valid tokens
+    hit: Tensor  # [S] uint8, whether the tokens came from the speculation cache
     q_address: Tensor  # [S] int32: a branch, B (drafted on the spot), or −1 (not drawn), see `QRows`
     parity: Tensor  # [1] int32, the half of q and of the outcomes in use
-    q_logits: Tensor | None = None  # [S, 2, B + 1, K, Vd] float32, from the first request that samples on
+    q_logits: Tensor | None = None  # [S, 2, B + 1, K, Vd] float32, allocated for the first request that samples
     q_stats: Tensor | None = None  # [S, 2, B + 1, K, STATS] float32
 
     _shared = ("parity",)
 
     @classmethod
     def allocate(cls, slots: int, lookahead: int, device: torch.device) -> Speculation:
-        """lookahead 0 is plain autoregressive decoding: nothing is ever proposed."""
+        """lookahead: K; 0 for autoregressive decoding, which proposes nothing."""
         return cls(
             tokens=torch.zeros(slots, lookahead, dtype=torch.int32, device=device),
             length=torch.zeros(slots, dtype=torch.int32, device=device),
@@ -188,44 +195,51 @@ class Speculation(SlotTables):
 
     @property
     def sampled(self) -> bool:
-        """Whether distributions are held. They are from the first request that samples on, and greedy rounds fill them too from then:
-        a program that draws is another one than a program that does not."""
+        """Whether distributions are held.
+
+        After the first request that samples they are held forever, and greedy rounds fill them too. A program that keeps
+        distributions and one that does not are recorded separately.
+        """
         return self.q_logits is not None
 
     def hold_distributions(self, budget: int, vocab_size: int) -> None:
-        """Allocate q, once: greedy decoding never reads it."""
+        """Allocate q, unless it is allocated. Greedy decoding never reads it. budget: B. vocab_size: Vd."""
         if self.q_logits is None:
             shape = (self.tokens.shape[0], 2, budget + 1, self.lookahead)
             self.q_logits = torch.empty(*shape, vocab_size, dtype=torch.float32, device=self.tokens.device)
             self.q_stats = torch.empty(*shape, ops.STATS, dtype=torch.float32, device=self.tokens.device)
 
-    def keep_distributions(self, half: Tensor, at: QRows, logits: Tensor, stats: Tensor) -> None:
-        """Keep what tokens are drawn from, if q is held. half: [1]; logits: [n, addresses or rows, Vd]; stats: the same of STATS."""
+    def keep_distributions(self, half: Tensor, q_rows: QRows, logits: Tensor, stats: Tensor) -> None:
+        """Write the distributions that tokens are drawn from to q, if q is held.
+
+        half: [1] int32. logits: [n, addresses or rows, Vd] float32. stats: [n, addresses or rows, STATS] float32.
+        """
         if self.q_logits is not None and self.q_stats is not None:
             for q, values in ((self.q_logits, logits), (self.q_stats, stats)):
-                q[:, :, at.address, at.row].index_copy_(1, half.long(), values[:, None])
+                q[:, :, q_rows.address, q_rows.row].index_copy_(1, half.long(), values[:, None])
 
 
 @dataclass
 class Branches(SlotTables):
-    """The draft's own copy of where each sequence stands, latched at a look-up, and the branches it prepares.
+    """The draft's copy of each sequence's length and last token, latched at a look-up, and the branches that the draft
+    prepares.
 
-    A guess is an outcome (node, token) of the verification in flight: the last accepted node, and the token that follows it. `ops.verify`
-    writes the accepted count, which in a chain is the node.
+    A guess is an outcome (node, token) of the verification in flight: the last accepted node, and the token after it.
+    `ops.verify` writes the accepted count, which in a chain is the node.
     """
 
     length: Tensor  # [S] int32
     last_token: Tensor  # [S] int32
     guess: Tensor  # [S, B] int32, the token
-    guess_node: Tensor  # [S, B] int32, the node it follows, −1 where there is no guess
+    guess_node: Tensor  # [S, B] int32, the node before the token, −1 where there is no guess
     branch_tokens: Tensor  # [S, B, K] int32
     scratch: Tensor  # [S, B, K] int32, KV slots of the branches' own tokens
-    seen: Tensor  # [S, 4] int32, what the last look-up saw: the rows of `Seen` (round.py)
+    seen: Tensor  # [S, 4] int32, the outcomes that the last look-up saw: the rows of `Seen` (round.py)
     z: Tensor | None = None  # [S, K + 1, Vd] float32, the logits that the guesses were chosen from
 
     @classmethod
     def allocate(cls, slots: int, budget: int, lookahead: int, first_scratch_slot: int, device: torch.device) -> Branches:
-        """budget 0: only the latched copy, for a draft that prepares no branches."""
+        """budget: B; 0 for a draft that prepares no branches. first_scratch_slot: the KV slot where the scratch pages begin."""
         branches = (slots, budget, lookahead)
         scratch = torch.arange(slots * budget * lookahead, dtype=torch.int32, device=device).view(branches)
         return cls(
@@ -243,7 +257,7 @@ class Branches(SlotTables):
         return self.guess.shape[1]
 
     def hold_z(self, vocab_size: int) -> None:
-        """Allocate z: without branches nothing is ever guessed."""
+        """Allocate z, which only a draft with branches needs. vocab_size: Vd."""
         slots, _, lookahead = self.branch_tokens.shape
         self.z = torch.zeros(slots, lookahead + 1, vocab_size, dtype=torch.float32, device=self.length.device)
 
@@ -253,13 +267,13 @@ class Tables:
     """The tables of one side of a round. On one device both sides have the same state and the same speculation."""
 
     state: SequenceState
-    staging: SequenceState  # one row: the prompt that is being stored
+    staging: SequenceState  # one row, for the prompt that is being stored
     speculation: Speculation
 
 
 @dataclass
 class DraftTables(Tables):
-    """The draft's side."""
+    """The tables of the draft's side."""
 
     branches: Branches
 
@@ -268,8 +282,10 @@ class DraftTables(Tables):
         return DraftTables(self.state.first(n), self.staging, self.speculation.first(n), self.branches.first(n))
 
     def latch(self) -> None:
-        """Copy where the target stands, and hand out the branch drafted for its outcome. A slot without one is a miss: it gets the room
-        that its sequence has left, and no tokens yet."""
+        """Latch each sequence's length and last token, and hand out the branch of its outcome.
+
+        A slot without such a branch is a miss: its speculation gets no tokens yet, and the length K, or less near max_length.
+        """
         state, speculation, branches = self.state, self.speculation, self.branches
         ops.cache_lookup(
             outcome=state.outcome,

@@ -12,15 +12,16 @@ from ssd.decoding.round import Round
 
 @dataclass(frozen=True)
 class Stats:
-    """One sequence's decode. Times are medians over its rounds; None where the mode has no such thing.
+    """The statistics of one sequence. Times are medians over its rounds. A figure that the mode does not have is None.
 
-    rounds: target verifications after prefill. accepted_per_round: draft tokens accepted, without the token drawn after them.
-    acceptance_rate: accepted over proposed. hit_rate: look-ups that found the outcome, the first excluded (nothing was guessed
-    about a prompt). hits_per_k: accepted count → (hits, look-ups). rank_counts: rank → next tokens that stood there in the draft's
-    list for their accepted count, the drafted token left out: a larger budget would have hit them. proposed_counts: speculation length
-    → rounds. accepted_at: rounds that accepted a first token, a second, and so on. t_draft_ms: extend and branches in "ssd", the K
-    draft steps in "sd"; t_fallback_ms: the cost of a miss. hidden_draft_ms: the part of t_draft_ms that the verification covered.
-    branches_unused: drafted and not handed out. decode_tokens_per_s excludes the prefill and the first token.
+    rounds: verifications after the prefill. accepted_per_round: accepted draft tokens, without the token drawn after them.
+    acceptance_rate: accepted over proposed tokens. hit_rate: hits over look-ups, without the first look-up, for which there are
+    no guesses. hits_per_k: accepted count → (hits, look-ups). rank_counts: rank → number of next tokens with this rank among
+    the draft's guesses for their accepted count; a larger budget hits higher ranks. proposed_counts: speculation length →
+    rounds. accepted_at: rounds that accepted at least one token, at least two, and so on. t_draft_ms: extend and branches in
+    "ssd", the K draft steps in "sd". t_fallback_ms: the cost of a miss. hidden_draft_ms: the part of t_draft_ms that the
+    verification hid. branches_unused: drafted branches that were not handed out. decode_tokens_per_s: without the prefill and
+    the first token.
     """
 
     mode: str
@@ -60,18 +61,21 @@ class SequenceStats:
     per_k: dict[int, list[int]] = field(default_factory=dict)
     ranks: Counter[int] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
-    counts: Counter[int] = field(default_factory=Counter)  # accepted → rounds
+    counts: Counter[int] = field(default_factory=Counter)  # accepted count → rounds
     verify_ms: list[float] = field(default_factory=list)
     draft_ms: list[float] = field(default_factory=list)
     fallback_ms: list[float] = field(default_factory=list)
     hidden_ms: list[float] = field(default_factory=list)
 
     def started(self) -> None:
+        """The prefill has committed the first token."""
         self.first_token = self.last_token = time.perf_counter()
 
     def add(self, round: Round, *, accepted: int, proposed: int, hit: bool, missed: bool, rank: int = -1) -> None:
-        """Add a round that this sequence was in. missed: whether the round waited for the speculation of this sequence or of another one.
-        rank: of the token that the round began with, −1 where nothing was guessed."""
+        """Add a round with this sequence.
+
+        missed: whether any sequence of the round missed, so that the round waited for a fallback. rank: see `Round.rank`.
+        """
         verify = round.verified.span
         self.last_token = time.perf_counter()
         self.rounds += 1

@@ -1,11 +1,12 @@
-"""The shape of every speculation, verified in one pass (SpecInfer, Miao et al. 2024). A chain is the tree with one child a node.
+"""The shape of every speculation, verified in one pass (SpecInfer, Miao et al. 2024). A chain is the tree with one child per
+node.
 
-Node 0 is the last committed token. The others are numbered level by level, the children of one node side by side, in the order
-they were drawn. Node i's K/V is written i slots after node 0's, whatever its depth. A node sees the committed text, and then its own
-ancestors as a suffix. The accepted path is moved together afterwards, so that the sequence is contiguous again.
+Node 0 is the last committed token. The other nodes are numbered level by level; the children of one node are adjacent, in the
+order they were drawn. Node i's K/V is written i slots after node 0's, at any depth. A node sees the committed text, and then
+its own ancestors as a suffix. After the verification, `compact` makes the K/V of the accepted path contiguous.
 
-A chain's nodes are contiguous from the start. It saves the suffix, the table of parents and the moves, for the same bits; that it
-does is known here alone.
+A chain's nodes are contiguous already. So a chain needs no suffix, no table of parents and no moves, and gives the same bits.
+Only this file knows of this shortcut.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from ssd.kv.cache import KVCache, Rows
 
 
 class Tree:
-    """children: of each node of a level, level by level. (3, 2, 1) has 1 + 3 + 6 + 6 nodes, (1,) * K is a chain of K tokens, and () is the
-    last committed token alone.
+    """The shape of a speculation.
 
-    depth: levels except the root's; nodes: T, the root included; levels: the nodes of each depth, the root's first.
+    children: number of children per node, level by level. (3, 2, 1) has 1 + 3 + 6 + 6 nodes, (1,) * K is a chain of K tokens,
+    and () is the last committed token alone. depth: number of levels without the root's. nodes: T, the number of nodes with the
+    root. levels: the nodes of each depth, starting with the root's.
     """
 
     def __init__(self, children: Sequence[int], device: torch.device) -> None:
@@ -42,7 +44,7 @@ class Tree:
             for node in range(starts[d], starts[d + 1]):
                 parent += [node] * count
                 depths += [d + 1] * count
-        path = [[i] * self.depth for i in range(self.nodes)]  # beyond a node's depth: itself, not looked at
+        path = [[i] * self.depth for i in range(self.nodes)]  # entries after a node's depth are never read
         for node in range(1, self.nodes):
             path[node][: depths[node]] = [*path[parent[node]][: depths[node] - 1], node]
 
@@ -51,8 +53,8 @@ class Tree:
 
         self.parent = table(parent)  # [T]
         self._depth_of = table(depths)  # [T]
-        self._path = table(path)  # [T, depth] the ancestors except the root, and the node
-        self.nodes_within = table([b - 1 for b in starts[1:]])  # [depth + 1] nodes except the root, down to each depth
+        self._path = table(path)  # [T, depth] the ancestors without the root, then the node
+        self.nodes_within = table([b - 1 for b in starts[1:]])  # [depth + 1] nodes down to each depth, without the root
 
     @property
     def is_chain(self) -> bool:
@@ -60,20 +62,23 @@ class Tree:
 
     @property
     def needs_compaction(self) -> bool:
-        """Whether the nodes of an accepted path may lie apart, so that `compact` has something to move."""
+        """Whether the K/V of an accepted path may have gaps, so that `compact` has to move them."""
         return not self.is_chain
 
     def parent_table(self, n: int) -> Tensor | None:
-        """`ops.verify`'s parent for n slots, [n, T] int32; None for a chain."""
+        """The argument `parent` of `ops.verify` for n slots, [n, T] int32; None for a chain."""
         return None if self.is_chain else self.parent.repeat(n, 1)
 
     def cut(self, length: Tensor) -> None:
-        """Turn the tokens that each sequence has room for, [n] int32, into the nodes that may be proposed, in place: whole levels only."""
+        """Replace each sequence's room in tokens, [n] int32, by the number of nodes that may be proposed: whole levels only."""
         if not self.is_chain:
             length.copy_(self.nodes_within[length.clamp_max(self.depth).long()])
 
     def rows(self, state: SequenceState, length: Tensor, ids: Tensor, nodes: slice) -> Rows:
-        """Rows of some of the nodes of every sequence, side by side; ids: [n, nodes], length: [n] tokens stored before the root."""
+        """Rows of a range of the nodes, for every sequence.
+
+        ids: [n, nodes] int32; length: [n] int32, tokens stored before the root.
+        """
         if self.is_chain:
             return state.rows(ids, length, nodes.start)
         n, count = ids.shape
@@ -94,13 +99,18 @@ class Tree:
         )
 
     def next_position(self, length: Tensor, node: Tensor) -> Tensor:
-        """The position after each of these nodes, which for a chain is also the number of keys that the token there sees before its own.
-        length: [n] tokens stored before the root; node: [n, any] int32. Returns [n, any] int32."""
+        """The position after each node. For a chain it is also the number of keys that the token there sees before its own.
+
+        length: [n] int32, tokens stored before the root; node: [n, any] int32. Returns [n, any] int32.
+        """
         assert self.is_chain  # a branch of a tree would see its node's ancestors as a suffix, before its own tokens
         return length[:, None] + 1 + node
 
     def compact(self, cache: KVCache, state: SequenceState, length: Tensor, path: Tensor) -> None:
-        """Move the K/V of the accepted nodes to right after the root. length: [n] as it was before; path: [n, T] from `ops.verify`."""
+        """Move the K/V of the accepted nodes to directly after the root, so that the sequence is contiguous again.
+
+        length: [n] int32, before the commit; path: [n, T] int32 from `ops.verify`.
+        """
         if self.is_chain:
             return
         steps = torch.arange(1, self.depth + 1, dtype=torch.int32, device=path.device)

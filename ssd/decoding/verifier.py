@@ -1,4 +1,4 @@
-"""The target's side of a round: run the speculation's rows, decide, commit."""
+"""The target's side of a round: run the target over the speculation, decide, commit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from ssd.runtime.executor import Executor
 class Verifier:
     """Verifies the speculation of `tables` with the target model, and commits the outcome to their state.
 
-    tree: the shape of the speculation. draft_id_of: [V] int32, target id → draft column, for a draft with a vocabulary of its own.
+    tree: the shape of the speculation. draft_id_of: [V] int32, target id → draft column, for a draft whose vocabulary is not
+    the target's.
     """
 
     def __init__(
@@ -36,25 +37,27 @@ class Verifier:
         self.tree = tree
         self._executor = executor
         self._draft_id_of = draft_id_of
-        self._nothing = Speculation.allocate(1, 0, tables.state.done.device)
+        self._empty_speculation = Speculation.allocate(1, 0, tables.state.done.device)
 
     def stage(self, request: Admitted) -> None:
-        """Take up a request whose prompt is to be stored. Called `alone`."""
+        """Write a request into the staging tables, so that its prompt can be stored. Called `alone`."""
         stage(self.tables.staging, self._executor, request)
 
     def store(self, slot: int, start: int, stop: int) -> None:
-        """Store the K/V of a chunk of the staged prompt, which is to get this slot."""
+        """Store the K/V of a chunk of the staged prompt, which will get this slot."""
         self._executor.once("target", "prefill", lambda: self._forward_chunk(start, stop), slot=slot)
 
     def enter(self, slot: int, start: int, stop: int) -> Verification:
-        """Store the last chunk, commit the first token, and switch the slot on: a verification of nothing. Called `alone`."""
+        """Store the last chunk, commit the first token (by an empty verification), and switch the slot on. Called `alone`."""
 
         def prefill() -> VerifyOutput:
             staging = self.tables.staging
-            logits, path = self._decide(staging, self._nothing, self.model.logits(self._forward_chunk(start, stop)[-1:]))
-            staging.outcome.fill_(-1)  # nothing was guessed about it: the first look-up is a miss
+            logits, path = self._decide(
+                staging, self._empty_speculation, self.model.logits(self._forward_chunk(start, stop)[-1:])
+            )
+            staging.outcome.fill_(-1)  # there is no guess of the first token: the first look-up is a miss
             self.tables.state.only(slot).copy_from(staging)
-            return VerifyOutput(logits, path, self._report(staging, self._nothing))
+            return VerifyOutput(logits, path, self._report(staging, self._empty_speculation))
 
         return Verification.of(self._executor.once("target", "prefill", prefill, slot=slot), self._executor)
 
@@ -73,16 +76,17 @@ class Verifier:
         rows = tree.rows(state, state.length, ids, slice(0, tree.nodes))
         logits = self.model.next_logits(rows, self.kv_cache)
         p_logits, path = self._decide(state, speculation, logits, tree.parent_table(n))
-        tree.compact(
-            self.kv_cache, state, rows.positions[:: tree.nodes], path
-        )  # the roots' positions: lengths before the commit
+        length_before = rows.positions[:: tree.nodes]  # the roots' positions: state.length is after the commit already
+        tree.compact(self.kv_cache, state, length_before, path)
         return VerifyOutput(p_logits, path, self._report(state, speculation))
 
     def _decide(
         self, state: SequenceState, speculation: Speculation, logits: Tensor, parent: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Commit the outcome of a speculation. logits: [n·T, V] float32, p's; parent: [n, T] int32, None for a chain. Returns the logits
-        [n, T, V] and the path [n, T]."""
+        """Commit the outcome of a speculation. logits: [n·T, V] float32, p's. parent: [n, T] int32, None for a chain.
+
+        Returns the logits [n, T, V] and the path [n, T] int32.
+        """
         p_logits = logits.view(len(state.done), -1, self.model.vocab_size)
         path = ops.verify(
             p_logits=p_logits,
@@ -108,7 +112,7 @@ class Verifier:
         return p_logits, path
 
     def _report(self, state: SequenceState, speculation: Speculation) -> Tensor:
-        """[n, width] int32, see `Reports`."""
+        """The packed report, [n, width] int32; see `Reports`."""
         offset = torch.arange(1 - self.tree.nodes, 1, dtype=torch.int64, device=state.length.device)
         return Reports(
             length=state.length,

@@ -1,4 +1,4 @@
-"""The settings of a distillation run: the only list of them. It loads without torch, so that `ssd --help` does not wait for it."""
+"""The settings of a distillation run: the only list of them. It loads without torch, so that `ssd --help` is quick."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""The paged K/V cache of one model, and the rows of tokens that a forward pass runs over it.
+"""The paged K/V cache of one model, and the rows of a forward pass over it.
 
-Both models share page ids: one page table names the pages of a sequence in the target's cache and in the draft's. The page size is
-fixed here, for the whole house.
+Both models share page ids: one page table names the pages of a sequence in the target's cache and in the draft's.
 """
 
 from __future__ import annotations
@@ -12,26 +11,25 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-PAGE_SIZE = 16  # tokens a page
+PAGE_SIZE = 16  # tokens per page, everywhere in the engine
 
 
 @dataclass
 class Rows:
-    """The tokens of a forward pass, one per row. Rows of one sequence are adjacent. All tensors are int32, on the model's
-    device."""
+    """The tokens of a forward pass, one per row. Rows of one sequence are adjacent. Tensors: int32, on the model's device."""
 
     ids: Tensor  # [R]
     positions: Tensor  # [R]
-    kv_slots: Tensor  # [R] the slot that each row's K/V is written to
-    row_seq: Tensor  # [R] each row's row of page_table
-    prefix_len: Tensor  # [R] how many paged keys the row sees; this includes its own key if that is in the pages
+    kv_slots: Tensor  # [R] the KV slot that the row's K/V are written to
+    row_seq: Tensor  # [R] the row's sequence: its row of page_table
+    prefix_len: Tensor  # [R] number of paged keys that the row sees, with its own key if that is in the pages
     page_table: Tensor  # [S, P]
     suffix_slots: Tensor | None = None  # [R, W] KV slots of the keys after the prefix
-    suffix_len: Tensor | None = None  # [R] how many of them the row sees
+    suffix_len: Tensor | None = None  # [R] number of suffix keys that the row sees
 
 
 class KVShape(Protocol):
-    """The part of a model's configuration that its K/V depends on."""
+    """The part of a model's configuration that determines the shape of its K/V."""
 
     @property
     def num_layers(self) -> int: ...
@@ -53,4 +51,4 @@ class KVCache:
             (shape.num_layers, 2, num_pages, PAGE_SIZE, shape.num_kv_heads, shape.head_dim), dtype=dtype, device=device
         )
         self.layers = [(layer[0], layer[1]) for layer in self.kv]
-        self.kv[:, :, 0] = 0  # rows of finished slots read the null page; their results are ignored but must be finite
+        self.kv[:, :, 0] = 0  # rows of finished slots read the null page: their results are ignored, but must be finite

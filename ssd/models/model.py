@@ -36,5 +36,7 @@ class Model(Protocol):
         """hidden: [R, d]. Returns [R, vocab_size] float32."""
 
     def next_logits(self, rows: Rows, cache: KVCache, every: int = 1) -> Tensor:
-        """A forward pass with its logits: after each row, or after the last row of each run of `every`. Returns [R / every, vocab_size]
-        float32."""
+        """A forward pass with its logits: after each row, or after the last row of each run of `every`.
+
+        Returns [R / every, vocab_size] float32.
+        """

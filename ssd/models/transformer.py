@@ -181,6 +181,8 @@ class Transformer:
         return self._head(hidden, float32_out=True)
 
     def next_logits(self, rows: Rows, cache: KVCache, every: int = 1) -> Tensor:
-        """A forward pass with its logits: after each row, or after the last row of each run of `every`. Returns [R / every, vocab_size]
-        float32."""
+        """A forward pass with its logits: after each row, or after the last row of each run of `every`.
+
+        Returns [R / every, vocab_size] float32.
+        """
         return self.logits(self.forward(rows, cache)[every - 1 :: every].contiguous())

@@ -119,7 +119,10 @@ def load_checkpoint(path: Path, dtype: torch.dtype, progress: Callable[[float], 
 
 
 def _open_gguf(path: Path) -> GGUFFile:
-    """Open a GGUF file. The reader is imported here, so that everything else works without the gguf package. Raises CheckpointError."""
+    """Open a GGUF file.
+
+    The reader is imported here, so that everything else works without the gguf package. Raises CheckpointError.
+    """
     try:
         from ssd.models.gguf import GGUFFile
     except ImportError as error:

@@ -1,1 +1,1 @@
-"""How programs run: executors (eager, captured), models with a pace, the draft's thread, and timings."""
+"""The running of programs: executors (eager, captured), paced models, the draft's thread, placement, memory and timings."""

@@ -1,8 +1,9 @@
-"""Rounds as graphs: each lane is a stream of a device. A program is recorded when it comes back, and replayed from then on.
+"""Rounds as graphs: each lane is a stream of a device. A program is recorded when it runs for the second time, and then
+replayed.
 
-The host only begins programs, and is a round or two ahead of the device. Events between the streams join the lanes, and small tables
-come back, copied after the program that wrote them. `Device` is all that this asks of a device: torch.cuda's is runtime/cuda.py, and
-the tests have one that runs recorded programs in any order that streams and events allow.
+The host only enqueues programs, and is one or two rounds ahead of the device. Events order the two streams. Small tables are
+copied to the host after the program that wrote them. `Device` is the whole interface to a device: runtime/cuda.py has the one
+for torch.cuda, and the tests have one that runs recorded programs in any order that streams and events allow.
 """
 
 from __future__ import annotations
@@ -19,31 +20,31 @@ from torch import Tensor
 from ssd.runtime.executor import Executor, Reading, Run
 from ssd.runtime.trace import LANES, Span, Trace
 
-Key = tuple[str, str, int, object]  # lane, name, slots, and what else a program depends on
-BUCKETS = (1, 2, 4, 8, 16, 32)  # batch sizes that programs are recorded for; above these, the largest batch there is
+Key = tuple[str, str, int, object]  # lane, name, slots, and the caller's key
+BUCKETS = (1, 2, 4, 8, 16, 32)  # batch sizes that programs are recorded for, besides the largest batch
 
 
 class Event(Protocol):
-    """A point of a stream."""
+    """A point in a stream."""
 
     def wait(self) -> None:
         """Block until the device has passed it."""
 
     def seconds(self) -> float:
-        """When that was, on time.perf_counter's clock."""
+        """The time at which the device passed it, on time.perf_counter's clock."""
 
 
 class DeviceStream(Protocol):
-    """A queue of a device: work runs in the order in which it was enqueued. Its events and graphs are its device's own."""
+    """A queue of a device: work runs in the order in which it was enqueued."""
 
     def work(self) -> AbstractContextManager[None]:
-        """Within it, ops are enqueued here."""
+        """A context: ops called inside are enqueued on this stream."""
 
     def record(self) -> Event:
-        """An event at the end of what has been enqueued by now."""
+        """An event after all work that has been enqueued so far."""
 
     def wait(self, event: Any) -> None:
-        """Let whatever is enqueued from now on run after another stream's event."""
+        """Make all work that is enqueued from now on wait for an event of another stream."""
 
     def launch(self, graph: Any) -> None:
         """Enqueue a recorded program."""
@@ -55,23 +56,25 @@ class Device(Protocol):
     def stream(self, lane: str) -> DeviceStream: ...
 
     def capture(self, stream: Any, program: Callable[[], Any]) -> tuple[Any, Any]:
-        """Record a program without running it. Returns the graph, and the tables that the program returned: every launch writes them
-        anew."""
+        """Record a program without running it.
+
+        Returns the graph, and the tables that the program returned; every launch overwrites them.
+        """
 
     def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
-        """Record a part of a program that runs only if a flag is set when the device reaches it."""
+        """Record a part of a program that the device runs only if a flag is set at that point."""
 
     def download(self, table: Tensor) -> Tensor:
-        """Enqueue a copy to the host; it is there once the stream has passed it."""
+        """Enqueue a copy to the host. The copy is valid once the stream has passed this point."""
 
     def upload(self, table: Tensor, values: Tensor) -> None:
-        """Enqueue a copy of the host's values, as they are now."""
+        """Enqueue a copy of the host's current values to the table."""
 
     def synchronize(self, lanes: Iterable[str]) -> None:
-        """Block until the devices of these lanes have done everything enqueued there, on their streams or beside them."""
+        """Block until the devices of these lanes have done all their work, on these streams and on any other."""
 
     def free_bytes(self) -> int:
-        """Bytes of its memory that are free now."""
+        """Bytes of device memory that are free now."""
 
 
 @dataclass
@@ -102,10 +105,10 @@ class _Copied:
     """A table on its way to the host."""
 
     copy: Tensor
-    there: Event
+    arrived: Event
 
     def tolist(self) -> list[Any]:
-        self.there.wait()
+        self.arrived.wait()
         return self.copy.tolist()
 
 
@@ -137,13 +140,13 @@ class CapturedExecutor(Executor):
         for run in after:
             assert isinstance(run, _Launched)
             stream.wait(run.ended)
-        known = (lane, name, n, key)
-        if known in self._run_once and known not in self._graphs:
-            self._graphs[known] = self._record(stream, program)
-        if known not in self._graphs:  # the first run is not recorded: it loads and allocates, which a recording must not
-            self._run_once.add(known)
+        graph_key = (lane, name, n, key)
+        if graph_key in self._run_once and graph_key not in self._graphs:
+            self._graphs[graph_key] = self._record(stream, program)
+        if graph_key not in self._graphs:  # warm up: the first run may load kernels and allocate, a recording must not
+            self._run_once.add(graph_key)
             return self._enqueue(lane, name, program, batch=n)
-        graph, value = self._graphs[known]
+        graph, value = self._graphs[graph_key]
         began = stream.record()
         with self.trace.named(f"{lane}: {name}"):
             stream.launch(graph)
@@ -172,7 +175,7 @@ class CapturedExecutor(Executor):
         return self._shown(self._enqueue(lane, name, program, **details))
 
     def _shown(self, run: _Launched) -> _Launched:
-        """Put it in the timeline, also if nobody asks when it ran."""
+        """Add a run to the timeline, even if nobody reads its span."""
         self.trace.keep_later(lambda: run.span)
         return run
 
@@ -183,20 +186,20 @@ class CapturedExecutor(Executor):
         self._join()
 
     def _join(self) -> None:
-        """Let whatever is enqueued on either lane from now on run after everything enqueued on both."""
-        points = [(lane, stream.record()) for lane, stream in self._lanes.items()]
+        """Make all work that is enqueued from now on, on either lane, wait for all work enqueued on both."""
+        events = [(lane, stream.record()) for lane, stream in self._lanes.items()]
         for lane, stream in self._lanes.items():
-            for other, point in points:
+            for other, event in events:
                 if other != lane:
-                    stream.wait(point)
+                    stream.wait(event)
 
     def on(self, lane: str) -> AbstractContextManager[None]:
         return self._lanes[lane].work()
 
     def send(self, lane: str, tables: Iterable[tuple[Tensor, Tensor]], n: int) -> Run:
         def copy() -> None:
-            for there, here in tables:
-                there.copy_(here, non_blocking=True)
+            for destination, source in tables:
+                destination.copy_(source, non_blocking=True)
 
         return self._shown(self._enqueue(lane, "send", copy, batch=n))
 
@@ -217,9 +220,8 @@ class CapturedExecutor(Executor):
         self._device.synchronize(self._lanes)
 
     def close(self) -> None:
-        """Drop the graphs, which name the tables of the loop they were recorded in. The draft's lane is not used again: its device may be
-        lost."""
-        with suppress(RuntimeError):  # a lost target says so again at the next call
+        """Drop the graphs, which refer to the tables of their loop, and the draft's lane, whose device may be lost."""
+        with suppress(RuntimeError):  # if the target's device is lost, the next call raises the error again
             self.settle()
         self._graphs.clear()
         self._run_once.clear()

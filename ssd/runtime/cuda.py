@@ -24,23 +24,25 @@ PRIORITIES = {"target": -1, "draft": 0}  # stream priorities: the target goes fi
 class Clock:
     """Converts the times of a device's events to time.perf_counter."""
 
-    REACH = 10.0  # seconds
+    REACH = 10.0  # seconds between the base and an event, before the base moves
 
     def __init__(self) -> None:
         """Start a clock for the current device."""
         self._base = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self._base.record()
         self._base.synchronize()
-        self._at = time.perf_counter()
+        self._base_time = time.perf_counter()
 
     def seconds(self, event: torch.cuda.Event) -> float:
-        """The time of an event that has completed. Elapsed times are float32 milliseconds, so the base moves forward before
-        they lose precision."""
+        """The time of an event that has completed.
+
+        Elapsed times are float32 milliseconds, so the base moves forward before they lose precision.
+        """
         elapsed = self._base.elapsed_time(event) / 1e3
         if elapsed > self.REACH:
-            self._base, self._at = event, self._at + elapsed
-            return self._at
-        return float(self._at + elapsed)
+            self._base, self._base_time = event, self._base_time + elapsed
+            return self._base_time
+        return float(self._base_time + elapsed)
 
 
 def _part(device: torch.device, multiprocessors: int) -> Any:

@@ -1,8 +1,8 @@
-"""How the programs of a round run: each on its lane, the target's or the draft's, in the order in which they were begun there.
+"""The executor of a round's programs. Each program runs on its lane, the target's or the draft's, in the order of the calls.
 
-A program may read tables that a program of the other lane wrote only if it is begun `after` that one. The loops (ssd/decoding) say no
-more than that about time. An executor says what a lane is: for `EagerExecutor` the caller's thread, and a thread of the draft's own
-for programs that are started beside it; for `CapturedExecutor` (runtime/captured.py) two streams of a device.
+A program may read a table that the other lane wrote only if its `run` names the writing run in `after`. The loops
+(ssd/decoding) state no other order. Each executor implements the lanes: `EagerExecutor` by the caller's thread, and by a thread
+of the draft for programs that run beside it; `CapturedExecutor` (runtime/captured.py) by two streams of a device.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from ssd.runtime.worker import Worker
 
 
 class Run(Protocol):
-    """A program that was begun."""
+    """A program that was started."""
 
     @property
     def span(self) -> Span:
-        """When it ran; known once `wait` has returned."""
+        """The time in which it ran; blocks until it has ended."""
 
     @property
     def value(self) -> Any:
-        """The tables that the program returned, to be read after it on its lane."""
+        """The tables that the program returned. Only a later program may read them."""
 
     def wait(self) -> None:
-        """Block until it is over; raise what it raised."""
+        """Block until the program has ended. Raises the program's error."""
 
 
 class Reading(Protocol):
     """A table on its way to the host."""
 
     def tolist(self) -> list[Any]:
-        """Its rows, as they were at that point of the lane; blocks until they are here."""
+        """The rows, as they were at that point of the lane. Blocks until they are on the host."""
 
 
 @dataclass
 class _Done:
-    """A run that was over as soon as it was begun."""
+    """A run that has ended."""
 
     span: Span
     value: Any = None
@@ -73,7 +73,7 @@ class _Started:
 
 @dataclass
 class Recorded:
-    """The cost of recording programs: seconds, and bytes of the device's memory."""
+    """Number of recorded programs, and the cost of recording them: seconds, and bytes of device memory."""
 
     programs: int = 0
     seconds: float = 0.0
@@ -81,7 +81,7 @@ class Recorded:
 
 
 class Executor(ABC):
-    """Runs the programs of the loops. trace: where the phases of a round are measured."""
+    """Runs the programs of the loops. trace: takes the times of a round's phases."""
 
     kind: str  # "eager" or "graphs"
     in_flight = 0  # rounds that may be in flight while the host reads the reports of an earlier one
@@ -92,46 +92,52 @@ class Executor(ABC):
 
     @property
     def prepared(self) -> Sequence[int]:
-        """The batch sizes whose programs are warmed up before there are requests."""
+        """The batch sizes whose programs are warmed up before the first request."""
         return ()
 
     def batch(self, n: int) -> int:
-        """How many slots a round of n covers, at least n."""
+        """The number of slots that a round of n slots covers, at least n."""
         return n
 
     @abstractmethod
     def run(
         self, lane: str, name: str, program: Callable[[], Any], n: int, key: object = None, after: Sequence[Run] = ()
     ) -> Run:
-        """Run a program of n slots on a lane, after everything begun on that lane and after the runs in `after`, of the other lane.
+        """Run a program of n slots on a lane, after all earlier work of this lane and the other lane's runs in `after`.
 
-        key: the rest of what the program depends on. For the same name, n and key it is the same sequence of ops on the same tables.
+        key: tells programs with the same name and n apart. For the same name, n and key, a program must be the same sequence of
+        ops on the same tables.
         """
 
     @abstractmethod
     def start(self, name: str, program: Callable[[], Any], n: int, key: object = None) -> Run:
-        """The same on the draft's lane, beside the caller, who goes on at once."""
+        """Run a program on the draft's lane, beside the caller: returns at once."""
 
     @abstractmethod
     def once(self, lane: str, name: str, program: Callable[[], Any], **details: Any) -> Run:
-        """Run a program that will not come back, such as a prompt's prefill. details: of its span."""
+        """Run a program that will not be repeated, such as a prompt's prefill. details: for its span."""
 
     @abstractmethod
     def alone(self) -> AbstractContextManager[None]:
-        """For changes to tables that both lanes read: programs begun within run after everything begun on either lane, and before
-        everything begun later."""
+        """A context for changes to tables that both lanes read.
+
+        Programs started inside run after everything started before on either lane, and before everything started later.
+        """
 
     @abstractmethod
     def on(self, lane: str) -> AbstractContextManager[None]:
-        """Ops called within run on this lane, for work too small to be a program. To be used `alone`."""
+        """A context for work too small to be a program: ops called inside run on this lane. Only inside `alone`."""
 
     @abstractmethod
     def send(self, lane: str, tables: Iterable[tuple[Tensor, Tensor]], n: int) -> Run:
-        """Copy tables of n slots to the other lane's device, after everything begun on this lane. tables: pairs (there, here)."""
+        """Copy tables of n slots to the other lane's device, after everything started on this lane.
+
+        tables: pairs (destination, source).
+        """
 
     @abstractmethod
     def read(self, lane: str, table: Tensor) -> Reading:
-        """Copy a small table to the host at this point of the lane. Read it before `in_flight` + 1 more rounds are begun."""
+        """Copy a small table to the host at this point of the lane. Read it before `in_flight` + 1 more rounds are started."""
 
     @abstractmethod
     def write(self, lane: str, table: Tensor, values: Tensor) -> None:
@@ -139,11 +145,11 @@ class Executor(ABC):
 
     @abstractmethod
     def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
-        """Within a program: run another one if any flag is set."""
+        """Inside a program: run another program if any flag is set."""
 
     @abstractmethod
     def settle(self) -> None:
-        """Block until everything begun has ended, in whatever way."""
+        """Block until everything started has ended, with or without an error."""
 
     @abstractmethod
     def close(self) -> None:
@@ -151,8 +157,10 @@ class Executor(ABC):
 
 
 class EagerExecutor(Executor):
-    """Runs programs as they are called, on the caller's thread; programs that are started run on a thread of the draft's own, with
-    `draft_threads` intra-op threads."""
+    """Runs programs at once, on the caller's thread. Programs given to `start` run on the draft's thread.
+
+    draft_threads: number of intra-op threads of the draft's thread.
+    """
 
     kind = "eager"
 
@@ -193,8 +201,8 @@ class EagerExecutor(Executor):
 
     def send(self, lane: str, tables: Iterable[tuple[Tensor, Tensor]], n: int) -> Run:
         def copy() -> None:
-            for there, here in tables:
-                there.copy_(here)
+            for destination, source in tables:
+                destination.copy_(source)
 
         return self._run(lane, "send", copy, batch=n)
 

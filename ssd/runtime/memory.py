@@ -33,7 +33,10 @@ def available_memory() -> int:
 
 @contextmanager
 def must_fit(contents: str, remedy: str) -> Iterator[None]:
-    """Raise SsdError, one sentence, where a GPU has no room for what the block allocates."""
+    """Raise SsdError, in one sentence, if a GPU has no room for the allocations of the block.
+
+    contents: noun phrase for the allocated data. remedy: imperative phrase.
+    """
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,7 +1,7 @@
 """A model whose forward passes last at least a given time.
 
-One machine then shows how the engine behaves when each role has hardware of its own: a pass waits by sleeping, off the memory bus.
-Figures that come from paced models are always labelled paced.
+With paced models, one machine shows how the engine behaves when each role has hardware of its own: a pass waits by sleeping,
+which takes no memory bandwidth. Figures from paced models are always labelled paced.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ssd.models.model import Model
 
 
 def paced(model: Model, least_ms: float | None) -> Model:
-    """The model with this least time of a forward pass, in milliseconds; the model itself where that is None."""
+    """The model, paced to this least time of a forward pass in milliseconds; the model itself if least_ms is None."""
     return model if least_ms is None else PacedModel(model, least_ms)
 
 
 class PacedModel:
-    """Runs another model. Each pass, with its logits if they are asked for in the same call, lasts at least `least_ms` milliseconds."""
+    """Runs another model. Each call of `forward` or `next_logits` lasts at least `least_ms` milliseconds."""
 
     def __init__(self, model: Model, least_ms: float) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""Choices about where an engine runs: its devices and dtype, the memory for its K/V, and the executor of its rounds."""
+"""The placement of an engine: its devices and dtype, the memory for its K/V, and the executor of its rounds."""
 
 from __future__ import annotations
 
@@ -86,8 +86,11 @@ def memory_for_kv(options: EngineOptions, device: torch.device) -> int:
 
 
 def make_executor(trace: Trace, options: EngineOptions, placement: Placement) -> Executor:
-    """The executor of this placement: graphs on a GPU, or eager if $SSD_EAGER is 1 or its driver lacks conditional nodes; eager on a
-    CPU."""
+    """The executor of this placement: graphs on a GPU, eager on a CPU.
+
+    A GPU runs eagerly too if $SSD_EAGER is 1, or if its driver lacks conditional nodes. Raises SsdError for draft_sms without
+    graphs.
+    """
     if placement.target.type == "cuda" and os.environ.get("SSD_EAGER") != "1":
         if has_conditional_nodes():
             from ssd.runtime.cuda import CudaDevice

@@ -1,4 +1,4 @@
-"""Timings of every phase of a round: for the stats, for a timeline in Chrome's trace format, and as NVTX ranges of the same names."""
+"""Times of every phase of a round: for the stats, for a timeline in Chrome's trace format, and as NVTX ranges."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _nvtx() -> ModuleType | None:
 
 @dataclass
 class Span:
-    """One phase: seconds of time.perf_counter."""
+    """One phase. start, end: seconds on time.perf_counter's clock."""
 
     lane: str
     name: str
@@ -41,7 +41,7 @@ class Span:
 
 
 class Trace:
-    """Measures spans; keeps them only when asked to record."""
+    """Measures spans. It keeps them after a call of `record`."""
 
     def __init__(self) -> None:
         self._recorded: list[Span] | None = None
@@ -59,7 +59,7 @@ class Trace:
 
     @contextmanager
     def named(self, name: str) -> Iterator[None]:
-        """Within it the host is in an NVTX range of that name."""
+        """A context in an NVTX range of this name."""
         if self._nvtx is None:
             yield
             return
@@ -81,34 +81,37 @@ class Trace:
         self.keep(span)
 
     def keep(self, span: Span) -> None:
-        """Take in a span that was measured elsewhere, if spans are kept."""
+        """Add a span to the record, if there is one."""
         if self._recorded is not None and not self._muted:
             self._recorded.append(span)
 
-    def keep_later(self, ask: Callable[[], Span]) -> None:
-        """The same of a span that is not over yet: it is asked for with the spans or the timeline, and kept then."""
+    def keep_later(self, read_span: Callable[[], Span]) -> None:
+        """Add a span that has not ended yet.
+
+        read_span: blocks until it has ended, and keeps it; called when the spans are read.
+        """
         if self._recorded is not None and not self._muted:
-            self._later.append(ask)
+            self._later.append(read_span)
 
     @contextmanager
     def muted(self) -> Iterator[None]:
-        """Within it spans are measured and not kept: where the host only enqueues what they are of."""
-        before, self._muted = self._muted, True
+        """A context in which spans are measured but not kept: their times would be those of enqueueing only."""
+        was_muted, self._muted = self._muted, True
         try:
             yield
         finally:
-            self._muted = before
+            self._muted = was_muted
 
     @property
     def spans(self) -> list[Span]:
-        """Every span recorded so far, by start. Blocks until the spans still in flight have ended."""
+        """Every span recorded so far, in the order of their starts. Blocks until the spans in flight have ended."""
         later, self._later = self._later, []
-        for ask in later:
-            ask()
+        for read_span in later:
+            read_span()
         return sorted(self._recorded or [], key=lambda span: span.start)
 
     def timeline(self) -> dict[str, Any]:
-        """What was recorded in Chrome's trace format, which Perfetto opens too: a target and a draft lane, times in µs."""
+        """The recorded spans in Chrome's trace format, which Perfetto opens too: two lanes, target and draft; times in µs."""
         spans = self.spans
         origin = spans[0].start if spans else 0.0
         lanes = [{"name": "thread_name", "ph": "M", "pid": 1, "tid": i, "args": {"name": lane}} for i, lane in enumerate(LANES)]

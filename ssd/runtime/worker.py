@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 class Worker:
-    """One thread with `threads` intra-op threads of its own."""
+    """One thread. threads: number of its intra-op threads."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads

@@ -1,1 +1,1 @@
-"""Which requests run, and what an engine's rounds work on."""
+"""The core that runs requests, its scheduler, and the assembly of an engine from models and options."""

@@ -1,4 +1,4 @@
-"""Two models and a user's options become an engine's core: tables, K/V pages, and the loop over them."""
+"""The assembly of an engine's core from two models and options: tables, K/V pages, and the loop over them."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from ssd.serving.scheduler import Scheduler
 class Assembly:
     """An engine's tables and K/V pages, and the loops over them.
 
-    max_context: the longest sequence in tokens. Raises SsdError for one that the target was not trained for, and where memory holds no
-    K/V at all.
+    max_context: the longest sequence in tokens. Raises SsdError if the target was not trained for it, or if there is no memory
+    for K/V.
     """
 
     def __init__(self, options: EngineOptions, models: LoadedModels, placement: Placement, executor: Executor) -> None:
@@ -47,7 +47,7 @@ class Assembly:
         self._models = models
         self._placement = placement
         self._executor = executor
-        self._pace: tuple[float | None, float | None] = options.pace or (None, None)  # of the target, of the draft
+        self._pace: tuple[float | None, float | None] = options.pace or (None, None)  # the target's, the draft's
         target = models.target
         self.max_context = options.max_context or target.context
         if self.max_context > target.context:
@@ -55,10 +55,10 @@ class Assembly:
                 f"max_context is {self.max_context}; {target.name!r} was trained for {target.context} tokens, use at most that."
             )
         self._slots = options.max_batch
-        self._proposed = options.speculation.nodes - 1  # most tokens that a round proposes
-        self._budget = options.speculation.budget if models.mode == "ssd" else 0
+        self._proposed = options.speculation_options.nodes - 1  # the most tokens that a round proposes for a sequence
+        self._budget = options.speculation_options.budget if models.mode == "ssd" else 0
         self._pages_a_sequence = -(-(self.max_context + self._proposed) // PAGE_SIZE)
-        self._scratch_pages = -(-self._slots * self._budget * self._proposed // PAGE_SIZE)  # of the draft's K/V, for branches
+        self._scratch_pages = -(-self._slots * self._budget * self._proposed // PAGE_SIZE)  # in the draft's K/V, for branches
         with must_fit(f"K/V for gpu_memory_utilization={options.gpu_memory_utilization:g}", "lower it"):
             affordable = affordable_pages(options, models, placement, self._scratch_pages, bool(executor.prepared))
             self._num_pages = 1 + min(self._slots * self._pages_a_sequence, affordable)
@@ -69,15 +69,16 @@ class Assembly:
         self.scheduler = Scheduler(self._slots, self.pages, self._proposed, remedy)
 
     def core(self) -> Core:
-        """The engine's core, on the loop of the mode, or without a draft if that cannot be had."""
-        models, failover, lost = self._models, Failover(self._executor, self.autoregressive), self._models.lost
-        if models.mode != "ar" and lost is None:
+        """The engine's core with the loop of its mode; without a draft, if the draft did not load or its tables do not fit."""
+        models, failover = self._models, Failover(self._executor, self.autoregressive)
+        draft_error: Exception | None = models.draft_error
+        if models.mode != "ar" and draft_error is None:
             try:
                 failover.loop = self.with_draft(models.draft) if models.draft is not None else self.with_ngrams()
             except (MemoryError, RuntimeError) as error:
-                lost = error
-        if lost is not None:
-            failover.lose_draft(lost)
+                draft_error = error
+        if draft_error is not None:
+            failover.lose_draft(draft_error)
         return Core(self.scheduler, failover, self._executor, self._options, models.target.model.config.eos_token_ids)
 
     def autoregressive(self) -> Autoregressive:
@@ -86,7 +87,7 @@ class Assembly:
         return Autoregressive(self._verifier(tables, Tree((), device)), self._executor)
 
     def with_ngrams(self) -> Speculative:
-        """Speculation without a draft model."""
+        """The loop that proposes n-grams, without a draft model."""
         device = self._placement.target
         speculation = Speculation.allocate(self._slots, self._proposed, device)
         branches = Branches.allocate(self._slots, 0, self._proposed, 0, device)
@@ -94,19 +95,19 @@ class Assembly:
         return Speculative(self._verifier(tables, self._tree(device)), NgramDrafter(tables), Link(), self._executor)
 
     def with_draft(self, draft: Draft) -> Speculative:
-        """Speculation with the draft model, in mode "sd" or "ssd". Raises RuntimeError where its tables find no room."""
-        here, there, apart = self._placement.target, self._placement.draft, self._placement.apart
-        state, staging = self._sequences(there) if apart else (self.state, self._staging)
-        speculation = Speculation.allocate(self._slots, self._proposed, there)
-        branches = Branches.allocate(self._slots, self._budget, self._proposed, self._num_pages * PAGE_SIZE, there)
-        tables = DraftTables(state, staging, speculation, branches)
-        drafter = self._drafter(draft, tables)
-        tree = self._tree(here)
-        target, link = Tables(self.state, self._staging, speculation), Link()
+        """The loop with the draft model, "sd" or "ssd". Raises RuntimeError if there is no memory for its tables."""
+        target_device, draft_device, apart = self._placement.target, self._placement.draft, self._placement.apart
+        state, staging = self._sequences(draft_device) if apart else (self.state, self._staging)
+        speculation = Speculation.allocate(self._slots, self._proposed, draft_device)
+        branches = Branches.allocate(self._slots, self._budget, self._proposed, self._num_pages * PAGE_SIZE, draft_device)
+        draft_side = DraftTables(state, staging, speculation, branches)
+        drafter = self._drafter(draft, draft_side)
+        tree = self._tree(target_device)
+        target_side, link = Tables(self.state, self._staging, speculation), Link()
         if apart:
-            target.speculation = Speculation.allocate(self._slots, self._proposed, here)
-            link = TwoDevices(target, tables, tree, self._executor)
-        verifier = self._verifier(target, tree, draft.draft_id_of)
+            target_side.speculation = Speculation.allocate(self._slots, self._proposed, target_device)
+            link = TwoDevices(target_side, draft_side, tree, self._executor)
+        verifier = self._verifier(target_side, tree, draft.draft_id_of)
         if self._models.mode == "sd":
             return Speculative(verifier, drafter, link, self._executor)
         return SpeculativeSpeculative(verifier, self._cache(drafter), link, self._executor)
@@ -148,18 +149,18 @@ class Assembly:
         return Verifier(model, self.kv_cache, tables, tree, self._executor, columns)
 
     def _tree(self, device: torch.device) -> Tree:
-        """The shape of a speculation: the user's tree, or a chain."""
-        return Tree(self._options.speculation.tree or (1,) * self._options.speculation.lookahead, device)
+        """The shape of every speculation: the user's tree, or a chain."""
+        return Tree(self._options.speculation_options.tree or (1,) * self._options.speculation_options.lookahead, device)
 
     def _drafter(self, draft: Draft, tables: DraftTables) -> ModelDrafter:
-        device, settings = self._placement.draft, self._options.speculation
+        device, settings = self._placement.draft, self._options.speculation_options
         cache = KVCache(draft.model.config, self._num_pages + self._scratch_pages, draft.model.dtype, device)
-        model = replace(draft, model=paced(draft.model, self._pace[1]))
+        paced_draft = replace(draft, model=paced(draft.model, self._pace[1]))
         tree = self._tree(device)
-        return ModelDrafter(model, cache, tables, tree, self._executor, settings.top_f, settings.saguaro_c)
+        return ModelDrafter(paced_draft, cache, tables, tree, self._executor, settings.top_f, settings.saguaro_c)
 
     def _cache(self, drafter: ModelDrafter) -> SpeculationCache:
-        settings, budget = self._options.speculation, self._budget
+        settings, budget = self._options.speculation_options, self._budget
         table = fanout.tables(settings.fan_out, settings.lookahead, budget).to(self._placement.draft)
         measured = fanout.Measured(settings.lookahead, budget) if settings.fan_out == "measured" else None
         return SpeculationCache(drafter, self._executor, table, measured, FallbackPolicy(settings.fallback))

@@ -1,10 +1,10 @@
-"""The engine's core: requests join it at any time, and each step stores a piece of a prompt, runs a round, and reads earlier ones.
+"""The engine's core. Requests join at any time. Each step stores a chunk of a prompt, starts a round, and reads earlier rounds.
 
 The core has no thread of its own. A client that waits for its request takes the turn and steps for everybody; clients on other
-threads sleep until their own request has grown. So two streams read in turn by one thread both advance, and a client that goes away
-takes only its own request with it.
+threads sleep until their own requests have grown. So two streams that one thread reads in turn both advance, and a client that
+goes away ends only its own request.
 
-A prompt is stored in chunks, at most PREFILL_CHUNK tokens a step, so that running requests get a round between two chunks.
+A prompt is stored in chunks, at most PREFILL_CHUNK tokens per step, so that running requests get a round between two chunks.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ class InFlight:
     """Work in flight. `rows` pairs each row of its report with its request: row = slot for a round, 0 for a prefill."""
 
     rows: list[tuple[int, Request]]
-    begun: Round | Verification
+    work: Round | Verification
 
     @property
     def round(self) -> Round | None:
-        return self.begun if isinstance(self.begun, Round) else None
+        return self.work if isinstance(self.work, Round) else None
 
     @property
     def verification(self) -> Verification:
-        return self.begun.verification if isinstance(self.begun, Round) else self.begun
+        return self.work.verification if isinstance(self.work, Round) else self.work
 
 
 class Core:
-    """Runs requests. options: for the numbers of threads. eos: token ids that end a sequence."""
+    """Runs requests. options: the source of the numbers of threads. eos: the token ids that end a sequence."""
 
     def __init__(
         self, scheduler: Scheduler, failover: Failover, executor: Executor, options: EngineOptions, eos: Sequence[int]
@@ -59,7 +59,7 @@ class Core:
         self.in_flight: deque[InFlight] = deque()
         self._options = options
         self._eos = eos
-        self._storing: Request | None = None  # its prompt is in the staging tables
+        self._storing: Request | None = None  # the request whose prompt is in the staging tables
         self._added: deque[Request] = deque()
         self._aborted: deque[Request] = deque()
         self._closed = False
@@ -79,9 +79,11 @@ class Core:
         return self._options.threads or max(1, cores - draft_threads)
 
     def warm_up(self, progress: OnProgress) -> None:
-        """Warm up, then record, each batch size's greedy programs, where the executor records any. Sampling programs and the other fallback
-        of "auto" are recorded on first use."""
-        self.executor.settle()  # the tables are allocated
+        """Warm up, then record, the greedy programs of each batch size, if the executor records programs.
+
+        Sampling programs and the other fallback of "auto" are recorded on first use.
+        """
+        self.executor.settle()  # the tables must be allocated before their programs run
         with torch.inference_mode():
             for i, slots in enumerate(sizes := self.executor.prepared):
                 self.failover.round(slots)
@@ -89,67 +91,70 @@ class Core:
                 progress((i + 1) / len(sizes))
         self.executor.settle()
 
-    # What clients call ------------------------------------------------------------------------------------------------------
+    # For clients ------------------------------------------------------------------------------------------------------------
 
     def add(self, request: Request) -> None:
-        """Let a request join the running batch as soon as there is room. Raises SsdError once the core is closed."""
+        """Add a request; it joins the running batch as soon as there is room. Raises SsdError after `close`."""
         if self._closed:
             raise SsdError("this engine is closed; make another one.")
         self._added.append(request)
 
     def abort(self, request: Request) -> None:
-        """End a request that nobody wants any more. Its slot is freed after the rounds in flight; other requests do not notice.
+        """End a request before it has finished. Its slot is freed after the rounds in flight. Other requests are not affected.
 
-        Any thread may call it, also from a finalizer: if a step is under way, the slot is freed at its end.
+        Any thread may call it, and so may a finalizer. During a step, the slot is freed at the step's end.
         """
         if request.finished:
             return
         self._aborted.append(request)
         with self._turn:
             if not self._stepping:
-                self._take_in()
+                self._apply_adds_and_aborts()
 
     def step(self) -> list[Request]:
-        """Do one step for all requests and return those that grew or ended. Waits while another thread steps.
+        """Run one step for all requests and return the requests that grew. Blocks while another thread steps.
 
-        Raises an error of the target, after every admitted request has been failed with it.
+        Raises an error of the target, after ending every admitted request with it.
         """
-        with _interrupts_deferred(), self._own_turn(lambda: False):
+        with _interrupts_deferred(), self._turn_to_step(lambda: False):
             return self._step()
 
     def wait(self, ready: Callable[[], bool]) -> None:
-        """Step for all, or sleep while another thread does, until `ready()`. Raises SsdError if the core is closed before."""
+        """Step for all requests, or sleep while another thread does, until `ready()`.
+
+        Raises SsdError if the core is closed first.
+        """
         while not ready():
             if self._closed:
                 raise SsdError("this engine was closed before the request was finished; make another one.")
-            with _interrupts_deferred(), self._own_turn(ready) as mine:
-                if mine:
+            with _interrupts_deferred(), self._turn_to_step(ready) as has_turn:
+                if has_turn:
                     self._step()
 
     def close(self) -> None:
         """Refuse requests from now on, and release the executor's threads and graphs."""
         self._closed = True
-        with self._own_turn(lambda: False):
+        with self._turn_to_step(lambda: False):
             self.executor.close()
 
     @contextmanager
-    def _own_turn(self, ready: Callable[[], bool]) -> Iterator[bool]:
-        """Within it this thread alone may step. Yields False, without the turn, if `ready()` came true first."""
+    def _turn_to_step(self, ready: Callable[[], bool]) -> Iterator[bool]:
+        """A context in which only this thread may step. Yields False, without the turn, if `ready()` becomes true first."""
         with self._turn:
             self._turn.wait_for(lambda: ready() or not self._stepping)
-            mine = not self._stepping and not ready()
-            self._stepping |= mine
+            has_turn = not self._stepping and not ready()
+            self._stepping |= has_turn
         try:
-            yield mine
+            yield has_turn
         finally:
-            if mine:
+            if has_turn:
                 with self._turn:
-                    self._take_in()
+                    self._apply_adds_and_aborts()
                     self._stepping = False
                     self._turn.notify_all()
 
-    def _take_in(self) -> None:
-        """Take in the requests that were added and release those that were aborted since the last step."""
+    def _apply_adds_and_aborts(self) -> None:
+        """Queue the requests added since the last step, and release the aborted ones."""
         while self._added:
             self.scheduler.add(self._added.popleft())
         while self._aborted:
@@ -164,7 +169,7 @@ class Core:
     def _step(self) -> list[Request]:
         try:
             with self._on_target_threads():
-                self._take_in()
+                self._apply_adds_and_aborts()
                 self._store_prompts()
                 self._begin_round()
                 return self._read()
@@ -173,7 +178,7 @@ class Core:
             raise
 
     def _store_prompts(self) -> None:
-        """Store the next chunks of the oldest prompts, PREFILL_CHUNK tokens together, but at least one chunk."""
+        """Store the next chunks of the oldest prompts, at most PREFILL_CHUNK tokens in all."""
         left = PREFILL_CHUNK
         while (request := self._next_to_store()) is not None:
             start, stop = request.stored, min(len(request.prompt), request.stored + PREFILL_CHUNK)
@@ -203,7 +208,7 @@ class Core:
                 self.in_flight.append(InFlight(rows, self.failover.round(self.scheduler.batch)))
 
     def _read(self) -> list[Request]:
-        """Read the oldest rounds, until no more than the executor's limit are in flight. Returns the requests that grew."""
+        """Read the oldest work in flight, until no more than the executor's limit is left. Returns the requests that grew."""
         running = self.scheduler.running.values()
         needs_logits = any(request.params.logprobs for request in running)  # the next verification overwrites them
         limit = 0 if needs_logits or not running else self.executor.in_flight
@@ -214,11 +219,11 @@ class Core:
             self.scheduler.check_integrity()
         return grown
 
-    def _take(self, done: InFlight) -> list[Request]:
-        """Hand what a prefill or a round committed to its requests, but for those that ended before."""
-        verification, round = done.verification, done.round
+    def _take(self, finished: InFlight) -> list[Request]:
+        """Append the committed tokens of a prefill or a round to its requests, except to those that have ended already."""
+        verification, round = finished.verification, finished.round
         grown = []
-        for row, request in done.rows:
+        for row, request in finished.rows:
             report = verification.slots[row]
             committed = report.length + 1 - len(request.prompt) - len(request.token_ids)
             if not request.finished and committed > 0:
@@ -238,7 +243,7 @@ class Core:
         return [request for _, request, _, _ in grown]
 
     def _append(self, request: Request, verification: Verification, row: int, report: SlotReport, committed: int) -> None:
-        """Append the committed tokens, and release the request if they end it."""
+        """Append the committed tokens. Release the request if they end it."""
         first = len(request.token_ids)
         request.append(report.newest[-committed:])
         if request.params.logprobs:
@@ -253,7 +258,10 @@ class Core:
             self._release(request)
 
     def _release(self, request: Request) -> None:
-        """Take back a request's slot and pages. The device frees the slot after the rounds in flight, before its pages are reused."""
+        """Take a request's slot and pages back.
+
+        The device switches the slot off after the rounds in flight, and before another request uses the pages.
+        """
         if self.scheduler.running.get(request.slot) is request:
             self.failover.retire(request.slot)
         if request is self._storing:
@@ -261,7 +269,7 @@ class Core:
         self.scheduler.release(request)
 
     def _fail(self, error: BaseException) -> None:
-        """A step raised: end every admitted request with the error. Those that wait for a slot go on waiting."""
+        """End every admitted request with the error of a step. Requests that wait for a slot go on waiting."""
         self.in_flight.clear()
         with suppress(Exception):  # the first error is the one to report
             self.executor.settle()
@@ -276,33 +284,33 @@ class Core:
 
     @contextmanager
     def _on_target_threads(self) -> Iterator[None]:
-        before = torch.get_num_threads()
+        threads_before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
             with torch.inference_mode():
                 yield
         finally:
-            torch.set_num_threads(before)
+            torch.set_num_threads(threads_before)
 
 
 @contextmanager
 def _interrupts_deferred() -> Iterator[None]:
-    """Raise a Ctrl-C that comes within the block at its end, so that no step is cut in half. A second one is raised at once."""
+    """Delay a Ctrl-C inside the block until its end, so that it cannot cut a step in half. A second one is raised at once."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
         return
-    came: list[tuple[Any, ...]] = []
+    received: list[tuple[Any, ...]] = []
 
     def defer(*arguments: Any) -> None:
-        if came:
+        if received:
             handler(*arguments)
-        came.append(arguments)
+        received.append(arguments)
 
     signal.signal(signal.SIGINT, defer)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-    if came:
-        handler(*came[0])
+    if received:
+        handler(*received[0])

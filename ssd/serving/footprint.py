@@ -1,4 +1,4 @@
-"""The memory that an engine takes, and the K/V pages that fit into it."""
+"""The memory that an engine takes, and the number of K/V pages that fit."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from ssd.serving.loading import LoadedModels
 
 @dataclass(frozen=True)
 class Footprint:
-    """What an engine takes, and how it runs. Bytes and seconds.
+    """An engine's memory in bytes, and its settings.
 
-    rounds: "eager", "paced" or "graphs". target_pass_bytes, draft_pass_bytes: the weights that a pass reads. kv_pages: of kv_page_tokens
-    tokens each, for all sequences; kv_bytes: of them in both models' caches, draft_kv_bytes: of that the draft's, with its branches'.
-    recorded: how many programs, for rounds of these batch_sizes; recording_seconds, recording_bytes: what that has cost so far.
+    rounds: "eager", "paced" or "graphs". target_pass_bytes, draft_pass_bytes: bytes of weights that a pass reads. kv_pages:
+    number of pages for all sequences, each of kv_page_tokens tokens. kv_bytes: bytes of both models' K/V caches.
+    draft_kv_bytes: bytes of the draft's cache, with its scratch pages for branches. recorded: number of programs recorded so
+    far, for rounds of batch_sizes slots. recording_seconds, recording_bytes: their cost in time and in device memory.
     """
 
     mode: str
@@ -41,18 +42,20 @@ class Footprint:
 def affordable_pages(
     options: EngineOptions, models: LoadedModels, placement: Placement, scratch_pages: int, records: bool
 ) -> int:
-    """Pages that fit both K/V caches, after reserving memory for recorded rounds and for q, which is needed once a request samples.
+    """Pages that fit both K/V caches, after reserving memory for recorded rounds and for q, which is needed once a request
+    samples.
 
-    q reserves at most half: beyond that the draft fails later, never the target. scratch_pages: further pages of the draft's cache.
-    records: whether rounds are recorded.
+    At most half of the memory is reserved for q: if q needs more, the draft fails later, never the target. scratch_pages:
+    number of further pages in the draft's cache. records: whether rounds are recorded.
     """
     target, slots = models.target.model, options.max_batch
-    proposed = options.speculation.nodes - 1
-    budget = options.speculation.budget if models.mode == "ssd" else 0
+    proposed = options.speculation_options.nodes - 1
+    budget = options.speculation_options.budget if models.mode == "ssd" else 0
     memory = memory_for_kv(options, placement.target)
     page = KVCache.bytes_a_page(target.config, target.dtype)
     if records:
-        # Recorded rounds keep p's logits: the largest batch's, as much again for all smaller ones, and twice that once requests sample.
+        # Recorded rounds keep p's logits: of the largest batch, as much again for all smaller batches, and twice the sum once
+        # requests sample.
         logits = 4 * slots * (proposed + 1) * target.vocab_size
         memory -= min(4 * logits, memory // 4)
     if models.draft is None:
@@ -60,15 +63,15 @@ def affordable_pages(
     draft = models.draft.model
     draft_page = KVCache.bytes_a_page(draft.config, draft.dtype)
     row = 4 * slots * draft.vocab_size
-    held = 2 * (budget + 1) * proposed * row  # q
-    held += (proposed + 1) * row if budget else 0  # z
-    held += 2 * budget * row if records else 0  # the logits of a branch step
+    draft_tables = 2 * (budget + 1) * proposed * row  # q
+    draft_tables += (proposed + 1) * row if budget else 0  # z
+    draft_tables += 2 * budget * row if records else 0  # the logits of a branch step
     received = 3 * proposed * row if placement.apart else 0  # q's copy for the target, and its receive buffer
     scratch = scratch_pages * draft_page
     if placement.draft == placement.target:
-        memory -= min(held + received, memory // 2) + scratch
+        memory -= min(draft_tables + received, memory // 2) + scratch
         return max(0, memory // (page + draft_page))
     draft_memory = memory_for_kv(options, placement.draft)
-    draft_memory -= min(held, draft_memory // 2) + scratch
+    draft_memory -= min(draft_tables, draft_memory // 2) + scratch
     memory -= min(received, memory // 2)
     return max(0, min(memory // page, draft_memory // draft_page))

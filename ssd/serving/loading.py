@@ -1,4 +1,4 @@
-"""The models of an engine: which ones, on which device, and in which mode they run."""
+"""The loading of an engine's models, and the mode they run in."""
 
 from __future__ import annotations
 
@@ -15,29 +15,34 @@ from ssd.serving.mode import Mode, resolve_mode
 
 @dataclass(frozen=True)
 class LoadedModels:
-    """A target, its draft, and the mode they run in. draft: None without a draft model. lost: the error that kept the draft from
-    loading; the engine then runs without it."""
+    """A target, its draft, and the mode they run in.
+
+    draft: None without a draft model. draft_error: the error by which the draft did not load; the engine then runs without it.
+    """
 
     target: Target
     draft: Draft | None
     mode: Mode
-    lost: Exception | None = None
+    draft_error: Exception | None = None
 
     @classmethod
     def of(cls, target: Target, draft: Draft | None, options: EngineOptions) -> LoadedModels:
-        """Models that are loaded already. Raises SsdError for a mode that they cannot run in."""
+        """From models that are loaded already. Raises SsdError for a mode that they cannot run in."""
         mode = resolve_mode(options, has_draft=draft is not None or options.draft == "ngram")
         return cls(target, draft if mode != "ar" else None, mode)
 
 
 def load_models(options: EngineOptions, placement: Placement, progress: OnProgress) -> LoadedModels:
-    """Load the models that the options name. progress: for the target. Raises SsdError, and CheckpointError for the target."""
+    """Load the models that the options name. progress: gets the target's progress.
+
+    Raises SsdError for impossible options, and CheckpointError for a target that cannot be used.
+    """
     draft_name = registry.draft_named(options.draft, options.target)
     mode = resolve_mode(options, has_draft=draft_name is not None)
 
     def positions(context: int) -> int:
-        """Rotary positions: padding rows and branches after the last tokens reach a little beyond the context."""
-        return (options.max_context or context) + 2 * (options.speculation.lookahead + 1)
+        """Number of rotary positions: padding rows and branches after the last tokens exceed the context a little."""
+        return (options.max_context or context) + 2 * (options.speculation_options.lookahead + 1)
 
     with must_fit(f"the weights of {options.target!r}", "free some, or choose a smaller model"):
         target = load_target(options.target, placement.dtype, placement.target, positions, progress)
@@ -46,10 +51,10 @@ def load_models(options: EngineOptions, placement: Placement, progress: OnProgre
     try:
         draft = load_draft(draft_name, target, positions(target.context), placement.draft)
     except (CheckpointError, MemoryError, RuntimeError) as error:
-        return LoadedModels(target, None, mode, lost=error)
+        return LoadedModels(target, None, mode, draft_error=error)
     if placement.draft != placement.target:
         try:
             memory_for_kv(options, placement.draft)
         except SsdError as error:
-            return LoadedModels(target, None, mode, lost=error)
+            return LoadedModels(target, None, mode, draft_error=error)
     return LoadedModels(target, draft, mode)

@@ -1,7 +1,7 @@
-"""Which request has which sequence slot and K/V pages. Decides on the host and touches no tensor.
+"""The scheduler: gives requests their sequence slots and K/V pages. It works on the host and touches no tensor.
 
-First come, first served: the oldest request is admitted when a slot is free and so are all pages that it can ever need, so a
-running request never waits for memory. Slots are filled lowest first, and a round covers the slots up to the highest running one.
+First come, first served: the oldest request is admitted when a slot and all pages that it can ever need are free. So a running
+request never waits for memory. The lowest slots are filled first, and a round covers the slots up to the highest running one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from ssd.requests import Request
 
 
 class Scheduler:
-    """slots: sequences that run at once. slack: tokens a round may store beyond a sequence's last. remedy: how a user gets more pages."""
+    """slots: number of sequences that run at once. slack: number of tokens that a round may store after a sequence's last
+    token.
+
+    remedy: imperative phrase that tells the user how to get more pages.
+    """
 
     def __init__(self, slots: int, pages: PageAllocator, slack: int, remedy: str = "free some memory") -> None:
         self.pages = pages
@@ -24,12 +28,12 @@ class Scheduler:
         self._remedy = remedy
         self._free_slots = list(range(slots))
         self.waiting: deque[Request] = deque()
-        self.admitted: dict[int, Request] = {}  # by slot: has its pages, its prompt is being stored, or it runs
-        self.running: dict[int, Request] = {}  # by slot: its prompt is stored
+        self.admitted: dict[int, Request] = {}  # by slot: requests with pages, whose prompts are being stored, or that run
+        self.running: dict[int, Request] = {}  # by slot: requests whose prompts are stored
 
     @property
     def batch(self) -> int:
-        """Slots a round must cover."""
+        """Number of slots that a round must cover."""
         return max(self.running, default=-1) + 1
 
     @property
@@ -61,11 +65,11 @@ class Scheduler:
         return request
 
     def start(self, request: Request) -> None:
-        """An admitted request's prompt is stored: rounds cover it from now on."""
+        """Let rounds cover an admitted request from now on: its prompt is stored."""
         self.running[request.slot] = request
 
     def release(self, request: Request) -> None:
-        """Take a request's slot and pages back, or stop it waiting. Does nothing for one that has neither."""
+        """Take a request's slot and pages back, or remove it from the queue. Does nothing if it has neither any more."""
         if request in self.waiting:
             self.waiting.remove(request)
         if request.pages is None:
@@ -77,7 +81,7 @@ class Scheduler:
         request.pages = None
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError unless every page is free, or has as many holders as there are admitted requests with it."""
+        """Raise RuntimeError unless every page is free or has exactly the admitted requests that name it as holders."""
         holders = Counter(
             page for request in self.admitted.values() for page in (request.pages if request.pages is not None else ())
         )

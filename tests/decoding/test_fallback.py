@@ -140,22 +140,22 @@ def span(name: str, seconds: float) -> Span:
 
 def test_a_round_takes_as_long_as_the_slower_of_target_and_draft() -> None:
     fallback = FallbackPolicy()
-    fallback.times(span("verify", 0.020), span("speculate", 0.030), None)
-    fallback.times(span("verify", 0.040), span("speculate", 0.030), None)
+    fallback.observe_times(span("verify", 0.020), span("speculate", 0.030), None)
+    fallback.observe_times(span("verify", 0.040), span("speculate", 0.030), None)
     assert fallback.t_round == pytest.approx([0.030, 0.040])
 
 
 def test_only_a_drafted_miss_measures_the_time_of_drafting() -> None:
     fallback = FallbackPolicy()
     for miss in (None, span("look up", 0.012)):
-        fallback.times(span("verify", 0.020), span("speculate", 0.030), miss)
+        fallback.observe_times(span("verify", 0.020), span("speculate", 0.030), miss)
     assert fallback.t_neural == pytest.approx([0.012])
 
 
 def test_old_times_are_forgotten() -> None:
     fallback = FallbackPolicy()
     for i in range(200):
-        fallback.times(span("verify", float(i)), span("speculate", 0.0), span("look up", float(i)))
+        fallback.observe_times(span("verify", float(i)), span("speculate", 0.0), span("look up", float(i)))
     newest = [float(i) for i in range(200 - FallbackPolicy.KEPT, 200)]
     assert fallback.t_round == fallback.t_neural == pytest.approx(newest)
 
@@ -166,7 +166,7 @@ def test_old_times_are_forgotten() -> None:
 def test_a_rounds_tokens_are_counted_by_the_origin_of_its_speculation(kind: str, hit: bool, neural: bool) -> None:
     fallback = FallbackPolicy()
     for tokens in (3, 4):
-        fallback.outcome(hit=hit, neural=neural, tokens=tokens)
+        fallback.observe_outcome(hit=hit, neural=neural, tokens=tokens)
     assert (fallback.hits, fallback.look_ups) == (2 * hit, 2)
     assert {name: counts for name, counts in fallback.committed.items() if counts != [0, 0]} == {kind: [7, 2]}
 
@@ -177,9 +177,9 @@ def test_auto_changes_to_n_grams_after_rounds_with_a_slow_draft() -> None:
     for _ in range(20):
         chosen.append(fallback.choose(4))
         neural = chosen[-1] == "neural"
-        fallback.times(span("verify", 0.01), span("speculate", 0.01), span("look up", 1.0) if neural else None)
+        fallback.observe_times(span("verify", 0.01), span("speculate", 0.01), span("look up", 1.0) if neural else None)
         for hit in (True, True, True, False):
-            fallback.outcome(hit=hit, neural=neural, tokens=2)
+            fallback.observe_outcome(hit=hit, neural=neural, tokens=2)
     assert chosen == ["neural"] * FallbackPolicy.ENOUGH + ["ngram"] * (20 - FallbackPolicy.ENOUGH)
 
 

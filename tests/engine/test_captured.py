@@ -81,7 +81,7 @@ def test_two_devices_give_the_tokens_and_counts_of_one(
     assert figures(engine(mode, draft, **apart).decode(PROMPTS, params)) == expected
     for seed in range(4):
         one, _ = captured(mode, seed, draft, **apart)
-        assert one.core.loop.link.draft.state is not one._assembly.state  # type: ignore[union-attr]
+        assert one.core.loop.link.draft_side.state is not one._assembly.state  # type: ignore[union-attr]
         assert figures(one.decode(PROMPTS, params)) == expected
         assert one.core.scheduler.pages.available == one.core.scheduler.pages.capacity
 
@@ -301,9 +301,9 @@ def without_waiting_for_what_is_sent(one: Engine, monkeypatch: pytest.MonkeyPatc
     link = one.core.loop.link  # type: ignore[union-attr]
     send = getattr(link, method)
 
-    def hurry(n: int, behind: Any) -> Any:
-        send(n, behind)
-        return behind
+    def hurry(n: int, run: Any) -> Any:
+        send(n, run)
+        return run
 
     monkeypatch.setattr(link, method, hurry)
 
@@ -328,7 +328,7 @@ def never_tell_the_draft_of_prompts(one: Engine, monkeypatch: pytest.MonkeyPatch
 
 def send_the_distributions_of_another_branch(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """It sends the half that the branches are being drawn into."""
-    leaves, speculation = one.core.loop.link.speculation_leaves, one.core.loop.link.draft.speculation  # type: ignore[union-attr]
+    leaves, speculation = one.core.loop.link.speculation_leaves, one.core.loop.link.draft_side.speculation  # type: ignore[union-attr]
 
     def wrong(n: int) -> Any:
         speculation.parity.copy_(1 - speculation.parity)

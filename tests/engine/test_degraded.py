@@ -179,7 +179,7 @@ def test_a_draft_that_fails_after_a_verification_keeps_the_committed_tokens(
 ) -> None:
     """The draft moves its own K/V of an accepted path after the target has decided."""
     broken = engine("sd", tree=(2, 2, 1), max_batch=3)
-    fail_at(monkeypatch, broken.core.loop.drafter, "keep", call)  # type: ignore[union-attr]
+    fail_at(monkeypatch, broken.core.loop.drafter, "compact", call)  # type: ignore[union-attr]
     found = decode_and_warn(broken, PROMPTS, PARAMS)
     assert tokens_of(found) == tokens_of(engine("ar").decode(PROMPTS, PARAMS))
     assert found[0].stats.rounds > call

@@ -213,7 +213,7 @@ def test_auto_takes_the_fallback_that_was_measured_as_cheaper(
     monkeypatch.setattr(chosen, "times", lambda *spans: None)
     for hit, neural in ((True, True), (False, True), (False, False)):
         for _ in range(1000):
-            chosen.outcome(hit=hit, neural=neural, tokens=3 if neural else 1)
+            chosen.observe_outcome(hit=hit, neural=neural, tokens=3 if neural else 1)
     assert set(fallbacks(one, PROMPTS, GREEDY, tmp_path / "trace.json")) == {name}
 
 

@@ -95,7 +95,7 @@ def test_sampled_tokens_do_not_depend_on_the_batch(engine: MakeEngine, case: Cas
     assert sum(map(accepted_in_all, together)) > 0
 
 
-# A chain is a tree --------------------------------------------------------------------------------------------------------------
+# A chain is a tree ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -165,11 +165,11 @@ def test_the_tests_detect_an_accepted_path_that_is_not_moved(
 
 def test_the_tests_detect_a_drafts_path_that_is_not_moved(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     one = engine("sd", "self:3", tree=(2, 2, 2))
-    monkeypatch.setattr(one.core.loop.drafter, "keep", lambda n, path: None)  # type: ignore[union-attr]
+    monkeypatch.setattr(one.core.loop.drafter, "compact", lambda n, path: None)  # type: ignore[union-attr]
     assert one.decode(PROMPTS[0], SamplingParams(max_new_tokens=41, ignore_eos=True)).stats.rounds > 10
 
 
-# Edges --------------------------------------------------------------------------------------------------------------------------
+# Edges ------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tree", [(2, 2, 1), (4,), (1, 1, 1, 1, 1, 1)])
@@ -200,7 +200,7 @@ def test_a_sequence_may_end_at_the_end_of_the_context(engine: MakeEngine, tree: 
 def test_the_lookahead_is_the_trees_depth(engine: MakeEngine) -> None:
     """Whatever the option lookahead is, in a context with room for only one more position."""
     one = engine("sd", tree=(2, 2, 1), lookahead=50, max_context=64)
-    assert one.options.speculation.lookahead == 3
+    assert one.options.speculation_options.lookahead == 3
     assert max(one.decode(PROMPTS[1], SamplingParams(max_new_tokens=47)).stats.proposed_counts) == 2 + 4 + 4
 
 
@@ -286,7 +286,7 @@ def test_greedy_and_sampled_requests_share_a_batch(engine: MakeEngine) -> None:
     assert found[1::2] == tokens_of(engine("sd", tree=(2, 2), max_batch=1).decode(PROMPTS[1::2], mixed[1::2]))
 
 
-# Stats --------------------------------------------------------------------------------------------------------------------------
+# Stats ------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

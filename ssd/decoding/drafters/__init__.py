@@ -1,1 +1,1 @@
-"""How speculations are proposed: by a draft model, or by what the sequence itself said before."""
+"""The sources of speculations: a draft model, or earlier tokens of the same sequence."""

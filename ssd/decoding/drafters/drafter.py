@@ -1,4 +1,4 @@
-"""What plain speculative decoding asks of a drafter."""
+"""The interface of a drafter for plain speculative decoding."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from ssd.decoding.state import DraftTables
 
 
 class Drafter(Protocol):
-    """Proposes the next speculation of every slot. tables: the draft's side of a round."""
+    """Proposes the next speculation of every slot. tables: the tables of the draft's side."""
 
     @property
     def tables(self) -> DraftTables: ...
 
     @property
-    def keeps(self) -> bool:
-        """Whether an accepted path has to be moved in the draft's K/V, by `keep`."""
+    def needs_compaction(self) -> bool:
+        """Whether `compact` has to move the K/V of an accepted path."""
 
     def stage(self, samples: bool) -> None:
-        """A prompt is staged. samples: whether its request does. Called `alone`."""
+        """Prepare for the staged prompt. samples: whether its request samples. Called `alone`."""
 
     def store(self, slot: int, start: int, stop: int) -> None:
-        """Store the K/V of tokens start..stop−1 of the staged prompt, which is to get this slot."""
+        """Store the K/V of tokens start..stop−1 of the staged prompt, which will get this slot."""
 
     def draft(self, n: int) -> None:
         """The program that drafts the next speculation of the first n slots, after their newest committed token."""
 
-    def keep(self, n: int, path: Tensor) -> None:
-        """The program that makes an accepted path contiguous; path: [n, T] int32 from `ops.verify`."""
+    def compact(self, n: int, path: Tensor) -> None:
+        """The program that makes the K/V of an accepted path contiguous. path: [n, T] int32 from `ops.verify`."""

@@ -1,4 +1,4 @@
-"""Speculation without a draft model: what follows is what followed the same words before (Saxena 2023, prompt lookup decoding)."""
+"""Speculation without a draft model: tokens that followed the same words earlier (Saxena 2023, prompt lookup decoding)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from ssd.decoding.state import DraftTables, SequenceState, Speculation
 
 
 def propose_ngram(state: SequenceState, speculation: Speculation) -> None:
-    """Give every miss the tokens that followed the longest earlier match of its own ending. They are proposed, not drawn (δ)."""
+    """Give every miss the tokens that followed the longest earlier match of its sequence's ending.
+
+    They are not drawn: each has q = δ, see `Speculation.q_address`.
+    """
     tokens, length = ops.ngram_propose(state.tokens, state.length, speculation.lookahead)
     missed = speculation.hit == 0
     speculation.tokens.copy_(torch.where(missed[:, None], tokens, speculation.tokens))
@@ -21,21 +24,21 @@ def propose_ngram(state: SequenceState, speculation: Speculation) -> None:
 class NgramDrafter:
     """A `Drafter` that proposes n-grams, for the sequences of `tables`."""
 
-    keeps = False
+    needs_compaction = False
 
     def __init__(self, tables: DraftTables) -> None:
         self.tables = tables
 
     def stage(self, samples: bool) -> None:
-        """Nothing is drawn: no distribution is kept."""
+        """N-grams are not drawn: there is no distribution to hold."""
 
     def store(self, slot: int, start: int, stop: int) -> None:
-        """There is nothing to store."""
+        """N-grams need no K/V."""
 
     def draft(self, n: int) -> None:
         tables = self.tables.first(n)
         tables.latch()
         propose_ngram(tables.state, tables.speculation)
 
-    def keep(self, n: int, path: Tensor) -> None:
-        """There is nothing to move."""
+    def compact(self, n: int, path: Tensor) -> None:
+        """N-grams have no K/V to move."""
