@@ -124,7 +124,7 @@ class Engine:
             self.core.wait(lambda: all(request.finished for request in requests))
         finally:
             for request in requests:
-                self.core.abort(request)
+                self.core.abort(request)  # does nothing for a finished one; after an error or Ctrl-C, the others end here
         completions = [request.completion(self.mode) for request in requests]
         return completions[0] if single else completions
 

@@ -61,7 +61,7 @@ class SamplingParams:
     ignore_eos: bool = option(False, help="Decoding past end-of-sequence tokens.", panel=SAMPLING)
     seed: int | None = option(
         None,
-        help="Random seed of the request; drawn from the engine's seed and the prompt's index unless given.",
+        help="Random seed of the request; unless given, drawn from the engine's seed and a counter of its requests without one.",
         panel=SAMPLING,
         limits=SEEDS,
     )

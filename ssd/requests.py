@@ -205,7 +205,7 @@ class InputProcessor:
                 "shorten one of them or raise max_context as far as the model goes."
             )
         text_stream = TextStream(target.tokenizer) if target.tokenizer is not None else None
-        return Request(ids, params, params.seed or 0, text_stream)
+        return Request(ids, params, params.seed or 0, text_stream)  # `requests` draws a seed where there is none
 
     def _next_seed(self) -> int:
         """A seed from the engine's seed and a counter: calls differ, and the same requests in the same order repeat."""

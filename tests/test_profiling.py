@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+import tiny
 from ssd import Engine, SamplingParams
 from ssd.errors import SsdError
 from ssd.models import registry
@@ -384,3 +385,17 @@ def test_a_tool_says_in_one_sentence_that_there_is_no_gpu(tool: str) -> None:
     done = subprocess.run([sys.executable, PROFILING / tool], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert done.stderr.startswith("SKIPPED: ") and done.stderr.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize("mode", ["ar", "ssd"])
+def test_gaps_are_measured_while_a_long_prompt_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    from gaps import measure
+
+    from ssd.serving import core
+
+    monkeypatch.setattr(core, "PREFILL_CHUNK", 64)
+    tiny.write_model(tmp_path, tokenizer=tiny.vocabulary_of_bytes(), vocab_size=288)
+    with Engine(str(tmp_path), None if mode == "ar" else "self:2", mode, threads=1, max_batch=3) as engine:
+        found = measure(engine, streams=2, prompt_tokens=300)
+    assert found["chunks"] == 5
+    assert found["longest_gap_ms"] > 0 and found["chunk_ms"] > 0 and found["round_ms"] > 0

@@ -19,7 +19,7 @@ enum Stat : int {
   kMax = 0,       // largest logit
   kLogSum = 1,    // log of the sum over the kept set of exp((z - max) * scale + [top F] log C)
   kCutValue = 2,  // logit of the last kept entry
-  kCutId = 3,     // id of the last kept entry
+  kCutId = 3,     // id of the last kept entry; the argmax for greedy decoding
   kTopValue = 4,  // logit of the last of the top F entries (+inf if C = 1)
   kTopId = 5,     // id of the last of the top F entries
   kScale = 6,     // 1 / temperature; 0 for greedy

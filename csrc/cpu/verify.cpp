@@ -50,7 +50,7 @@ class Residual {
   float draft(int32_t token) {
     if (walk_.q_logits == nullptr) return 1.0f;  // not drawn from a distribution: q is a point mass on each proposal in turn
     if (!q_.empty()) return q_[static_cast<size_t>(token)];
-    const int32_t column = column_of(token);
+    const int32_t column = draft_column(token);
     return column < 0 ? 0.0f : one(q_row(), walk_.q_stats + node_ * kStats, column);
   }
 
@@ -80,7 +80,7 @@ class Residual {
 
  private:
   const float* q_row() const { return walk_.q_logits + node_ * walk_.draft_vocabulary; }
-  int32_t column_of(int32_t token) const {
+  int32_t draft_column(int32_t token) const {
     const int32_t column = walk_.draft_id_of != nullptr ? walk_.draft_id_of[token] : token;
     return column < walk_.draft_vocabulary ? column : -1;
   }
@@ -110,7 +110,7 @@ class Residual {
     kernels().probabilities(q_row(), walk_.q_stats + node_ * kStats, 0, walk_.draft_vocabulary, drawn.data());
     q_.resize(p_.size());
     for (int32_t id = 0; id < static_cast<int32_t>(q_.size()); ++id) {
-      const int32_t column = column_of(id);
+      const int32_t column = draft_column(id);
       q_[static_cast<size_t>(id)] = column < 0 ? 0.0f : drawn[static_cast<size_t>(column)];
     }
   }

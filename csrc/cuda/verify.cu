@@ -10,8 +10,8 @@
 // Siblings need more: after a rejection, p and q are renormalised before the next sibling is tried. These sums depend neither
 // on the walk nor on other nodes. So for a tree, a first kernel judges all nodes with several children at the same time, each
 // with one block, and stores the scales. After the last rejection of a node no child is tried, so the residual is not
-// renormalised. Therefore a tree with one child a node gives the bits of the chain. Floor: one launch, two for a tree, and one
-// read of two rows, which are in L2.
+// renormalised. Therefore a tree with one child a node gives the bits of the chain. Least cost: one launch, two for a tree, and
+// one read of two rows, which are in L2.
 #include "walk.cuh"
 
 namespace ssd::cuda {
@@ -131,6 +131,7 @@ __device__ int32_t walk_down(const VerifyParams& p, int64_t slot, Memory& memory
     if (thread == 0) memory.path[accepted] = node;
   }
   const int32_t rejected = memory.judgements[node].rejected;
+  // A single rejection at the end of the walk: the node has one child, which its judgement tried.
   if (rejected == 1 && thread == 0) memory.rejections[0] = {memory.tree.token[memory.tree.next_child(node, node)], 0.0f, 1.0f};
   if (rejected > 1 && thread < rejected)
     memory.rejections[thread] = workspace_of(p).rejections[(slot * p.nodes + node) * p.nodes + thread];
@@ -155,6 +156,7 @@ __device__ Finish race(const Judge& judge, int32_t vocabulary, int32_t first, co
   const Philox4 words = draw_words(judge.seed, judge.position, Purpose::kResample, 0, first / kColumns);
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) {
+    // The weights before the last rejection. Without a rejection the count is −1, which changes nothing.
     const Weights left = judge.left(weights[i], first + i, rejections, rejected - 1);
     finish.whole = Foremost()(finish.whole, racer(words.word[i], left.p, first + i));
     if (rejected == 0) continue;

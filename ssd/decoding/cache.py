@@ -61,7 +61,7 @@ class SpeculationCache:
         tables = self.tables.first(n)
         state, speculation = tables.state, tables.speculation
         self._note_outcomes(tables)
-        tables.latch()
+        tables.latch_and_look_up()
 
         def fall_back() -> None:
             with self._executor.trace.span("draft", "fallback" if neural else "n-gram", batch=n):

@@ -43,7 +43,7 @@ def stage(staging: SequenceState, executor: Executor, request: Admitted) -> None
         executor.write("target", staging.tokens[0, : len(prompt)], torch.tensor(prompt, dtype=torch.int32))
         staging.page_table.zero_()
         executor.write("target", staging.page_table[0, : len(pages)], torch.from_numpy(pages))
-        staging.admit(0, len(prompt), prompt[-1], request.params, request.seed, request.max_length)
+        staging.fill(0, len(prompt), prompt[-1], request.params, request.seed, request.max_length)
 
 
 def chunk_rows(staging: SequenceState, start: int, stop: int) -> Rows:

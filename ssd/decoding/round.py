@@ -54,9 +54,9 @@ class Reports:
 class SlotReport:
     """One slot after a verification.
 
-    accepted: number of the `proposed` tokens that the target accepted, even if there was no room to commit all; −1 after a
-    prefill. hit: whether the proposed tokens came from the speculation cache. newest: the last tokens of the sequence, in
-    order, as many as a round commits at most.
+    length: number of tokens whose K/V is stored, one less than the sequence has. accepted: number of the `proposed` tokens that
+    the target accepted, even if there was no room to commit all; −1 after a prefill. hit: whether the proposed tokens came from
+    the speculation cache. newest: the last tokens of the sequence, in order, as many as a round commits at most.
     """
 
     length: int
@@ -124,7 +124,7 @@ class Round:
 
     verified: the run of the verification. drafting: the run that drafted, beside the verification ("ssd") or before it ("sd").
     looked_up: the run of the look-up and its fallback ("ssd"). neural, neural_before: whether the draft model drafted for
-    misses, in this round and in the round before. branches: number of branches per sequence. seen: [n, 4], the rows of `Seen`,
+    misses, in this round and in the round before. budget: number of branches per sequence. seen: [n, 4], the rows of `Seen`,
     about the outcomes that were looked up at the beginning of the round.
     """
 
@@ -134,7 +134,7 @@ class Round:
     looked_up: Run | None = None
     neural: bool = True
     neural_before: bool = True
-    branches: int = 0
+    budget: int = 0
     seen: Reading | None = None
 
     def forget_draft(self) -> None:

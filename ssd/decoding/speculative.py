@@ -26,7 +26,7 @@ class Speculative:
         self.drafter = drafter
         self.link = link
         self.executor = executor
-        self._verified: list[Run] = []  # the run that the draft's next program waits for
+        self._outcome_sent: list[Run] = []  # the run that the draft's next program waits for
 
     def stage(self, request: Admitted) -> None:
         """Write a request into the staging tables, so that its prompt can be stored."""
@@ -63,16 +63,18 @@ class Speculative:
         slots, sampled = executor.batch(n), verifier.tables.speculation.sampled
         with DraftFailed.guard():
             draft_program = link.on_draft(slots, lambda: drafter.draft(slots))
-            drafting = executor.run("draft", "draft", draft_program, slots, sampled, self._verified)
+            drafting = executor.run("draft", "draft", draft_program, slots, key=sampled, after=self._outcome_sent)
             sent = link.send_speculation(slots, drafting)
         verify_program = link.on_target(slots, lambda: verifier.verify(slots))
-        verified = executor.run("target", "verify", verify_program, slots, sampled, [sent])
+        verified = executor.run("target", "verify", verify_program, slots, key=sampled, after=[sent])
         result = Round(verification=Verification.of(verified, executor), verified=verified, drafting=drafting)
         with DraftFailed.guard(result):
-            self._verified = [link.send_outcome(slots, verified)]
+            self._outcome_sent = [link.send_outcome(slots, verified)]
             if drafter.needs_compaction:
                 path = link.path(slots, result.verification.output)
-                executor.run("draft", "compact", lambda: drafter.compact(slots, path), slots, sampled, self._verified)
+                executor.run(
+                    "draft", "compact", lambda: drafter.compact(slots, path), slots, key=sampled, after=self._outcome_sent
+                )
         return result
 
     def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:

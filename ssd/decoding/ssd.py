@@ -33,12 +33,14 @@ class SpeculativeSpeculative(Speculative):
         self._neural = neural
         with DraftFailed.guard():
             look_up_program = link.on_draft(slots, lambda: cache.look_up(slots, neural))
-            looked_up = executor.run("draft", "look up", look_up_program, slots, (neural, sampled), self._verified)
+            looked_up = executor.run(
+                "draft", "look up", look_up_program, slots, key=(neural, sampled), after=self._outcome_sent
+            )
             sent = link.send_speculation(slots, looked_up)
             seen = executor.read("draft", cache.tables.branches.seen[:slots])
-            drafting = executor.start("speculate", lambda: cache.branch(slots), slots, sampled)
+            drafting = executor.start("speculate", lambda: cache.branch(slots), slots, key=sampled)
         verify_program = link.on_target(slots, lambda: verifier.verify(slots))
-        verified = executor.run("target", "verify", verify_program, slots, sampled, [sent])
+        verified = executor.run("target", "verify", verify_program, slots, key=sampled, after=[sent])
         result = Round(
             verification=Verification.of(verified, executor),
             verified=verified,
@@ -46,11 +48,11 @@ class SpeculativeSpeculative(Speculative):
             looked_up=looked_up,
             neural=neural,
             neural_before=neural_before,
-            branches=cache.tables.branches.budget,
+            budget=cache.tables.branches.budget,
             seen=seen,
         )
         with DraftFailed.guard(result):
-            self._verified = [link.send_outcome(slots, verified)]
+            self._outcome_sent = [link.send_outcome(slots, verified)]
         return result
 
     def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:

@@ -1,7 +1,7 @@
 """The device-resident tables of the running sequences: one row per sequence slot.
 
-A round is a program over these tables. The host fills a row when it admits a request, and reads tokens and lengths after the
-rounds. The first dimension of a table is the slot, and `first(n)` gives the same tables cut to the first n slots: a smaller
+A round is a few programs over these tables. The host fills a row when it admits a request, and reads tokens and lengths after
+the rounds. The first dimension of a table is the slot, and `first(n)` gives the same tables cut to the first n slots: a smaller
 batch is a smaller program. A free slot is a done slot: its rows write to the null page and append nothing.
 
 Length n means that the K/V of n tokens are stored; the last committed token is at position n and not yet stored.
@@ -92,7 +92,7 @@ class SequenceState(SlotTables):
             eos=torch.tensor(eos, dtype=torch.int32, device=device),
         )
 
-    def admit(self, slot: int, length: int, last_token: int, params: SamplingParams, seed: int, max_length: int) -> None:
+    def fill(self, slot: int, length: int, last_token: int, params: SamplingParams, seed: int, max_length: int) -> None:
         """Fill a row, except its tokens and pages, for a prompt of this length.
 
         Its last token counts as not yet stored: the target's prefill goes on from there.
@@ -281,7 +281,7 @@ class DraftTables(Tables):
         """The tables of slots 0..n−1, as views."""
         return DraftTables(self.state.first(n), self.staging, self.speculation.first(n), self.branches.first(n))
 
-    def latch(self) -> None:
+    def latch_and_look_up(self) -> None:
         """Latch each sequence's length and last token, and hand out the branch of its outcome.
 
         A slot without such a branch is a miss: its speculation gets no tokens yet, and the length K, or less near max_length.

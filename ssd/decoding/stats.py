@@ -89,8 +89,8 @@ class SequenceStats:
         if round.drafting is not None:
             self.draft_ms.append(round.drafting.span.ms)
             self.hidden_ms.append(round.drafting.span.overlap_ms(verify))
-        if round.branches:
-            self.branches += round.branches
+        if round.budget:
+            self.branches += round.budget
             if round.looked_up is not None and missed:
                 self.fallback_ms.append(round.looked_up.span.ms)
             if self.last_k is not None:

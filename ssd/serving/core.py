@@ -172,7 +172,7 @@ class Core:
                 self._apply_adds_and_aborts()
                 self._store_prompts()
                 self._begin_round()
-                return self._read()
+                return self._read_reports()
         except BaseException as error:
             self._fail(error)
             raise
@@ -207,24 +207,25 @@ class Core:
             with self.executor.trace.named("round"):
                 self.in_flight.append(InFlight(rows, self.failover.round(self.scheduler.batch)))
 
-    def _read(self) -> list[Request]:
+    def _read_reports(self) -> list[Request]:
         """Read the oldest work in flight, until no more than the executor's limit is left. Returns the requests that grew."""
         running = self.scheduler.running.values()
         needs_logits = any(request.params.logprobs for request in running)  # the next verification overwrites them
         limit = 0 if needs_logits or not running else self.executor.in_flight
         grown: list[Request] = []
         while len(self.in_flight) > limit:
-            grown += self._take(self.in_flight.popleft())
+            grown += self._deliver(self.in_flight.popleft())
         if not self.scheduler.busy and not self.in_flight:
             self.scheduler.check_integrity()
         return grown
 
-    def _take(self, finished: InFlight) -> list[Request]:
+    def _deliver(self, finished: InFlight) -> list[Request]:
         """Append the committed tokens of a prefill or a round to its requests, except to those that have ended already."""
         verification, round = finished.verification, finished.round
         grown = []
         for row, request in finished.rows:
             report = verification.slots[row]
+            # The newest token is not counted: its K/V is not stored yet.
             committed = report.length + 1 - len(request.prompt) - len(request.token_ids)
             if not request.finished and committed > 0:
                 grown.append((row, request, report, committed))
@@ -239,10 +240,12 @@ class Core:
                 request.stats.add(
                     round, accepted=accepted, proposed=report.proposed, hit=report.hit, missed=missed, rank=round.rank(row)
                 )
-            self._append(request, verification, row, report, committed)
+            self._append_tokens(request, verification, row, report, committed)
         return [request for _, request, _, _ in grown]
 
-    def _append(self, request: Request, verification: Verification, row: int, report: SlotReport, committed: int) -> None:
+    def _append_tokens(
+        self, request: Request, verification: Verification, row: int, report: SlotReport, committed: int
+    ) -> None:
         """Append the committed tokens. Release the request if they end it."""
         first = len(request.token_ids)
         request.append(report.newest[-committed:])

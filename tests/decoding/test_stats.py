@@ -36,7 +36,7 @@ def ssd_round(verify: tuple[float, float], draft: tuple[float, float], looked_up
         Ran(Span("target", "verify", *verify)),
         drafting=Ran(Span("draft", "speculate", *draft)),
         looked_up=Ran(Span("draft", "look up", *looked_up)),
-        branches=8,
+        budget=8,
     )
 
 

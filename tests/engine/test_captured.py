@@ -157,13 +157,13 @@ def test_the_host_is_two_rounds_ahead(captured: MakeCaptured) -> None:
     """It is never further ahead: after the third round is launched, the first is read."""
     one, _ = captured("ssd", 0, max_batch=1, **FIXED)
     depths = []
-    take = one.core._take
+    take = one.core._deliver
 
     def watched(oldest: Any) -> Any:
         depths.append(1 + len(one.core.in_flight))
         return take(oldest)
 
-    one.core._take = watched  # type: ignore[method-assign]
+    one.core._deliver = watched  # type: ignore[method-assign]
     one.decode(PROMPTS[0], GREEDY[0])
     assert max(depths) == 3  # with the one just begun
 
@@ -195,7 +195,7 @@ def test_losing_the_drafts_device_in_flight_loses_no_token(
     expected = [c.token_ids for c in engine("ar", max_batch=3).decode(PROMPTS, GREEDY)]
     for seed in range(3):
         one, device = captured(mode, seed, max_batch=3, draft_device="cpu", **FIXED)
-        take, taken = one.core._take, []
+        take, taken = one.core._deliver, []
 
         def lose(under_way: Any, take: Any = take, taken: list[Any] = taken, device: FakeDevice = device) -> Any:
             taken.append(under_way)
@@ -203,7 +203,7 @@ def test_losing_the_drafts_device_in_flight_loses_no_token(
                 device.lost.add("draft")
             return take(under_way)
 
-        monkeypatch.setattr(one.core, "_take", lose)
+        monkeypatch.setattr(one.core, "_deliver", lose)
         with pytest.warns(RuntimeWarning, match="the device of the draft is lost"):
             found = one.decode(PROMPTS, GREEDY)
         assert [c.token_ids for c in found] == expected

@@ -64,7 +64,7 @@ class ModelDrafter:
 
     def draft(self, n: int) -> None:
         tables = self.tables.first(n)
-        tables.latch()
+        tables.latch_and_look_up()
         tables.speculation.tokens.copy_(self.propose(tables, extended=False))
 
     def compact(self, n: int, path: Tensor) -> None:

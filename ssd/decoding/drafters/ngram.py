@@ -37,7 +37,7 @@ class NgramDrafter:
 
     def draft(self, n: int) -> None:
         tables = self.tables.first(n)
-        tables.latch()
+        tables.latch_and_look_up()
         propose_ngram(tables.state, tables.speculation)
 
     def compact(self, n: int, path: Tensor) -> None:
