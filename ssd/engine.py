@@ -71,6 +71,7 @@ class Engine:
         self._assembly = Assembly(self.options, models, placement, executor)
         self.core = self._assembly.core()
         self.trace = executor.trace
+        self.core.warn()
         self._inputs = InputProcessor(models.target, self._assembly.max_context, self.options.seed)
 
     # Public -----------------------------------------------------------------------------------------------------------------
@@ -119,8 +120,10 @@ class Engine:
         `Completion`, or a list of them in order. Raises SsdError before anything runs.
         """
         single = is_single(prompts)
-        requests = self._add([prompts] if single else list(prompts), params, raw)  # type: ignore[list-item, arg-type]
+        requests = self._requests([prompts] if single else list(prompts), params, raw)  # type: ignore[list-item, arg-type]
         try:
+            for request in requests:
+                self.core.add(request)
             self.core.wait(lambda: all(request.finished for request in requests))
         finally:
             for request in requests:
@@ -129,33 +132,37 @@ class Engine:
         return completions[0] if single else completions
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, raw: bool = False) -> Stream:
-        """Decode one prompt, yielding pieces of its text as they become certain.
+        """Decode one prompt and yield pieces of its text as they become certain.
 
-        The request joins the batch at once, and advances whenever any client of the engine waits. Raises SsdError before
-        anything runs.
+        The request joins the batch at once, and advances whenever any client waits. Raises SsdError before anything runs.
         """
-        (request,) = self._add([prompt], params, raw)
+        (request,) = self._requests([prompt], params, raw)
 
         def pieces() -> Generator[str | Completion]:
             shown = 0
-            while True:
-                text = request.certain_text()
-                if len(text) > shown:
-                    yield text[shown:]
-                    shown = len(text)
-                elif request.finished:
-                    break
-                else:
-                    self.core.wait(partial(request.grown_beyond, len(request.token_ids)))
+            try:
+                while True:
+                    finished, text = (
+                        request.finished,
+                        request.certain_text(),
+                    )  # in this order: the text of a finished one is whole
+                    if len(text) > shown:
+                        yield text[shown:]
+                        shown = len(text)
+                    elif finished:
+                        break
+                    else:
+                        self.core.wait(partial(request.grown_beyond, len(request.token_ids)))
+            finally:
+                self.core.abort(request)
             yield request.completion(self.mode)
 
-        return Stream(pieces(), lambda: self.core.abort(request))
+        stream = Stream(pieces(), lambda: self.core.abort(request))
+        self.core.add(request)
+        return stream
 
-    def _add(self, prompts: Sequence[Prompt], params: Params, raw: bool) -> list[Request]:
-        requests = self._inputs.requests(prompts, params, raw, self.core.scheduler.check)
-        for request in requests:
-            self.core.add(request)
-        return requests
+    def _requests(self, prompts: Sequence[Prompt], params: Params, raw: bool) -> list[Request]:
+        return self._inputs.requests(prompts, params, raw, self.core.scheduler.check)
 
     def close(self) -> None:
         """Release the engine's threads and graphs. The engine cannot be used afterwards."""

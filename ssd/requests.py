@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,9 +31,10 @@ FinishReason = Literal["eos", "length", "stop", "aborted", "error"]
 class Completion:
     """A finished request.
 
-    token_ids: the generated tokens, with the end-of-sequence token. finish_reason: "eos", "length" or "stop". logprobs: for
-    each token a dict from id to log-probability, with the token and the likeliest ids; None unless the parameters ask for it.
-    degraded: whether the draft failed, so that decoding went on without it.
+    token_ids: the generated tokens, with the end-of-sequence token. finish_reason: "eos", "length" or "stop"; "aborted" if its
+    stream was closed while another thread read it. logprobs: for each token a dict from id to log-probability, with the token
+    and the likeliest ids; None unless the parameters ask for it. degraded: whether the draft failed, so that decoding went on
+    without it.
     """
 
     text: str
@@ -52,8 +54,9 @@ class Stream:
         self.completion: Completion | None = None
 
     def close(self) -> None:
-        self._pieces.close()
         self._abort()
+        with suppress(ValueError):  # another thread is reading; it gets the aborted completion
+            self._pieces.close()
 
     def __enter__(self) -> Stream:
         return self
@@ -103,14 +106,13 @@ class Request:
         """Whether it has more than `count` tokens, or has ended."""
         return self.finished or len(self.token_ids) > count
 
-    def append(self, ids: list[int]) -> None:
-        """Append committed tokens. A stop string ends the request at the token that completes it."""
+    def append(self, ids: list[int]) -> FinishReason | None:
+        """Append committed tokens. Returns "stop" at the one that completes a stop string, and drops the rest."""
         for token in ids:
             self.token_ids.append(token)
-            if self.text_stream is not None:
-                self.text += self.text_stream.push([token])
-                if self.params.stop and self._stopped():
-                    return
+            if self.text_stream is not None and self._append_text(self.text_stream.push([token])):
+                return "stop"
+        return None
 
     def append_logprobs(self, logits: Tensor, first: int) -> None:
         """Append the log-probabilities of token_ids[first:]. logits: [tokens, V] float32, the target's, unprocessed."""
@@ -119,32 +121,29 @@ class Request:
         for token, row, top, top_values in zip(self.token_ids[first:], logprobs, ids.tolist(), values.tolist(), strict=True):
             self.logprobs.append({token: float(row[token]), **dict(zip(top, top_values, strict=True))})
 
-    def finish(self, reason: FinishReason) -> None:
-        """End with `reason`, unless the last characters complete a stop string."""
-        if self.text_stream is not None:
-            self.text += self.text_stream.flush()
-            if self.params.stop and self._stopped():
-                return
-        self.finish_reason = reason
+    def flush(self) -> FinishReason | None:
+        """Append the text that waited for more tokens. Returns "stop" if it completes a stop string."""
+        return "stop" if self.text_stream is not None and self._append_text(self.text_stream.flush()) else None
 
     def fail(self, error: BaseException) -> None:
-        self.finish_reason, self.error = "error", error
+        self.error = error
+        self.finish_reason = "error"
 
-    def _stopped(self) -> bool:
-        starts = [start for start in (self.text.find(stop) for stop in self.params.stop) if start >= 0]
-        if starts:
-            self.text = self.text[: min(starts)]
-            self.finish_reason = "stop"
-        return bool(starts)
+    def _append_text(self, piece: str) -> bool:
+        """Append text up to the first stop string. Returns whether there is one."""
+        text = self.text + piece
+        found = [index for index in map(text.find, self.params.stop) if index >= 0]
+        self.text = text[: min(found)] if found else text  # at once: a client on another thread may be reading it
+        return bool(found)
 
     def certain_text(self) -> str:
-        """The text so far, without an ending that may become a stop string."""
-        if self.finished:
+        """The text so far, except an ending that may become a stop string."""
+        finished, text, held = self.finished, self.text, 0
+        if finished:
             return self.text
-        uncertain = 0
         for stop in self.params.stop:
-            uncertain = max([uncertain, *(k for k in range(1, len(stop)) if self.text.endswith(stop[:k]))])
-        return self.text[: len(self.text) - uncertain]
+            held = max([held, *(k for k in range(1, len(stop)) if text.endswith(stop[:k]))])
+        return text[: len(text) - held]
 
     def completion(self, mode: str) -> Completion:
         """The result of the finished request. Raises the error that ended the request, if any. mode: the engine's."""

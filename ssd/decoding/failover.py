@@ -6,7 +6,7 @@ draft's thread and graphs, and replaces the loop by an autoregressive one over t
 
 from __future__ import annotations
 
-import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,21 +24,20 @@ class Failover:
     """Calls the loop in use. It has the loops' methods, and none of them raises `DraftFailed`.
 
     stand_in: makes the loop that decodes without the draft. failure: the error by which the draft was lost; None while there is
-    a draft, and where the user asked for none.
+    a draft, and where the user asked for none. warnings: for the core to issue.
     """
 
     def __init__(self, executor: Executor, stand_in: Callable[[], Autoregressive]) -> None:
         self._executor = executor
         self._stand_in = stand_in
         self.failure: str | None = None
+        self.warnings: deque[str] = deque()
         self.loop: Loop = stand_in()
 
     def lose_draft(self, error: BaseException | None) -> None:
-        """Note that the draft failed, and warn of it."""
+        """Note that the draft failed, and leave a warning."""
         self.failure = f"{type(error).__name__}: {error}"
-        warnings.warn(
-            f"the draft failed ({self.failure}); decoding goes on without it, token by token", RuntimeWarning, stacklevel=3
-        )
+        self.warnings.append(f"the draft failed ({self.failure}); decoding goes on without it, token by token")
 
     def stage(self, request: Admitted) -> None:
         self._call(lambda loop: loop.stage(request))

@@ -10,25 +10,24 @@ A prompt is stored in chunks, at most PREFILL_CHUNK tokens per step, so that run
 from __future__ import annotations
 
 import os
-import signal
-import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from ssd.decoding.failover import Failover, Loop
 from ssd.decoding.prefill import PREFILL_CHUNK
 from ssd.decoding.round import Round, SlotReport, Verification
-from ssd.errors import SsdError
+from ssd.errors import SsdError, one_line
 from ssd.models.pair import OnProgress
 from ssd.options import EngineOptions
 from ssd.requests import Request
 from ssd.runtime.executor import Executor
 from ssd.serving.scheduler import Scheduler
+from ssd.serving.turn import Turn, interrupts_deferred
 
 
 @dataclass
@@ -62,9 +61,8 @@ class Core:
         self._storing: Request | None = None  # the request whose prompt is in the staging tables
         self._added: deque[Request] = deque()
         self._aborted: deque[Request] = deque()
-        self._closed = False
-        self._turn = threading.Condition()
-        self._stepping = False
+        self._closed: str | None = None  # why nothing runs any more
+        self._turn = Turn()
 
     @property
     def loop(self) -> Loop:
@@ -95,8 +93,7 @@ class Core:
 
     def add(self, request: Request) -> None:
         """Add a request; it joins the running batch as soon as there is room. Raises SsdError after `close`."""
-        if self._closed:
-            raise SsdError("this engine is closed; make another one.")
+        self._check_open()
         self._added.append(request)
 
     def abort(self, request: Request) -> None:
@@ -106,52 +103,79 @@ class Core:
         """
         if request.finished:
             return
-        self._aborted.append(request)
-        with self._turn:
-            if not self._stepping:
-                self._apply_adds_and_aborts()
+        with interrupts_deferred():
+            self._aborted.append(request)
+            if self._turn.take():
+                self._end_turn()
 
     def step(self) -> list[Request]:
-        """Run one step for all requests and return the requests that grew. Blocks while another thread steps.
+        """Run one step for all requests and return the requests that grew or ended. Blocks while another thread steps.
 
-        Raises an error of the target, after ending every admitted request with it.
+        An error of the target ends every admitted request with that error; if there is none, it is raised. Raises SsdError
+        after `close`.
         """
-        with _interrupts_deferred(), self._turn_to_step(lambda: False):
-            return self._step()
+        grown: list[Request] = []
+        while not self._try_step(lambda: False, grown):
+            self._turn.sleep(lambda: False)
+        self.warn()
+        return grown
 
     def wait(self, ready: Callable[[], bool]) -> None:
         """Step for all requests, or sleep while another thread does, until `ready()`.
 
-        Raises SsdError if the core is closed first.
+        Raises SsdError if the core is closed first, and an error of the target that ended no request.
         """
         while not ready():
-            if self._closed:
-                raise SsdError("this engine was closed before the request was finished; make another one.")
-            with _interrupts_deferred(), self._turn_to_step(ready) as has_turn:
-                if has_turn:
-                    self._step()
+            if not self._try_step(ready, []):
+                self._turn.sleep(ready)
+            self.warn()
+
+    def warn(self) -> None:
+        """Issue the warnings that steps have left. A step itself does not, because a filter may turn them into errors."""
+        while self.failover.warnings:
+            warnings.warn(self.failover.warnings.popleft(), RuntimeWarning, stacklevel=3)
 
     def close(self) -> None:
         """Refuse requests from now on, and release the executor's threads and graphs."""
-        self._closed = True
-        with self._turn_to_step(lambda: False):
-            self.executor.close()
+        self._closed = self._closed or "this engine is closed; make another one."  # first, so that no further step begins
+        with interrupts_deferred():
+            while not self._turn.take():
+                self._turn.sleep(lambda: False)
+            try:
+                self.executor.close()
+            finally:
+                self._end_turn()
 
-    @contextmanager
-    def _turn_to_step(self, ready: Callable[[], bool]) -> Iterator[bool]:
-        """A context in which only this thread may step. Yields False, without the turn, if `ready()` becomes true first."""
-        with self._turn:
-            self._turn.wait_for(lambda: ready() or not self._stepping)
-            has_turn = not self._stepping and not ready()
-            self._stepping |= has_turn
-        try:
-            yield has_turn
-        finally:
-            if has_turn:
-                with self._turn:
-                    self._apply_adds_and_aborts()
-                    self._stepping = False
-                    self._turn.notify_all()
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise SsdError(self._closed)
+
+    def _try_step(self, ready: Callable[[], bool], grown: list[Request]) -> bool:
+        """Take the turn and step, unless `ready()`. Returns False if another thread has the turn.
+
+        grown: a list that receives the requests that grew or ended.
+        """
+        with interrupts_deferred():
+            if not self._turn.take():
+                return False
+            try:
+                if not ready():
+                    self._check_open()
+                    grown += self._step()
+            finally:
+                self._end_turn()
+        return True
+
+    def _end_turn(self) -> None:
+        """Release the requests that were aborted meanwhile, and give the turn back."""
+        while True:
+            try:
+                self._apply_adds_and_aborts()
+            finally:
+                self._turn.give_back()
+            # An abort between the last look and the return found the turn taken, and left its request to this thread.
+            if not self._aborted or not self._turn.take():
+                break
 
     def _apply_adds_and_aborts(self) -> None:
         """Queue the requests added since the last step, and release the aborted ones."""
@@ -160,9 +184,8 @@ class Core:
         while self._aborted:
             request = self._aborted.popleft()
             if not request.finished:
+                self._release(request)
                 request.finish_reason = "aborted"
-                with torch.inference_mode():
-                    self._release(request)
 
     # A step -----------------------------------------------------------------------------------------------------------------
 
@@ -174,8 +197,10 @@ class Core:
                 self._begin_round()
                 return self._read_reports()
         except BaseException as error:
-            self._fail(error)
-            raise
+            ended = self._fail(error)
+            if not ended or not isinstance(error, Exception):
+                raise
+            return ended
 
     def _store_prompts(self) -> None:
         """Store the next chunks of the oldest prompts, at most PREFILL_CHUNK tokens in all."""
@@ -248,42 +273,46 @@ class Core:
     ) -> None:
         """Append the committed tokens. Release the request if they end it."""
         first = len(request.token_ids)
-        request.append(report.newest[-committed:])
+        ending = request.append(report.newest[-committed:])
         if request.params.logprobs:
             output = verification.output
             rows = output.path[row, : len(request.token_ids) - first].long()
             request.append_logprobs(output.logits[row, rows], first)
         request.degraded |= self.failover.failure is not None
-        if not request.finished and report.done:
+        if ending is None and report.done:
             ended = request.token_ids[-1] in self._eos and not request.params.ignore_eos
-            request.finish("eos" if ended else "length")
-        if request.finished:
+            ending = request.flush() or ("eos" if ended else "length")
+        if ending is not None:
             self._release(request)
+            request.finish_reason = ending  # last: a client on another thread now takes the request as it is
 
     def _release(self, request: Request) -> None:
         """Take a request's slot and pages back.
 
-        The device switches the slot off after the rounds in flight, and before another request uses the pages.
+        The device switches the slot off after the rounds in flight, and before another request uses the pages. If it cannot,
+        the core closes: the slot would write to another request's pages.
         """
-        if self.scheduler.running.get(request.slot) is request:
-            self.failover.retire(request.slot)
         if request is self._storing:
             self._storing = None
+        if self.scheduler.running.get(request.slot) is request and self._closed is None:
+            try:
+                with torch.inference_mode():
+                    self.failover.retire(request.slot)
+            except Exception as error:
+                self._closed = f"this engine's target failed ({one_line(error)}); make another engine."
         self.scheduler.release(request)
 
-    def _fail(self, error: BaseException) -> None:
-        """End every admitted request with the error of a step. Requests that wait for a slot go on waiting."""
+    def _fail(self, error: BaseException) -> list[Request]:
+        """End every admitted request with the error of a step, and return them. Requests that wait for a slot go on waiting."""
         self.in_flight.clear()
         with suppress(Exception):  # the first error is the one to report
             self.executor.settle()
         cause = error if isinstance(error, Exception) else RuntimeError("decoding was interrupted")
-        for request in list(self.scheduler.admitted.values()):
+        ended = list(self.scheduler.admitted.values())
+        for request in ended:
+            self._release(request)
             request.fail(cause)
-            try:
-                with torch.inference_mode():
-                    self._release(request)
-            except Exception:
-                self.scheduler.release(request)
+        return ended
 
     @contextmanager
     def _on_target_threads(self) -> Iterator[None]:
@@ -294,26 +323,3 @@ class Core:
                 yield
         finally:
             torch.set_num_threads(threads_before)
-
-
-@contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """Delay a Ctrl-C inside the block until its end, so that it cannot cut a step in half. A second one is raised at once."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield
-        return
-    received: list[tuple[Any, ...]] = []
-
-    def defer(*arguments: Any) -> None:
-        if received:
-            handler(*arguments)
-        received.append(arguments)
-
-    signal.signal(signal.SIGINT, defer)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if received:
-        handler(*received[0])

@@ -120,9 +120,15 @@ MUTANTS = [
         "fork.cu",
         "drafted >= 0 && token == drafted",
         "drafted < -1 && token == drafted",
-        "fork_guesses",
+        "forks_guesses",
     ),
-    Mutant("verify: the race is the draft's", "verify.cu", "Purpose::kResample", "Purpose::kDraft", "walks_chains"),
+    Mutant(
+        "verify: the race is the draft's",
+        "verify.cu",
+        "Purpose::kResample",
+        "Purpose::kDraft",
+        "verify_equals_the_oracle_on_chains",
+    ),
 ]
 
 

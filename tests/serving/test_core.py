@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 
 from engine.cases import FIXED, MakeCaptured, MakeEngine, random_prompt, random_prompts
 from ssd import Completion, Engine, SamplingParams
+from ssd.decoding.round import DraftFailed
+from ssd.errors import SsdError
 from ssd.requests import Stream
 from ssd.serving import core
 
@@ -162,6 +165,110 @@ def test_an_error_of_the_target_reaches_every_client_that_it_ran_for(
                 rest_of(stream)
     assert rest_of(streams[2])  # it had no slot yet, and has one now
     assert is_idle_and_whole(one)
+
+
+def failing_once(error: BaseException) -> Callable[..., Any]:
+    def fail(*arguments: Any) -> Any:
+        raise error
+
+    return fail
+
+
+def test_an_aborted_slot_that_cannot_be_switched_off_closes_the_engine(
+    engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = engine("ar", max_batch=1)
+    stream = one.stream(PROMPTS[0], LONG)
+    next(iter(stream))
+    monkeypatch.setattr(one.core.loop, "retire", failing_once(RuntimeError("no device")))
+    stream.close()
+    with pytest.raises(SsdError, match="no device.*make another engine"):
+        one.decode(PROMPTS[1], LONG)
+    assert is_idle_and_whole(one)
+
+
+def test_a_warning_that_is_an_error_leaves_the_failover_whole(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = engine("ssd")
+    expected = engine("ar").decode(PROMPTS[0], LONG).token_ids
+    other = one.stream(PROMPTS[0], LONG)
+    next(iter(other))
+    monkeypatch.setattr(one.core.loop, "round", failing_once(DraftFailed()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeWarning, match="the draft failed"):
+            one.decode(PROMPTS[1], LONG)
+        rest_of(other)
+    assert one.mode == "ar"
+    assert other.completion is not None and other.completion.token_ids == expected and other.completion.degraded
+    assert is_idle_and_whole(one)
+
+
+def test_a_stream_that_is_closed_while_another_thread_reads_it_ends_as_aborted(engine: MakeEngine) -> None:
+    one = engine("ar")
+    stream, begun = one.stream(PROMPTS[0], replace(LONG, max_new_tokens=400)), threading.Event()
+
+    def read() -> None:
+        for _ in stream:
+            begun.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    begun.wait(timeout=60)
+    stream.close()
+    reader.join(timeout=60)
+    assert not reader.is_alive()
+    assert stream.completion is None or stream.completion.finish_reason == "aborted"
+    assert is_idle_and_whole(one)
+
+
+def test_ctrl_c_while_a_stream_is_read_ends_its_request(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = engine("ar", max_batch=1)
+    stream = one.stream(PROMPTS[0], LONG)
+    next(iter(stream))
+    with monkeypatch.context() as patch:
+        patch.setattr(one.core, "wait", failing_once(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            rest_of(stream)
+    assert is_idle_and_whole(one)
+
+
+@pytest.mark.parametrize("mode", ["ar", "ssd"])
+def test_interrupts_at_any_place_leave_nothing_behind(engine: MakeEngine, mode: str) -> None:
+    """A timer interrupts calls of every kind for a while; whatever it hits, the next client is served."""
+    one, params = engine(mode, max_batch=1, fallback="neural"), replace(LONG, max_new_tokens=6)
+    expected = one.decode(PROMPTS[0], params).token_ids
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler), signal.signal(signal.SIGINT, signal.default_int_handler)
+    dice, hits = random.Random(0), 0
+    signal.signal(signal.SIGALRM, lambda *arguments: signal.raise_signal(signal.SIGINT))
+    try:
+        while hits < 30:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.0001, 0.01))
+                with one.stream(PROMPTS[1], params) as stream:
+                    next(iter(stream))
+                one.decode(PROMPTS[2], params)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                hits += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+    assert one.decode(PROMPTS[0], params).token_ids == expected
+    assert is_idle_and_whole(one)
+
+
+def test_a_closed_engine_steps_no_more_and_warns_of_nothing(engine: MakeEngine) -> None:
+    one = engine("ssd")
+    stream = one.stream(PROMPTS[0], LONG)
+    next(iter(stream))
+    one.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(SsdError, match="closed"):
+            one.core.step()
+        with pytest.raises(SsdError, match="closed"):
+            rest_of(stream)
 
 
 # Threads ----------------------------------------------------------------------------------------------------------------------
