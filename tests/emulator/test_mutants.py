@@ -120,7 +120,7 @@ MUTANTS = [
         "fork.cu",
         "drafted >= 0 && token == drafted",
         "drafted < -1 && token == drafted",
-        "forks_guesses",
+        "fork_excludes_the_drafted_token",
     ),
     Mutant(
         "verify: the race is the draft's",
