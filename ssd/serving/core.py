@@ -132,8 +132,9 @@ class Core:
 
     def warn(self) -> None:
         """Issue the warnings that steps have left. A step itself does not, because a filter may turn them into errors."""
-        while self.failover.warnings:
-            warnings.warn(self.failover.warnings.popleft(), RuntimeWarning, stacklevel=3)
+        with suppress(IndexError):  # there are no more, or another thread has issued them
+            while True:
+                warnings.warn(self.failover.warnings.popleft(), RuntimeWarning, stacklevel=3)
 
     def close(self) -> None:
         """Refuse requests from now on, and release the executor's threads and graphs."""
@@ -294,8 +295,8 @@ class Core:
         """
         if request is self._storing:
             self._storing = None
-        if self.scheduler.running.get(request.slot) is request and self._closed is None:
-            try:
+        if self.scheduler.admitted.get(request.slot) is request and self._closed is None:
+            try:  # also where the slot may not be switched on yet: that changes nothing
                 with torch.inference_mode():
                     self.failover.retire(request.slot)
             except Exception as error:
