@@ -25,7 +25,7 @@ class Worker:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._closed = False
-        self._start()
+        self._process = -1  # the process that the thread is in: it starts with the first call
 
     def _start(self) -> None:
         self._process = os.getpid()
@@ -38,7 +38,7 @@ class Worker:
         """Run a call on the thread. Raises RuntimeError after `close`."""
         if self._closed:
             raise RuntimeError("the draft's thread cannot take work after its shutdown.")
-        if self._process != os.getpid():  # a forked child has the worker, but not its thread
+        if self._process != os.getpid():  # no call yet, or a forked child, which has the worker, but not its thread
             self._start()
         future: Future[Result] = Future()
         self._tasks.put((future, lambda: work(*args)))
@@ -46,10 +46,12 @@ class Worker:
 
     def close(self) -> None:
         self._closed = True
-        self._end()
+        if self._process == os.getpid():
+            self._end()
 
 
 def _work(tasks: Tasks, threads: int) -> None:
+    torch.get_num_threads()  # or torch would set this thread's number anew at its first op
     torch.set_num_threads(threads)
     with torch.inference_mode():
         while (task := tasks.get()) is not None:

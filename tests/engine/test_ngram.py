@@ -210,7 +210,7 @@ def test_auto_takes_the_fallback_that_was_measured_as_cheaper(
     one = engine("ssd", fallback="auto")
     chosen = one.core.loop.cache.fallback  # type: ignore[union-attr]
     chosen.t_round, chosen.t_neural = [1.0] * 8, [t_neural] * 8
-    monkeypatch.setattr(chosen, "times", lambda *spans: None)
+    monkeypatch.setattr(chosen, "observe_times", lambda *spans: None)
     for hit, neural in ((True, True), (False, True), (False, False)):
         for _ in range(1000):
             chosen.observe_outcome(hit=hit, neural=neural, tokens=3 if neural else 1)
