@@ -1,10 +1,8 @@
-"""Executors, the trace, the draft's thread, and the available memory."""
+"""Executors, the trace, and the available memory."""
 
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +14,6 @@ from ssd.runtime.executor import EagerExecutor
 from ssd.runtime.memory import available_memory
 from ssd.runtime.paced import PacedModel, paced
 from ssd.runtime.trace import Span, Trace
-from ssd.runtime.worker import Worker
 
 
 class Clock:
@@ -159,38 +156,6 @@ def test_a_timeline_has_a_lane_for_each_role_and_times_in_microseconds(monkeypat
 
 def phases(path: Path) -> list[dict]:
     return [event for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == "X"]
-
-
-# Worker -----------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def worker() -> Iterator[Worker]:
-    worker = Worker(threads=3)
-    yield worker
-    worker.close()
-
-
-def test_work_runs_on_one_thread_other_than_the_callers(worker: Worker) -> None:
-    threads = {worker.submit(threading.get_ident).result() for _ in range(5)}
-    assert len(threads) == 1
-    assert threading.get_ident() not in threads
-
-
-def test_a_worker_has_its_own_number_of_intra_op_threads(worker: Worker) -> None:
-    before = torch.get_num_threads()
-    assert worker.submit(torch.get_num_threads).result() == 3
-    assert torch.get_num_threads() == before
-
-
-def test_a_workers_results_carry_no_gradient(worker: Worker) -> None:
-    assert worker.submit(torch.is_inference_mode_enabled).result()
-
-
-def test_an_exception_on_a_worker_is_raised_to_the_caller(worker: Worker) -> None:
-    error = worker.submit(int, "three").exception()
-    assert isinstance(error, ValueError)
-    assert worker.submit(int, "3").result() == 3  # and the thread continues
 
 
 # Memory -----------------------------------------------------------------------------------------------------------------------
