@@ -318,6 +318,25 @@ def test_greedy_decoding_does_not_depend_on_the_seed(engine: MakeEngine) -> None
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_serial_calls_without_a_seed_differ_and_a_run_repeats(engine: MakeEngine, mode: str) -> None:
+    def run() -> list[list[int]]:
+        one = engine(mode, fallback="neural")
+        return [one.decode(PROMPTS[0], SamplingParams(**SAMPLED)).token_ids for _ in range(8)]
+
+    first = run()
+    assert len({tuple(tokens) for tokens in first}) == 8
+    assert run() == first
+
+
+def test_requests_with_a_seed_do_not_count_among_those_without(engine: MakeEngine) -> None:
+    unseeded, seeded = SamplingParams(**SAMPLED), SamplingParams(**SAMPLED, seed=5)
+    one, other = engine(), engine()
+    expected = tokens_of(one.decode(PROMPTS[:2], unseeded))
+    found = tokens_of(other.decode([PROMPTS[0], PROMPTS[2], PROMPTS[1]], [unseeded, seeded, unseeded]))
+    assert [found[0], found[2]] == expected
+
+
 # Stats ------------------------------------------------------------------------------------------------------------------------
 
 
