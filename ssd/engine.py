@@ -142,10 +142,8 @@ class Engine:
             shown = 0
             try:
                 while True:
-                    finished, text = (
-                        request.finished,
-                        request.certain_text(),
-                    )  # in this order: the text of a finished one is whole
+                    finished = request.finished  # before the text: that of a finished request is whole
+                    text = request.certain_text()
                     if len(text) > shown:
                         yield text[shown:]
                         shown = len(text)

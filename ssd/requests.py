@@ -138,9 +138,9 @@ class Request:
 
     def certain_text(self) -> str:
         """The text so far, except an ending that may become a stop string."""
-        finished, text, held = self.finished, self.text, 0
-        if finished:
+        if self.finished:
             return self.text
+        text, held = self.text, 0
         for stop in self.params.stop:
             held = max([held, *(k for k in range(1, len(stop)) if text.endswith(stop[:k]))])
         return text[: len(text) - held]
@@ -168,9 +168,7 @@ class InputProcessor:
         self._seed = seed
         self._unseeded = itertools.count()
 
-    def requests(
-        self, prompts: Sequence[Prompt], params: Params, raw: bool, check: Callable[[Request], None] = lambda request: None
-    ) -> list[Request]:
+    def requests(self, prompts: Sequence[Prompt], params: Params, raw: bool, check: Callable[[Request], None]) -> list[Request]:
         """One request for each prompt, in order. check: raises SsdError for a request that cannot run.
 
         params: one for all prompts, or a list with one for each. Raises SsdError, which names the prompt if there are several.
