@@ -7,10 +7,11 @@ loads completely or is refused with an error that names the tensor.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -143,12 +144,14 @@ def _load_gguf(path: Path, dtype: torch.dtype, progress: Callable[[float], None]
 
 def _load_directory(path: Path, dtype: torch.dtype, progress: Callable[[float], None]) -> Checkpoint:
     config = ModelConfig.from_directory(path)
+    file_of = {
+        name: file
+        for name, file in _file_of_each_tensor(path).items()
+        if not name.endswith("rotary_emb.inv_freq")  # a buffer of old checkpoints; it is computed instead
+    }
     shapes: dict[str, tuple[int, ...]] = {}
-    file_of: dict[str, Path] = {}
-    for file in _safetensors_files(path):
-        for name, shape in _read_shapes(file).items():
-            if not name.endswith("rotary_emb.inv_freq"):  # a buffer of old checkpoints; it is computed instead
-                shapes[name], file_of[name] = shape, file
+    for file in dict.fromkeys(file_of.values()):
+        shapes |= _read_shapes(path, file, file_of)
     draft_vocab_shape = shapes.pop(DRAFT_VOCAB, None)
     if draft_vocab_shape is not None and config.tie_embeddings and not config.borrows_embeddings:
         raise CheckpointError(
@@ -186,45 +189,77 @@ def _dtype_in_memory(name: str, names: Collection[str], dtype: torch.dtype) -> t
     return torch.int8 if name + SCALE in names else dtype
 
 
-def _safetensors_files(path: Path) -> list[Path]:
-    index = path / "model.safetensors.index.json"
-    if not index.is_file():
-        whole = path / "model.safetensors"
-        if not whole.is_file():
-            raise CheckpointError(f"{path} has no model.safetensors; convert its weights to safetensors, or give a GGUF file.")
-        return [whole]
+def _file_of_each_tensor(path: Path) -> dict[str, Path]:
+    """The file that each tensor is read from. An index of shards decides; without one it is model.safetensors.
+
+    A tensor that the index does not name is not read, and neither is a file: a shard may hold old copies.
+    """
+    index, whole = path / "model.safetensors.index.json", path / "model.safetensors"
+    if index.is_file():
+        return _assigned_files(path, index)
+    if not whole.is_file():
+        raise CheckpointError(f"{path} has no model.safetensors; convert its weights to safetensors, or give a GGUF file.")
+    with _opened(whole) as handle:
+        return dict.fromkeys(handle.keys(), whole)
+
+
+def _assigned_files(path: Path, index: Path) -> dict[str, Path]:
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a name occurs twice")
+        return found
+
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is not an index of safetensors shards; fetch it again.") from error
-    for name in names:
+        read = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=without_duplicates)
+        if not isinstance(read, dict) or not isinstance(read.get("weight_map"), dict) or not read["weight_map"]:
+            raise ValueError("it has no weight_map")
+        assigned = read["weight_map"]
+        if not all(isinstance(shard, str) for shard in assigned.values()):
+            raise ValueError("a tensor's file is not a name")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{index} is not an index of safetensors shards ({one_line(error)}); fetch the checkpoint again."
+        ) from error
+    for shard in sorted(set(assigned.values())):
+        name = PurePath(shard)
+        if name.is_absolute() or ".." in name.parts:  # as it is written: in the hub's cache, a shard is a link to elsewhere
+            raise CheckpointError(f"{index} names the shard {shard}, which is outside its folder; fetch the checkpoint again.")
         if not (path / name).is_file():
-            raise CheckpointError(f"{path} lacks the shard {name}; fetch the checkpoint again.")
-    return [path / name for name in names]
+            raise CheckpointError(f"{path} lacks the shard {shard}, which its index names; fetch the checkpoint again.")
+    return {name: path / shard for name, shard in assigned.items()}
 
 
-def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in the file, read from its header only."""
-    shapes = {}
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, framework="pt") as handle:
-            names = set(handle.keys())
-            for name in names:
-                view = handle.get_slice(name)
-                stored, allowed = view.get_dtype(), _DTYPES
-                if name == DRAFT_VOCAB:
-                    allowed = _DRAFT_VOCAB_DTYPES
-                elif name + SCALE in names:
-                    allowed = {"I8"}
-                if stored not in allowed:
-                    raise CheckpointError(
-                        f"{file} stores {name} as {stored}; the supported types are {', '.join(sorted(allowed))}."
-                    )
-                shapes[name] = tuple(view.get_shape())
+            yield handle
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{file} is not a whole safetensors file ({one_line(error)}); it may be truncated, so fetch it again."
         ) from error
+
+
+def _read_shapes(path: Path, file: Path, file_of: Mapping[str, Path]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor that is read from this file, from the file's header only."""
+    shapes = {}
+    with _opened(file) as handle:
+        names = [name for name in file_of if file_of[name] == file]
+        if missing := set(names) - set(handle.keys()):
+            raise CheckpointError(f"{file} lacks {_some(missing)}, which the index of {path} assigns to it; fetch it again.")
+        for name in names:
+            view = handle.get_slice(name)
+            stored, allowed = view.get_dtype(), _DTYPES
+            if name == DRAFT_VOCAB:
+                allowed = _DRAFT_VOCAB_DTYPES
+            elif name + SCALE in file_of:
+                allowed = {"I8"}
+            if stored not in allowed:
+                raise CheckpointError(
+                    f"{file} stores {name} as {stored}; the supported types are {', '.join(sorted(allowed))}."
+                )
+            shapes[name] = tuple(view.get_shape())
     return shapes
 
 

@@ -165,9 +165,156 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     assert f"lacks the shard {shard.name}" in refusal(tmp_path)
 
 
-def test_a_broken_index_is_refused(llama: Path) -> None:
-    (llama / "model.safetensors.index.json").write_text('{"weights": 1}')
-    assert "not an index of safetensors shards" in refusal(llama)
+@pytest.fixture
+def sharded(tmp_path: Path) -> tuple[Path, dict[str, Tensor]]:
+    """A checkpoint in several shards, and its tensors."""
+    source = write(tmp_path, LlamaConfig(**SIZES), max_shard_size="20KB")
+    return tmp_path, source
+
+
+def add_to_shard(file: Path, **tensors: Tensor) -> None:
+    save_file(load_file(file) | tensors, file)
+
+
+def weight_map(path: Path) -> dict[str, str]:
+    found: dict[str, str] = json.loads((path / "model.safetensors.index.json").read_text())["weight_map"]
+    return found
+
+
+def write_index(path: Path, assigned: dict[str, Any]) -> None:
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": assigned}))
+
+
+def shards_without(path: Path, name: str) -> list[Path]:
+    return [file for file in sorted(path.glob("*.safetensors")) if file.name != weight_map(path)[name]]
+
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_the_index_decides_which_shard_a_tensor_is_read_from(sharded: tuple[Path, dict[str, Tensor]], which: int) -> None:
+    path, source = sharded
+    add_to_shard(shards_without(path, Q_PROJ)[which], **{Q_PROJ: torch.zeros(32, 32)})
+    assert_same(load_checkpoint(path, torch.float32).tensors, source)
+
+
+@pytest.mark.parametrize(
+    "surplus",
+    [torch.zeros(3), torch.zeros(3, dtype=torch.int8), torch.zeros(2, 2, dtype=torch.complex64)],
+    ids=lambda tensor: str(tensor.dtype),
+)
+@pytest.mark.parametrize("name", ["model.layers.7.mlp.router.weight", "draft_vocab", f"{Q_PROJ}_scale"])
+def test_a_tensor_that_the_index_does_not_name_is_not_read(
+    sharded: tuple[Path, dict[str, Tensor]], name: str, surplus: Tensor
+) -> None:
+    path, source = sharded
+    add_to_shard(sorted(path.glob("*.safetensors"))[-1], **{name: surplus})
+    checkpoint = load_checkpoint(path, torch.float32)
+    assert_same(checkpoint.tensors, source)
+    assert checkpoint.draft_vocab is None
+
+
+def test_a_file_that_the_index_does_not_name_is_not_read(sharded: tuple[Path, dict[str, Tensor]]) -> None:
+    path, source = sharded
+    (path / "model-00099-of-00099.safetensors").write_bytes(b"no safetensors at all")
+    (path / "model.safetensors").write_bytes(b"nor here")
+    assert_same(load_checkpoint(path, torch.float32).tensors, source)
+
+
+def test_a_surplus_tensor_that_the_index_names_is_refused(sharded: tuple[Path, dict[str, Tensor]]) -> None:
+    path, _ = sharded
+    shard = sorted(path.glob("*.safetensors"))[0]
+    add_to_shard(shard, **{"router.weight": torch.zeros(2)})
+    write_index(path, weight_map(path) | {"router.weight": shard.name})
+    assert "surplus tensor router.weight;" in refusal(path)
+
+
+def test_a_tensor_that_its_shard_lacks_is_named_even_if_another_shard_has_it(sharded: tuple[Path, dict[str, Tensor]]) -> None:
+    path, _ = sharded
+    wrong = shards_without(path, Q_PROJ)[0]
+    write_index(path, weight_map(path) | {Q_PROJ: wrong.name})
+    message = refusal(path)
+    assert message.startswith(f"{wrong} lacks tensor {Q_PROJ}, which the index")
+
+
+def test_a_tensor_that_the_index_leaves_out_is_missing_even_if_a_shard_has_it(sharded: tuple[Path, dict[str, Tensor]]) -> None:
+    path, _ = sharded
+    write_index(path, {name: shard for name, shard in weight_map(path).items() if name != Q_PROJ})
+    assert f"lacks tensor {Q_PROJ};" in refusal(path)
+
+
+def test_one_shard_may_be_spelled_in_two_ways(sharded: tuple[Path, dict[str, Tensor]]) -> None:
+    path, source = sharded
+    write_index(path, weight_map(path) | {Q_PROJ: f"./{weight_map(path)[Q_PROJ]}"})
+    assert_same(load_checkpoint(path, torch.float32).tensors, source)
+
+
+def test_a_shard_may_be_in_a_folder_of_the_checkpoint_or_a_link(sharded: tuple[Path, dict[str, Tensor]]) -> None:
+    path, source = sharded
+    assigned, shard = weight_map(path), weight_map(path)[Q_PROJ]
+    (path / "blobs").mkdir()
+    (path / shard).rename(path / "blobs" / shard)
+    write_index(path, {name: f"blobs/{file}" if file == shard else file for name, file in assigned.items()})
+    assert_same(load_checkpoint(path, torch.float32).tensors, source)
+    (path / shard).symlink_to(path / "blobs" / shard)
+    write_index(path, assigned)
+    assert_same(load_checkpoint(path, torch.float32).tensors, source)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_shard_outside_the_folder_is_refused(sharded: tuple[Path, dict[str, Tensor]], absolute: bool) -> None:
+    path, _ = sharded
+    shard = weight_map(path)[Q_PROJ]
+    name = str(path / shard) if absolute else f"../{path.name}/{shard}"
+    write_index(path, weight_map(path) | {Q_PROJ: name})
+    assert f"names the shard {name}, which is outside" in refusal(path)
+
+
+@pytest.mark.parametrize("tied", ["equal", "other", "unassigned"])
+def test_a_tied_head_in_shards_counts_only_if_the_index_names_it(tmp_path: Path, tied: str) -> None:
+    source = write(tmp_path, LlamaConfig(**SIZES, tie_word_embeddings=True), max_shard_size="20KB")
+    shard = sorted(tmp_path.glob("*.safetensors"))[-1]
+    embedding = source["model.embed_tokens.weight"]
+    add_to_shard(shard, **{"lm_head.weight": embedding.clone() if tied == "equal" else torch.zeros_like(embedding)})
+    if tied != "unassigned":
+        write_index(tmp_path, weight_map(tmp_path) | {"lm_head.weight": shard.name})
+    if tied == "other":
+        assert "another lm_head.weight" in refusal(tmp_path)
+    else:
+        assert_same(load_checkpoint(tmp_path, torch.float32).tensors, source)
+
+
+def test_an_int8_matrix_and_its_scale_may_be_in_different_shards(tmp_path: Path) -> None:
+    source = write(tmp_path, LlamaConfig(**SIZES))
+    matrices = [name for name, tensor in source.items() if tensor.dim() == 2 and name != "model.embed_tokens.weight"]
+    weights = {name: tensor.to(torch.int8) if name in matrices else tensor for name, tensor in source.items()}
+    scales = {f"{name}_scale": torch.rand(len(source[name])) for name in matrices}
+    (tmp_path / "model.safetensors").unlink()
+    save_file(weights, tmp_path / "weights.safetensors")
+    save_file(scales, tmp_path / "scales.safetensors")
+    write_index(tmp_path, dict.fromkeys(weights, "weights.safetensors") | dict.fromkeys(scales, "scales.safetensors"))
+    assert_same(load_checkpoint(tmp_path, torch.float32).tensors, weights | scales)
+
+
+@pytest.mark.parametrize(
+    "text,reason",
+    [
+        ('{"weights": 1}', "it has no weight_map"),
+        ("[]", "it has no weight_map"),
+        ('{"weight_map": []}', "it has no weight_map"),
+        ('{"weight_map": {}}', "it has no weight_map"),
+        ('{"weight_map": {"a": 3}}', "not a name"),
+        ('{"weight_map": {"a": "x.safetensors", "b": null}}', "not a name"),
+        ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "occurs twice"),
+        ('{"weight_map": ', "Expecting value"),
+        ("[" * 100_000, "recursion"),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_broken_index_is_refused(llama: Path, text: str, reason: str) -> None:
+    """Even beside a whole model.safetensors: the index decides."""
+    (llama / "model.safetensors.index.json").write_text(text)
+    message = refusal(llama)
+    assert "not an index of safetensors shards" in message
+    assert reason in message
 
 
 def test_a_directory_without_safetensors_is_refused(llama: Path) -> None:
