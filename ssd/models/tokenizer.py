@@ -133,8 +133,18 @@ class Tokenizer:
         return self.token_of(token_id) is not None and token_id not in self._special_ids
 
     def encode(self, text: str) -> list[int]:
-        """The ids of raw text, with a beginning-of-text token first if the model's own tokenizer adds one."""
-        return list(self._tokenizer.encode(text, **_QUIET))
+        """The ids of raw text. If the model's own tokenizer begins a text with a BOS token, they begin with one.
+
+        A text that is written with its BOS token does not get a second one.
+        """
+        ids = list(self._tokenizer.encode(text, **_QUIET))
+        return ids[1:] if self._adds_bos and ids[1:2] == ids[:1] else ids
+
+    @cached_property
+    def _adds_bos(self) -> bool:
+        text = "a"
+        ids, written = (self._tokenizer.encode(text, add_special_tokens=adds, **_QUIET) for adds in (True, False))
+        return ids[: 1 + len(written)] == [self._tokenizer.bos_token_id, *written]
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The ids of a conversation of {"role", "content"} messages, up to the start of the assistant's answer.

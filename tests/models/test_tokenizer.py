@@ -1,5 +1,6 @@
 """Tokenizers: built from a GGUF vocabulary like the model's own, streamed without wrong characters, compared between models."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,58 @@ def test_ids_can_be_looked_up_in_the_vocabulary() -> None:
 def test_raw_text_begins_with_a_bos_token_only_if_the_model_has_one(pre: str, flag: bool | None, begins: bool) -> None:
     tokenizer = build(pre, **({} if flag is None else {"ggml.add_bos_token": flag}))
     assert (tokenizer.encode("hi")[0] == 0) == begins
+
+
+@pytest.fixture(params=["GGUF", "directory"])
+def read(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Tokenizer]:
+    """Builds a tokenizer from GGUF metadata, or saves it so and reads it from the directory."""
+
+    def build_or_load(pre: str, **changes: Any) -> Tokenizer:
+        if request.param == "GGUF":
+            return build(pre, **changes)
+        build(pre, **changes)._tokenizer.save_pretrained(tmp_path)
+        loaded = Tokenizer.from_directory(tmp_path)
+        assert loaded is not None
+        return loaded
+
+    return build_or_load
+
+
+@pytest.mark.parametrize(
+    "text,expected",
+    [
+        ("hi", ["<|begin|>", "hi"]),
+        ("<|begin|>hi", ["<|begin|>", "hi"]),
+        ("<|begin|>", ["<|begin|>"]),
+        ("<|begin|><|begin|>hi", ["<|begin|>", "<|begin|>", "hi"]),
+        ("hi<|begin|>hi", ["<|begin|>", "hi", "<|begin|>", "hi"]),
+        ("<|begin|>hi<|begin|>hi", ["<|begin|>", "hi", "<|begin|>", "hi"]),
+        (" <|begin|>hi", ["<|begin|>", "Ġ", "<|begin|>", "hi"]),
+        ("<|end|>hi", ["<|begin|>", "<|end|>", "hi"]),
+    ],
+)
+def test_raw_text_that_is_written_with_its_bos_token_gets_no_second_one(
+    read: Callable[..., Tokenizer], text: str, expected: list[str]
+) -> None:
+    assert pieces(read("llama-bpe"), text) == expected
+
+
+@pytest.mark.parametrize("text", ["<|begin|>", "<|begin|>hi", "<|begin|><|begin|>hi", "hi<|begin|>"])
+def test_a_tokenizer_that_adds_no_bos_token_keeps_the_written_ones(read: Callable[..., Tokenizer], text: str) -> None:
+    assert pieces(read("smollm"), text).count("<|begin|>") == text.count("<|begin|>")
+
+
+def test_a_bos_token_that_is_also_the_end_of_text_is_added_once(read: Callable[..., Tokenizer]) -> None:
+    tokenizer = read("llama-bpe", **{"ggml.eos_token_id": 0})
+    assert pieces(tokenizer, "<|begin|>hi<|begin|>") == ["<|begin|>", "hi", "<|begin|>"]
+
+
+def test_a_bos_token_that_the_template_writes_is_the_only_one(read: Callable[..., Tokenizer]) -> None:
+    tokenizer = read("llama-bpe", chat_template="{{ bos_token }}" + TEMPLATE.replace("<|begin|>", ""))
+    assert pieces(tokenizer, "hi")[0] == "<|begin|>"
+    ids = tokenizer.chat([{"role": "user", "content": "hi"}])
+    assert [tokenizer.token_of(token_id) for token_id in ids].count("<|begin|>") == 1
+    assert ids[0] == 0
 
 
 def test_a_vocabulary_without_named_tokens_has_no_end_of_text() -> None:
