@@ -86,17 +86,24 @@ def write_model(
 
 
 def write_draft_of(
-    target: Path, path: Path, noise: float, seed: int = 1, vocabulary: Sequence[int] | None = None, layers: int | None = None
+    target: Path,
+    path: Path,
+    noise: float,
+    seed: int = 1,
+    vocabulary: Sequence[int] | None = None,
+    layers: int | None = None,
+    tokenizer: Sequence[str] | None = None,
 ) -> None:
     """Write a draft of such a target: its first layers, with noise added to every weight in proportion to its tensor's spread.
 
-    vocabulary: ascending target ids that the draft can propose (None: all).
+    vocabulary: ascending target ids that the draft can propose (None: all). tokenizer: see `write_tokenizer`; None for the
+    target's, if it has one.
     """
     config = json.loads((target / "config.json").read_text())
     layers = layers or config["num_hidden_layers"]
     write_config(path, **config | {"num_hidden_layers": layers})
-    if (target / "tokenizer.json").exists():
-        write_tokenizer(path, read_vocabulary(target))
+    if tokenizer is not None or (target / "tokenizer.json").exists():
+        write_tokenizer(path, tokenizer or read_vocabulary(target))
     generator = torch.Generator().manual_seed(seed)
     source = load_file(target / "model.safetensors")
     tensors = {}
@@ -124,12 +131,16 @@ def vocabulary_of_bytes(swap: tuple[int, int] | None = None) -> list[str]:
 
 
 def write_tokenizer(path: Path, vocabulary: Sequence[str]) -> None:
-    """Write a byte-level BPE tokenizer with a chat template. It can encode any text and decode any id."""
+    """Write a byte-level BPE tokenizer with a chat template. It can encode any text and decode any id.
+
+    vocabulary: the tokens; the first three are special: END, USER and ASSISTANT, or other names for them.
+    """
     backend = Tokenizer(BPE({token: i for i, token in enumerate(vocabulary)}, [(pair[0], pair[1]) for pair in PAIRS]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True) for token in (END, USER, ASSISTANT)])
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, chat_template=CHAT_TEMPLATE).save_pretrained(path)
+    special = vocabulary[:3]
+    backend.add_special_tokens([AddedToken(token, special=True) for token in special])
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=special[0], chat_template=CHAT_TEMPLATE).save_pretrained(path)
 
 
 def read_vocabulary(path: Path) -> list[str]:

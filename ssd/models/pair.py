@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -36,7 +37,9 @@ class Target:
 @dataclass
 class Draft:
     """A draft model. id_of: [Vd] int32, the target id of each of its columns. draft_id_of: [V] int32, the column of each target
-    id or −1. Both are on the draft's device. Both are None if the draft's ids are the target's (it may have fewer)."""
+    id or −1. Both are on the draft's device. Both are None if the draft's ids are the target's (it may have fewer).
+
+    A token without a column is never proposed."""
 
     model: Model
     id_of: Tensor | None = None
@@ -81,13 +84,12 @@ def load_draft(name: str, target: Target, positions: int, device: torch.device |
             raise SsdError(f"draft is {name!r}; for {target.name!r} it can be 'self:1' to 'self:{layers}'.")
         return Draft(target.model.first_layers(int(match[1])).on(device))
     checkpoint = load_checkpoint(registry.resolve(name), target.model.dtype)
-    if target.tokenizer is not None and checkpoint.tokenizer is not None:
-        check_compatible(target.tokenizer, checkpoint.tokenizer)
+    renamed = _renamed(target, checkpoint, name)
     vocabulary = target.model.vocab_size
     if checkpoint.config.borrows_embeddings:
         _lend_embeddings(target, checkpoint, name)
 
-    def transformer(columns: int) -> Transformer:
+    def transformer(columns: int | Tensor) -> Transformer:
         return Transformer.from_tensors(
             checkpoint.config,
             checkpoint.tensors,
@@ -97,17 +99,41 @@ def load_draft(name: str, target: Target, positions: int, device: torch.device |
             columns=columns,
         )
 
-    if checkpoint.draft_vocab is None:
-        return Draft(transformer(columns=min(vocabulary, _real_ids(checkpoint))))
-    ids = checkpoint.draft_vocab.to(device)
+    real = min(vocabulary, _real_ids(checkpoint))
+    if checkpoint.draft_vocab is None and not renamed:
+        return Draft(transformer(real))
+    ids = torch.arange(real, dtype=torch.int32) if checkpoint.draft_vocab is None else checkpoint.draft_vocab
     if int(ids[-1]) >= vocabulary:
         raise SsdError(
             f"the draft {name!r} proposes id {int(ids[-1])}, but {target.name!r} has {vocabulary} ids; use the target it was made "
             "for."
         )
+    columns = torch.isin(ids, torch.tensor(renamed, dtype=torch.int32), invert=True).nonzero().flatten()
+    if not len(columns):
+        raise SsdError(f"the draft {name!r} proposes only tokens that {target.name!r} names differently; use another draft.")
+    ids = ids[columns].to(device)
     draft_id_of = torch.full((vocabulary,), -1, dtype=torch.int32, device=device)
     draft_id_of[ids.long()] = torch.arange(len(ids), dtype=torch.int32, device=device)
-    return Draft(transformer(columns=len(ids)), ids, draft_id_of)
+    return Draft(transformer(columns), ids, draft_id_of)
+
+
+def _renamed(target: Target, draft: Checkpoint, name: str) -> list[int]:
+    """The ids whose token the two tokenizers name differently, after a warning about them.
+
+    The draft must not propose them: it learnt another token there. Raises SsdError if one is no special or added token.
+    """
+    if target.tokenizer is None or draft.tokenizer is None:
+        return []
+    renamed = check_compatible(target.tokenizer, draft.tokenizer)
+    if renamed:
+        shown = [f"{target.tokenizer.token_of(i)!r} (the draft's {draft.tokenizer.token_of(i)!r})" for i in renamed[:3]]
+        more = [f"{len(renamed) - 3} more"] if len(renamed) > 3 else []
+        warnings.warn(
+            f"the draft {name!r} never proposes special tokens that the target names differently: {', '.join(shown + more)}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return renamed
 
 
 def _lend_embeddings(target: Target, draft: Checkpoint, name: str) -> None:

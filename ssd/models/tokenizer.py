@@ -119,6 +119,10 @@ class Tokenizer:
     def _special_ids(self) -> frozenset[int]:
         return frozenset(index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special)
 
+    def is_added(self, token_id: int) -> bool:
+        """Whether this is a special token or another one that was added to the vocabulary, and no piece of text."""
+        return token_id in self._tokenizer.added_tokens_decoder
+
     @property
     def vocab_size(self) -> int:
         """The number of ids: one more than the largest."""
@@ -144,7 +148,7 @@ class Tokenizer:
     def _adds_bos(self) -> bool:
         text = "a"
         ids, written = (self._tokenizer.encode(text, add_special_tokens=adds, **_QUIET) for adds in (True, False))
-        return ids[: 1 + len(written)] == [self._tokenizer.bos_token_id, *written]
+        return list(ids[: 1 + len(written)]) == [self._tokenizer.bos_token_id, *written]
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The ids of a conversation of {"role", "content"} messages, up to the start of the assistant's answer.
@@ -223,15 +227,23 @@ class TextStream:
         return piece
 
 
-def check_compatible(target: Tokenizer, draft: Tokenizer) -> None:
-    """Raise SsdError unless every id that both tokenizers have stands for the same token in both."""
+def check_compatible(target: Tokenizer, draft: Tokenizer) -> list[int]:
+    """The ids that stand for different special or added tokens in the two tokenizers, ascending. A draft must not propose them.
+
+    Raises SsdError if any other id that both tokenizers have stands for different tokens.
+    """
+    renamed = []
     for token_id in range(min(target.vocab_size, draft.vocab_size)):
         of_target, of_draft = target.token_of(token_id), draft.token_of(token_id)
-        if of_target is not None and of_draft is not None and of_target != of_draft:
+        if of_target is None or of_draft is None or of_target == of_draft:
+            continue
+        if not (target.is_added(token_id) and draft.is_added(token_id)):
             raise SsdError(
                 f"the draft's tokenizer does not fit the target's: id {token_id} is {of_target!r} for the target and "
                 f"{of_draft!r} for the draft; use a draft with the target's tokenizer."
             )
+        renamed.append(token_id)
+    return renamed
 
 
 def _split(pattern: str) -> list[pre_tokenizers.PreTokenizer]:

@@ -75,14 +75,15 @@ class Transformer:
         dtype: torch.dtype,
         device: torch.device,
         positions: int,
-        columns: int | None = None,
+        columns: int | Tensor | None = None,
         progress: Callable[[float], None] = lambda fraction: None,
     ) -> Transformer:
         """Pack a checkpoint's tensors into a model.
 
         tensors: by Hugging Face name; the dict is emptied, so that each tensor is freed once it is packed. An int8 weight comes
         with its scale; it stays int8 if the device can compute with it (a CPU, in bfloat16), otherwise it is dequantised.
-        positions: the longest sequence. columns: how many rows of the head to use, for a padded vocabulary (None: all).
+        positions: the longest sequence. columns: the number of head rows to use, or their indices (None: all); a token without
+        a row is never drawn.
         progress: called with the fraction packed.
         """
         keep_int8 = device.type == "cpu" and dtype == torch.bfloat16
@@ -93,13 +94,15 @@ class Transformer:
         def take_all(names: list[str]) -> Tensor | None:
             return torch.cat([take(name) for name in names]) if names[0] in tensors else None
 
-        def linear(*names: str, epilogue: str = "none", rows: int | None = None) -> _Linear:
+        of_head = columns if isinstance(columns, Tensor) else slice(columns)
+
+        def linear(*names: str, epilogue: str = "none", rows: slice | Tensor = slice(None)) -> _Linear:
             """These linears fused into one."""
             bias = take_all([f"{name}.bias" for name in names])
-            weight = torch.cat([tensors.pop(f"{name}.weight").to(device) for name in names])[:rows]
+            weight = torch.cat([tensors.pop(f"{name}.weight").to(device) for name in names])[rows]
             if f"{names[0]}.weight{SCALE}" not in tensors:
                 return _Linear.pack(weight.to(dtype), epilogue, bias)
-            scale = torch.cat([tensors.pop(f"{name}.weight{SCALE}").to(device) for name in names])[:rows]
+            scale = torch.cat([tensors.pop(f"{name}.weight{SCALE}").to(device) for name in names])[rows]
             if keep_int8:
                 return _Linear.pack(weight, epilogue, bias, scale)
             return _Linear.pack(dequantise(weight, scale).to(dtype), epilogue, bias)
@@ -123,7 +126,7 @@ class Transformer:
             progress((i + 1) / config.num_layers)
         table = take("model.embed_tokens.weight").contiguous()
         tied = "lm_head.weight" not in tensors
-        head = _Linear.pack(table[:columns]) if tied else linear("lm_head", rows=columns)
+        head = _Linear.pack(table[of_head]) if tied else linear("lm_head", rows=of_head)
         angles = torch.outer(torch.arange(positions, dtype=torch.float64), config.rope_frequencies().double())
         cos_sin = torch.cat([angles.cos(), angles.sin()], dim=-1).float().to(device)
         return cls(config, table, layers, take("model.norm.weight"), head, cos_sin)

@@ -332,9 +332,24 @@ def test_bytes_that_form_no_character_are_shown_at_the_end() -> None:
 
 def test_equal_and_longer_vocabularies_are_compatible() -> None:
     longer = metadata()["tokenizer.ggml.tokens"] + ["[PAD0]", "[PAD1]"]
-    check_compatible(BYTE_LEVEL, BYTE_LEVEL)
-    check_compatible(BYTE_LEVEL, build(**{"ggml.tokens": longer}))
-    check_compatible(build(**{"ggml.tokens": longer}), BYTE_LEVEL)
+    assert check_compatible(BYTE_LEVEL, BYTE_LEVEL) == []
+    assert check_compatible(BYTE_LEVEL, build(**{"ggml.tokens": longer})) == []
+    assert check_compatible(build(**{"ggml.tokens": longer}), BYTE_LEVEL) == []
+
+
+def test_special_and_added_tokens_of_other_names_are_compatible_and_listed() -> None:
+    tokens = metadata()["tokenizer.ggml.tokens"]
+    renamed = ["<|start|>", *tokens[1:-1], "<plan>"]  # one special token, and one that is only added
+    assert check_compatible(BYTE_LEVEL, build(**{"ggml.tokens": renamed})) == [0, len(tokens) - 1]
+
+
+@pytest.mark.parametrize("ordinary", ["target", "draft"])
+def test_a_token_that_is_added_in_one_vocabulary_only_must_be_the_same(ordinary: str) -> None:
+    described = metadata()
+    tokens, types = (described[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type"))
+    tokenizers = {ordinary: build(**{"ggml.tokens": [*tokens[:-1], "zz"], "ggml.token_type": [*types[:-1], 1]})}
+    with pytest.raises(SsdError, match=f"id {len(tokens) - 1} is"):
+        check_compatible(tokenizers.get("target", BYTE_LEVEL), tokenizers.get("draft", BYTE_LEVEL))
 
 
 def test_an_incompatible_vocabulary_is_refused_with_its_first_different_id() -> None:
