@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from functools import lru_cache, partial
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 from ssd.fields import check_known, options_of
 from ssd.models.pair import Draft, OnProgress, Target
-from ssd.models.prompts import Prompt, is_single
+from ssd.models.prompts import Prompt, PromptForm, is_single
 from ssd.models.tokenizer import Tokenizer
 from ssd.models.transformer import Transformer
 from ssd.options import EngineOptions, ModeName, SamplingParams, engine_signature, lists_options
@@ -106,21 +106,22 @@ class Engine:
         return self._target.tokenizer
 
     @overload
-    def decode(self, prompts: Prompt, params: Params = None, *, raw: bool = False) -> Completion: ...  # type: ignore[overload-overlap]
+    def decode(self, prompts: Prompt, params: Params = None, **form: Unpack[PromptForm]) -> Completion: ...  # type: ignore[overload-overlap]
     @overload
-    def decode(self, prompts: Sequence[Prompt], params: Params = None, *, raw: bool = False) -> list[Completion]: ...
+    def decode(self, prompts: Sequence[Prompt], params: Params = None, **form: Unpack[PromptForm]) -> list[Completion]: ...
     def decode(
-        self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, raw: bool = False
+        self, prompts: Prompt | Sequence[Prompt], params: Params = None, **form: Unpack[PromptForm]
     ) -> Completion | list[Completion]:
         """Decode one prompt, or several prompts together.
 
         prompts: one prompt or a list of prompts. A prompt is a str (one user message for the model's chat template, or plain
-        text with raw=True), a list of {"role", "content"} messages, or a list of token ids. params: one for all prompts, or a
-        list with one for each. Any number of threads may call it; their requests share the running batch. Returns a
-        `Completion`, or a list of them in order. Raises SsdError before anything runs.
+        text with raw=True), a list of {"role", "content"} messages, or a list of token ids. A last message of the assistant is
+        continued. params: one for all prompts, or a list with one for each. form: raw, tools, chat_template_kwargs, for all
+        prompts; see `PromptForm` (ssd/models/prompts.py). Any number of threads may call it; their requests share the running
+        batch. Returns a `Completion`, or a list of them in order. Raises SsdError before anything runs.
         """
         single = is_single(prompts)
-        requests = self._requests([prompts] if single else list(prompts), params, raw)  # type: ignore[list-item, arg-type]
+        requests = self._requests([prompts] if single else list(prompts), params, form)  # type: ignore[list-item, arg-type]
         try:
             for request in requests:
                 self.core.add(request)
@@ -131,12 +132,12 @@ class Engine:
         completions = [request.completion(self.mode) for request in requests]
         return completions[0] if single else completions
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, raw: bool = False) -> Stream:
-        """Decode one prompt and yield pieces of its text as they become certain.
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **form: Unpack[PromptForm]) -> Stream:
+        """Decode one prompt and yield pieces of its text as they become certain. form: as in `decode`.
 
         The request joins the batch at once, and advances whenever any client waits. Raises SsdError before anything runs.
         """
-        (request,) = self._requests([prompt], params, raw)
+        (request,) = self._requests([prompt], params, form)
 
         def pieces() -> Generator[str | Completion]:
             shown = 0
@@ -159,8 +160,8 @@ class Engine:
         self.core.add(request)
         return stream
 
-    def _requests(self, prompts: Sequence[Prompt], params: Params, raw: bool) -> list[Request]:
-        return self._inputs.requests(prompts, params, raw, self.core.scheduler.check)
+    def _requests(self, prompts: Sequence[Prompt], params: Params, form: PromptForm) -> list[Request]:
+        return self._inputs.requests(prompts, params, form, self.core.scheduler.check)
 
     def close(self) -> None:
         """Release the engine's threads and graphs. The engine cannot be used afterwards."""
@@ -174,21 +175,22 @@ class Engine:
 
 
 @overload
-def decode(prompts: Prompt, target: str = ..., *, raw: bool = ..., **options: Any) -> Completion: ...
+def decode(prompts: Prompt, target: str = ..., **options: Any) -> Completion: ...
 @overload
-def decode(prompts: Sequence[Prompt], target: str = ..., *, raw: bool = ..., **options: Any) -> list[Completion]: ...
+def decode(prompts: Sequence[Prompt], target: str = ..., **options: Any) -> list[Completion]: ...
 def decode(
-    prompts: Prompt | Sequence[Prompt], target: str = EngineOptions.target, *, raw: bool = False, **options: Any
+    prompts: Prompt | Sequence[Prompt], target: str = EngineOptions.target, **options: Any
 ) -> Completion | list[Completion]:
     """Decode with an engine that is loaded at the first call and kept for later calls with the same options.
 
-    options: `SamplingParams` fields and `Engine` arguments; `seed` is the request's. Returns the same as `Engine.decode`.
+    options: `SamplingParams` fields, `Engine` arguments, and raw, tools and chat_template_kwargs of `Engine.decode`; `seed` is
+    the request's. Returns the same as `Engine.decode`.
     """
-    known = options_of(SamplingParams)
-    check_known(options, [*known, *list(engine_signature().parameters)[1:]])
-    sampling = {k: v for k, v in options.items() if k in known}
-    engine_options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if k not in sampling}
-    return _cached_engine(target, tuple(sorted(engine_options.items()))).decode(prompts, SamplingParams(**sampling), raw=raw)
+    known, forms = options_of(SamplingParams), PromptForm.__annotations__
+    check_known(options, [*known, *list(engine_signature().parameters)[1:], *forms])
+    sampling, form = ({k: v for k, v in options.items() if k in names} for names in (known, forms))
+    rest = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if k not in sampling and k not in form}
+    return _cached_engine(target, tuple(sorted(rest.items()))).decode(prompts, SamplingParams(**sampling), **form)
 
 
 @lru_cache(maxsize=1)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ssd.decoding.stats import SequenceStats, Stats
 from ssd.errors import SsdError
+from ssd.fields import check_known
 from ssd.models.pair import Target
-from ssd.models.prompts import Prompt, token_ids
+from ssd.models.prompts import Prompt, PromptForm, token_ids
 from ssd.models.tokenizer import TextStream
 from ssd.options import SamplingParams
 
@@ -168,11 +169,14 @@ class InputProcessor:
         self._seed = seed
         self._unseeded = itertools.count()
 
-    def requests(self, prompts: Sequence[Prompt], params: Params, raw: bool, check: Callable[[Request], None]) -> list[Request]:
+    def requests(
+        self, prompts: Sequence[Prompt], params: Params, form: PromptForm, check: Callable[[Request], None]
+    ) -> list[Request]:
         """One request for each prompt, in order. check: raises SsdError for a request that cannot run.
 
         params: one for all prompts, or a list with one for each. Raises SsdError, which names the prompt if there are several.
         """
+        check_known(form, PromptForm.__annotations__)
         params_of = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
         for given in params_of:
             if not isinstance(given, SamplingParams):
@@ -182,7 +186,7 @@ class InputProcessor:
         requests = []
         for index, (prompt, given) in enumerate(zip(prompts, params_of, strict=True)):
             try:
-                requests.append(self._request(prompt, given, raw))
+                requests.append(self._request(prompt, given, form))
                 check(requests[-1])
             except SsdError as error:
                 raise SsdError(f"prompt {index} of {len(prompts)}: {error}" if len(prompts) > 1 else str(error)) from None
@@ -191,9 +195,9 @@ class InputProcessor:
                 request.seed = self._next_seed()
         return requests
 
-    def _request(self, prompt: Prompt, params: SamplingParams, raw: bool) -> Request:
+    def _request(self, prompt: Prompt, params: SamplingParams, form: PromptForm) -> Request:
         target = self._target
-        ids = token_ids(prompt, target.tokenizer, target.model.vocab_size, raw=raw)
+        ids = token_ids(prompt, target.tokenizer, target.model.vocab_size, **form)
         if params.stop and target.tokenizer is None:
             raise SsdError(f"stop strings need text, and {target.name!r} has no tokenizer; leave stop out.")
         if len(ids) + params.max_new_tokens > self._max_context:

@@ -15,13 +15,14 @@ from rich.table import Table
 
 from ssd.cli import options as o
 from ssd.cli.console import NOTHING, figure, percent, print_json
-from ssd.cli.prompts import read_prompts
+from ssd.cli.prompts import parse_variables, read_prompts, read_tools
 from ssd.errors import SsdError
 from ssd.options import EngineOptions, SamplingParams
 
 if TYPE_CHECKING:
     from ssd.decoding.stats import Stats
     from ssd.engine import Engine
+    from ssd.models.prompts import Prompt, PromptForm
     from ssd.requests import Completion
 
 
@@ -39,11 +40,33 @@ def decode(
     ] = None,
     field: Annotated[
         str,
-        o.option("--field", help="Field of a line that has its prompt: text, or a list that begins with it.", panel="Prompts"),
+        o.option(
+            "--field",
+            help="Field of a line that has its prompt: text, a list that begins with text, or a list of messages.",
+            panel="Prompts",
+        ),
     ] = "prompt",
     raw: Annotated[
         bool, o.option("--raw", help="Continuation of the prompt as it is, without the model's chat template.", panel="Prompts")
     ] = False,
+    tools: Annotated[
+        Path | None,
+        o.option(
+            "--tools",
+            help="File of functions that the model may ask for: a JSON list of their schemas.",
+            panel="Prompts",
+            metavar="FILE.json",
+        ),
+    ] = None,
+    chat_template_kwargs: Annotated[
+        str | None,
+        o.option(
+            "--chat-template-kwargs",
+            help="Variables of the model's chat template, as a JSON object.",
+            panel="Prompts",
+            metavar="JSON",
+        ),
+    ] = None,
     *,
     options: EngineOptions,
     params: SamplingParams,
@@ -54,19 +77,24 @@ def decode(
     trace: o.Trace = None,
 ) -> None:
     """Decode a prompt, or a file of prompts. The text of a single prompt goes to stdout while it is generated."""
-    texts = _prompts(prompt, prompts, field)
+    given = _prompts(prompt, prompts, field)
+    form: PromptForm = {
+        "raw": raw,
+        "tools": read_tools(tools),
+        "chat_template_kwargs": parse_variables("--chat-template-kwargs", chat_template_kwargs),
+    }
     o.check_writable(trace)
     with o.loaded_engine(f"Loading {options.target}", options) as engine, _recording(engine, trace):
         if prompt is not None and not as_json:
-            completions = [_stream(engine, texts[0], params, raw)]
+            completions = [_stream(engine, given[0], params, form)]
         else:
-            completions = engine.decode(texts, params, raw=raw)
+            completions = engine.decode(given, params, **form)
             _print(completions, as_json)
     if stats:
         _print_stats(completions)
 
 
-def _prompts(prompt: str | None, path: Path | None, field: str) -> list[str]:
+def _prompts(prompt: str | None, path: Path | None, field: str) -> list[Prompt]:
     if (prompt is None) == (path is None):
         raise o.WrongUsage("give a prompt ('-' reads it from stdin) or --prompts FILE.jsonl, one of the two.")
     if path is not None:
@@ -93,8 +121,8 @@ def _recording(engine: Engine, path: Path | None) -> Iterator[None]:
         engine.trace.write(path)
 
 
-def _stream(engine: Engine, prompt: str, params: SamplingParams, raw: bool) -> Completion:
-    stream = engine.stream(prompt, params, raw=raw)
+def _stream(engine: Engine, prompt: Prompt, params: SamplingParams, form: PromptForm) -> Completion:
+    stream = engine.stream(prompt, params, **form)
     for piece in stream:
         print(piece, end="", flush=True)
     print(flush=True)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ssd.cli import options as o
 from ssd.cli.console import percent, print_json
-from ssd.cli.prompts import read_prompts
+from ssd.cli.prompts import read_texts
 from ssd.distill.recipe import DATA, TRAINING, Recipe
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def distill(
 
     Use it with `ssd decode --draft DIR`, or draft= in Python.
     """
-    own = list(read_prompts(prompts, field)) if prompts is not None else []
+    own = list(read_texts(prompts, field)) if prompts is not None else []
     excluded = [text for each in exclude or () for text in _texts(each, field)]
     from ssd.distill import distill as make
 
@@ -76,7 +76,7 @@ def distill(
 
 def _texts(argument: str, field: str) -> Iterator[str]:
     path, _, own_field = argument.partition(":")
-    return read_prompts(Path(path), own_field or field)
+    return read_texts(Path(path), own_field or field)
 
 
 @contextmanager

@@ -12,12 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from ssd.errors import CheckpointError, SsdError, one_line
+from ssd.models.chat import ChatTemplate, Message, Tool
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
@@ -42,6 +42,7 @@ class Tokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer)
         end = tokenizer.eos_token_id
         self.eos_token_ids: tuple[int, ...] = () if end is None else (int(end),)
 
@@ -101,7 +102,7 @@ class Tokenizer:
             PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
                 tokenizer_object=backend,
                 add_bos_token=ids["bos_token"] is not None and bool(value("add_bos_token", pre in _LLAMA3)),
-                chat_template=metadata.get("tokenizer.chat_template"),
+                chat_template=_chat_template(metadata),
                 **{name: tokens[index] for name, index in ids.items() if index is not None and index < len(tokens)},
             )
         )
@@ -139,55 +140,36 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of raw text. If the model's own tokenizer begins a text with a BOS token, they begin with one.
 
-        A text that is written with its BOS token does not get a second one.
+        A text that is written with its BOS token does not get a second one. Raises UnicodeEncodeError.
         """
-        ids = list(self._tokenizer.encode(text, **_QUIET))
+        ids = self._encode(text)
         return ids[1:] if self._adds_bos and ids[1:2] == ids[:1] else ids
+
+    def _encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        text.encode()  # half of a surrogate pair is no text
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens, **_QUIET))
 
     @cached_property
     def _adds_bos(self) -> bool:
-        text = "a"
-        ids, written = (self._tokenizer.encode(text, add_special_tokens=adds, **_QUIET) for adds in (True, False))
-        return list(ids[: 1 + len(written)]) == [self._tokenizer.bos_token_id, *written]
+        written = self._encode("a", add_special_tokens=False)
+        return self._encode("a")[: 1 + len(written)] == [self._tokenizer.bos_token_id, *written]
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """The ids of a conversation of {"role", "content"} messages, up to the start of the assistant's answer.
-
-        Raises SsdError if the model has no chat template, or if the template refuses the messages.
-        """
-        if not self._tokenizer.chat_template:
-            raise SsdError("this model has no chat template; pass raw=True to give it the prompt as plain text.")
-        return list(self._render(messages, return_dict=False, tokenizer_kwargs=_QUIET))
-
-    def _render(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Any:
-        try:
-            return self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], add_generation_prompt=True, **options
-            )
-        except (TemplateError, ValueError) as error:  # ValueError: several templates, and none is the default
-            raise SsdError(f"the model's chat template refuses these messages: {one_line(error)}.") from error
+    def chat(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None = None, variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        """The ids of a conversation, see `ChatTemplate.render`. Raises SsdError, UnicodeEncodeError."""
+        return self._encode(self._template.render(messages, tools, variables), add_special_tokens=False)
 
     def user_turn(self, text: str) -> list[int]:
         """The ids of a conversation that breaks off in its first user message, after `text`.
 
         Raises SsdError if the model has no chat template, or one that does not show the message.
         """
-        return list(self._tokenizer.encode(self._around_a_message[0] + text, add_special_tokens=False, **_QUIET))
+        return self._encode(self._template.around_a_message[0] + text, add_special_tokens=False)
 
     def turn_end(self) -> str:
         """The first word that the chat template puts after a user's message (often the text of a special token), or ""."""
-        return next(iter(self._around_a_message[1].split()), "")
-
-    @cached_property
-    def _around_a_message(self) -> tuple[str, str]:
-        """The text that the chat template puts before and after a user's only message."""
-        if not self._tokenizer.chat_template:
-            raise SsdError("this model has no chat template, and without one it cannot make up chats; give a chat model.")
-        mark = "\N{OBJECT REPLACEMENT CHARACTER}"
-        before, shown, after = str(self._render([{"role": "user", "content": mark}], tokenize=False)).partition(mark)
-        if not shown:
-            raise SsdError("the model's chat template does not show a user's message; give a chat model.")
-        return before, after
+        return next(iter(self._template.around_a_message[1].split()), "")
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids, without special tokens."""
@@ -225,6 +207,16 @@ class TextStream:
         piece = text[self._returned :]
         self._ids, self._returned = [token_id], len(self._tokenizer.decode([token_id]))
         return piece
+
+
+def _chat_template(metadata: Mapping[str, Any]) -> str | dict[str, str] | None:
+    """A GGUF file's chat template, or its templates by name if it has more than the default one."""
+    key = "tokenizer.chat_template"
+    named = {name.removeprefix(f"{key}."): template for name, template in metadata.items() if name.startswith(f"{key}.")}
+    default = metadata.get(key)
+    if not named:
+        return default
+    return named if default is None else {"default": default, **named}
 
 
 def check_compatible(target: Tokenizer, draft: Tokenizer) -> list[int]:
