@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,10 @@ def test_the_field_may_be_named_and_may_be_a_list(decode: Run, file: Any) -> Non
         (["{}"], "has no field 'prompt'"),
         (['{"prompt": 3}'], "neither text nor a list"),
         (['{"prompt": []}'], "neither text nor a list"),
+        (['{"prompt": [{"role": "user", "content": "hi"}, "ho"]}'], "neither text nor a list"),
+        (['{"prompt": [{"content": "hi"}]}'], "cannot be used; a prompt can be"),
+        (['{"prompt": "hi"}', '{"prompt": [{"role": "user", "content": [{"type": "image"}]}]}'], "prompt 1 of 2: message 1 of"),
+        (['{"prompt": [{"role": "user", "content": "\\ud800"}]}'], "surrogate"),
         (['{"prompt": [["hi"]]}'], "neither text nor a list"),
         (['{"prompt": "\\ud800"}'], "line 1 of"),
         (['{"prompt": ""}'], "the prompt is empty"),
@@ -261,6 +266,84 @@ def test_a_file_that_cannot_be_used_is_refused(
 def test_a_file_that_is_not_there_is_refused(refusal: Refusal, tmp_path: Path) -> None:
     assert "No such file" in refusal("decode", "--prompts", tmp_path / "none.jsonl")
     assert "directory" in refusal("decode", "--prompts", tmp_path)
+
+
+# What the chat template gets --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def talker(target: Path, tmp_path: Path) -> Path:
+    """The target with a template that shows tools and a variable."""
+    path = tmp_path / "talker"
+    shutil.copytree(target, path)
+    (path / "chat_template.jinja").write_text(
+        "{% for t in tools or [] %}{{ t.name }} {% endfor %}{{ mood }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    return path
+
+
+@pytest.fixture
+def said(run: Run, talker: Path) -> Any:
+    """What this target says."""
+
+    def call(*arguments: object) -> str:
+        result = run("decode", *arguments, "-n", 12, "--target", talker, "--threads", 1, "--dtype", "float32")
+        assert (result.status, result.err) == (0, ""), result
+        return result.out
+
+    return call
+
+
+def test_a_field_may_be_a_conversation(said: Any, file: Any) -> None:
+    chat = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}, {"role": "assistant", "content": "the"}]
+    path = file(json.dumps({"messages": chat}))
+    assert said("--prompts", path, "--field", "messages") == said("<|user|>hi<|end|><|assistant|>the", "--raw")
+
+
+def test_tools_and_variables_reach_the_chat_template(said: Any, tmp_path: Path) -> None:
+    (tmp_path / "tools.json").write_text('[{"name": "weather"}, {"name": "time"}]')
+    form = ["--tools", tmp_path / "tools.json", "--chat-template-kwargs", '{"mood": "sad"}']
+    expected = said("weather time sad<|user|>hi<|end|><|assistant|>", "--raw")
+    assert said("hi", *form) == expected
+    assert json.loads(said("hi", *form, "--json"))["text"] + "\n" == expected
+
+
+@pytest.mark.parametrize(
+    "value,reason",
+    [
+        ("{'mood': 1}", "the value of --chat-template-kwargs is not JSON"),
+        ("", "is not JSON"),
+        ("[1]", "the value of --chat-template-kwargs is [1]; give a JSON object"),
+        ("true", "give a JSON object"),
+    ],
+)
+def test_variables_that_are_no_object_are_refused(refusal: Refusal, target: Path, value: str, reason: str) -> None:
+    assert reason in refusal("decode", "hi", "--target", target, "--chat-template-kwargs", value)
+
+
+def test_a_variable_that_the_template_does_not_have_is_refused(refusal: Refusal, target: Path) -> None:
+    assert "'mood', which is no variable" in refusal(
+        "decode", "hi", "--target", target, "--threads", 1, "--chat-template-kwargs", '{"mood": 1}'
+    )
+
+
+@pytest.mark.parametrize(
+    "text,reason",
+    [
+        ("{}", "is not a list of tools"),
+        ("[3]", "is not a list of tools"),
+        ("[", "is not JSON"),
+        (b"\xff", "is not UTF-8"),
+        (None, "the tools in"),
+    ],
+)
+def test_tools_that_cannot_be_used_are_refused(
+    refusal: Refusal, target: Path, tmp_path: Path, text: str | bytes | None, reason: str
+) -> None:
+    if text is not None:
+        (tmp_path / "tools.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert reason in refusal("decode", "hi", "--target", target, "--tools", tmp_path / "tools.json")
 
 
 # The timeline -----------------------------------------------------------------------------------------------------------------
