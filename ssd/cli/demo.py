@@ -56,8 +56,8 @@ class Row:
     identical: bool
 
     @property
-    def tokens_per_round(self) -> float:
-        return self.stats.accepted_per_round + 1
+    def tokens_per_round(self) -> float | None:
+        return self.stats.mean_acceptance_length
 
     @property
     def draft_time_hidden(self) -> float | None:
@@ -178,7 +178,7 @@ def verdict(rows: Sequence[Row], lookahead: int, pace: Pace | None) -> str:
     ar, *others = rows
     sentences = []
     for row in others:
-        if row.speed_up is not None:
+        if row.speed_up is not None and row.tokens_per_round is not None:
             sentences.append(
                 f"A round of {row.mode} takes as long as {row.tokens_per_round / row.speed_up:.1f} tokens of ar and yields "
                 f"{row.tokens_per_round:.1f}: {_times_as_fast(row.speed_up)}."

@@ -167,6 +167,7 @@ def test_stats_are_on_stderr(stats_of: Any, draft: Path) -> None:
 def test_stats_of_speculative_decoding_have_no_cache_in_them(stats_of: Any) -> None:
     said = stats_of("--draft", "self:2", "--mode", "sd", "--tree", "2,2")
     assert re.search(r"acceptance .*\d%", said)
+    assert re.search(r"mean acceptance length, with the bonus token .*[1-3]\.\d\d", said)
     assert re.search(r"by tokens proposed .*6: \d+", said)
     assert "hit rate" not in said and "by rank" not in said
 
