@@ -260,7 +260,7 @@ class Core:
         missed = not all(report.hit for _, _, report, _ in grown)
         for row, request, report, committed in grown:
             first = len(request.token_ids)
-            ending = request.append(report.newest[-committed:])
+            ending = request.append(report.newest[len(report.newest) - committed :])
             kept = len(request.token_ids) - first  # a stop string drops the tokens after it
             if round is None:
                 request.stats.started()
