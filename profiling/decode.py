@@ -41,11 +41,12 @@ def of_mode(completions: list[Completion], floor_s: float) -> dict[str, Any]:
         return middle(getattr(s, name) for s in stats)
 
     rates = [s.decode_tokens_per_s for s in stats if s.decode_tokens_per_s is not None]
+    tokens_per_round = mean(s.mean_acceptance_length for s in stats if s.mean_acceptance_length is not None)
     verify_ms = median_of("t_verify_ms") or math.nan
     return {
         "decode_tokens_per_s": {"median": median(rates), "mean_95": interval(rates), "min": min(rates), "max": max(rates)},
         "time_to_first_token_s": median_of("time_to_first_token_s"),
-        "tokens_per_round": mean(s.accepted_per_round + 1 for s in stats),
+        "tokens_per_round": tokens_per_round,
         "acceptance_rate": median_of("acceptance_rate"),
         "hit_rate": median_of("hit_rate"),
         "hits_per_k": hits_per_k(stats),
@@ -56,7 +57,7 @@ def of_mode(completions: list[Completion], floor_s: float) -> dict[str, Any]:
         "branches_unused": sum(s.branches_unused for s in stats),
         "verify_floor_ms": floor_s * 1e3,
         "verify_fraction_of_floor": floor_s * 1e3 / verify_ms,
-        "floor_tokens_per_s": mean(s.accepted_per_round + 1 for s in stats) / floor_s,
+        "floor_tokens_per_s": tokens_per_round / floor_s,
     }
 
 

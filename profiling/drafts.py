@@ -50,7 +50,7 @@ def tokens_per_round(completions: Sequence[Completion]) -> dict[str, Any] | None
     stats = [c.stats for c in completions if c.stats.rounds]
     if not stats:
         return None
-    each = [s.accepted_per_round + 1 for s in stats]
+    each = [s.mean_acceptance_length for s in stats]
     mean = sum(each) / len(each)
     return {"prompts": len(stats), "mean": mean, "mean_95": interval(each), "pooled": pooled_tokens_per_round(stats)}
 

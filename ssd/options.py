@@ -27,6 +27,7 @@ MAX_BUDGET = 256  # branch rows that share one read of the draft's weights
 MODELS, SPECULATION, SAMPLING, MACHINE = "Models", "Speculation", "Sampling", "Machine"
 
 SEEDS = (-(2**63), 2**63 - 1)
+NEW_TOKENS = 256  # tokens to generate where max_new_tokens is left out and the context has room for them
 
 
 @documented
@@ -54,8 +55,12 @@ class SamplingParams:
         panel=SAMPLING,
         limits=(0, 1),
     )
-    max_new_tokens: int = option(
-        256, help="Largest number of tokens to generate.", panel=SAMPLING, short="-n", limits=(1, 2**31 - 1)
+    max_new_tokens: int | None = option(
+        None,
+        help=f"Largest number of tokens to generate; unless given, {NEW_TOKENS}, or fewer where the context has less room.",
+        panel=SAMPLING,
+        short="-n",
+        limits=(1, 2**31 - 1),
     )
     stop: tuple[str, ...] = option((), help="Strings that end the text and are left out of it.", panel=SAMPLING)
     ignore_eos: bool = option(False, help="Decoding past end-of-sequence tokens.", panel=SAMPLING)

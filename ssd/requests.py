@@ -22,7 +22,7 @@ from ssd.fields import check_known
 from ssd.models.pair import Target
 from ssd.models.prompts import Prompt, PromptForm, token_ids
 from ssd.models.tokenizer import TextStream
-from ssd.options import SamplingParams
+from ssd.options import NEW_TOKENS, SamplingParams
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 FinishReason = Literal["eos", "length", "stop", "aborted", "error"]
@@ -82,6 +82,7 @@ class Request:
 
     prompt: list[int]
     params: SamplingParams
+    max_new_tokens: int  # where the parameters leave it out: chosen by `InputProcessor`
     seed: int
     text_stream: TextStream | None  # None if the target has no tokenizer
     stats: SequenceStats = field(default_factory=SequenceStats)
@@ -97,7 +98,7 @@ class Request:
 
     @property
     def max_length(self) -> int:
-        return len(self.prompt) + self.params.max_new_tokens
+        return len(self.prompt) + self.max_new_tokens
 
     @property
     def finished(self) -> bool:
@@ -200,13 +201,24 @@ class InputProcessor:
         ids = token_ids(prompt, target.tokenizer, target.model.vocab_size, **form)
         if params.stop and target.tokenizer is None:
             raise SsdError(f"stop strings need text, and {target.name!r} has no tokenizer; leave stop out.")
-        if len(ids) + params.max_new_tokens > self._max_context:
+        max_new_tokens = self._max_new_tokens(len(ids), params.max_new_tokens)
+        text_stream = TextStream(target.tokenizer) if target.tokenizer is not None else None
+        return Request(ids, params, max_new_tokens, params.seed or 0, text_stream)  # `requests` draws a seed if there is none
+
+    def _max_new_tokens(self, prompt_tokens: int, given: int | None) -> int:
+        """The given number, or the default one as far as the context has room. Raises SsdError if there is too little room."""
+        room = self._max_context - prompt_tokens
+        if given is None and room < 1:
             raise SsdError(
-                f"the prompt's {len(ids)} tokens and max_new_tokens={params.max_new_tokens} are over the context of {self._max_context}; "
+                f"the prompt's {prompt_tokens} tokens leave no room in the context of {self._max_context}; "
+                "shorten it or raise max_context as far as the model goes."
+            )
+        if given is not None and given > room:
+            raise SsdError(
+                f"the prompt's {prompt_tokens} tokens and max_new_tokens={given} are over the context of {self._max_context}; "
                 "shorten one of them or raise max_context as far as the model goes."
             )
-        text_stream = TextStream(target.tokenizer) if target.tokenizer is not None else None
-        return Request(ids, params, params.seed or 0, text_stream)  # `requests` draws a seed where there is none
+        return min(NEW_TOKENS, room) if given is None else given
 
     def _next_seed(self) -> int:
         """A seed from the engine's seed and a counter: calls differ, and the same requests in the same order repeat."""

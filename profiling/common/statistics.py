@@ -27,8 +27,9 @@ def interval(values: Sequence[float]) -> list[float]:
 
 
 def tokens_per_round(stats: Sequence[Stats]) -> float:
-    """Pooled: the tokens of all sequences over the rounds of all sequences."""
-    return 1 + total_accepted(stats) / max(1, sum(s.rounds for s in stats))
+    """The mean acceptance length, pooled: tokens that rounds committed over rounds, of all sequences; 0 without rounds."""
+    committed = sum(s.mean_acceptance_length * s.rounds for s in stats if s.mean_acceptance_length is not None)
+    return committed / max(1, sum(s.rounds for s in stats))
 
 
 def total_accepted(stats: Sequence[Stats]) -> float:

@@ -166,6 +166,7 @@ def _stat_rows(stats: Stats, tokens: int) -> list[tuple[str, str]]:
     ]
     if stats.mode != "ar":
         rows += [
+            ("mean acceptance length, with the bonus token", figure(stats.mean_acceptance_length, "", 2)),
             ("draft tokens accepted per round", figure(stats.accepted_per_round, "", 2)),
             ("acceptance", percent(stats.acceptance_rate)),
             ("rounds that accepted a 1st, 2nd, .. token", ", ".join(map(str, stats.accepted_at)) or NOTHING),

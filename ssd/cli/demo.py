@@ -56,8 +56,8 @@ class Row:
     identical: bool
 
     @property
-    def tokens_per_round(self) -> float:
-        return self.stats.accepted_per_round + 1
+    def tokens_per_round(self) -> float | None:
+        return self.stats.mean_acceptance_length
 
     @property
     def draft_time_hidden(self) -> float | None:
@@ -71,13 +71,18 @@ class Comparison:
     """The three modes of one prompt side by side, paced or not."""
 
     rows: list[Row]
-    max_new_tokens: int
+    max_new_tokens: int | None
     pace: Pace | None
     verdict: str
 
     @classmethod
     def of(
-        cls, completions: dict[str, Completion], reference: list[int], max_new_tokens: int, lookahead: int, pace: Pace | None
+        cls,
+        completions: dict[str, Completion],
+        reference: list[int],
+        max_new_tokens: int | None,
+        lookahead: int,
+        pace: Pace | None,
     ) -> Comparison:
         """reference: the token ids that every mode must give."""
         speed = {mode: completion.stats.decode_tokens_per_s for mode, completion in completions.items()}
@@ -135,8 +140,9 @@ def demo(
     show.comparison(comparisons[0])
     if paced:
         pace = options.pace or reachable_pace([completion.stats for completion in plain.values()], lookahead)
-        tokens = params.max_new_tokens if pace[0] == 0 else int(PACED_SECONDS / (pace[0] / 1e3))
-        tokens = min(params.max_new_tokens, max(PACED_TOKENS, tokens))
+        tokens = len(reference)
+        if pace[0] > 0:
+            tokens = min(tokens, max(PACED_TOKENS, int(PACED_SECONDS / (pace[0] / 1e3))))
         show.pace(pace)
         completions = runner.run_modes(replace(params, max_new_tokens=tokens), pace)
         comparisons.append(Comparison.of(completions, reference[:tokens], tokens, lookahead, pace))
@@ -178,7 +184,7 @@ def verdict(rows: Sequence[Row], lookahead: int, pace: Pace | None) -> str:
     ar, *others = rows
     sentences = []
     for row in others:
-        if row.speed_up is not None:
+        if row.speed_up is not None and row.tokens_per_round is not None:
             sentences.append(
                 f"A round of {row.mode} takes as long as {row.tokens_per_round / row.speed_up:.1f} tokens of ar and yields "
                 f"{row.tokens_per_round:.1f}: {_times_as_fast(row.speed_up)}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from ssd.decoding.prefill import Admitted
 from ssd.decoding.round import Round, SlotReport, Verification
@@ -38,5 +38,5 @@ class Autoregressive:
         verified = self.executor.run("target", "verify", lambda: self.verifier.verify(slots), slots)
         return Round(verification=Verification.of(verified, self.executor), verified=verified)
 
-    def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
+    def learn(self, round: Round, reports: Mapping[int, SlotReport]) -> None:
         """There is no draft to teach."""

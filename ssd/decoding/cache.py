@@ -9,7 +9,7 @@ An outcome is (node, token): the last accepted node, and the token after it. In 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -102,21 +102,24 @@ class SpeculationCache:
                 ids = self.drafter.step(tables, rows, next_half, QRows(slice(branches.budget), d))[:, 0]
                 branches.branch_tokens[:, :, d] = ids.view(n, branches.budget)
 
-    def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
+    def learn(self, round: Round, reports: Mapping[int, SlotReport]) -> None:
         """Learn from the outcomes that a round's look-up saw, and write a better fan-out table for later rounds.
 
-        reports: one for each sequence in the round. Blocks until the round's branches are drafted.
+        reports: one for each slot whose request had not ended before the round; its outcomes count as the target decided them.
+        So the round that ends a request teaches nothing, whether the host cuts it at a stop string or the device at its last
+        token: the place of the cut says nothing about the draft, and rounds in flight behind it decode a text that nobody
+        reads. Blocks until the round's branches are drafted.
         """
         assert round.drafting is not None and round.looked_up is not None and round.seen is not None
         round.drafting.wait()
-        hits = sum(report.hit for report in reports)
+        hits = sum(report.hit for report in reports.values())
         misses = len(reports) - hits
         round.looked_up.span.details.update(hits=hits, misses=misses, seen=round.seen.tolist())
         round.verified.span.details.update(hits=hits, misses=misses)
         fallback = round.looked_up.span if misses and round.neural else None
         self.fallback.observe_times(round.verified.span, round.drafting.span, fallback)
-        for outcome in round.outcomes:
-            if outcome is None:
+        for slot in reports:
+            if (outcome := round.outcomes[slot]) is None:
                 continue
             self.fallback.observe_outcome(hit=outcome.after_hit, neural=round.neural_before, tokens=outcome.k + 1)
             if self.measured is not None:

@@ -7,7 +7,7 @@ draft's thread and graphs, and replaces the loop by an autoregressive one over t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ssd.decoding.autoregressive import Autoregressive
@@ -53,7 +53,7 @@ class Failover:
         round: Round = self._call(lambda loop: loop.round(n))
         return round
 
-    def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
+    def learn(self, round: Round, reports: Mapping[int, SlotReport]) -> None:
         if self.failure is None:
             self._call(lambda loop: loop.learn(round, reports))
         if self.failure is not None:

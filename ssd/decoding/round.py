@@ -55,8 +55,8 @@ class SlotReport:
     """One slot after a verification.
 
     length: number of tokens whose K/V is stored, one less than the sequence has. accepted: number of the `proposed` tokens that
-    the target accepted, even if there was no room to commit all; −1 after a prefill. hit: whether the proposed tokens came from
-    the speculation cache. newest: the last tokens of the sequence, in order, as many as a round commits at most.
+    the target accepted, even if an end-of-sequence token cut them; −1 after a prefill. hit: whether the proposed tokens came
+    from the speculation cache. newest: the last tokens of the sequence, in order, as many as a round commits at most.
     """
 
     length: int

@@ -6,7 +6,7 @@ draft    | draft S_T ..... |                     | draft S_{T+1} ..... |
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from ssd.decoding.drafters.drafter import Drafter
 from ssd.decoding.link import Link
@@ -77,7 +77,7 @@ class Speculative:
                 )
         return result
 
-    def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
+    def learn(self, round: Round, reports: Mapping[int, SlotReport]) -> None:
         """Outcomes teach plain speculation nothing. Wait for the draft's part of the round, to learn whether it failed."""
         assert round.drafting is not None
         with DraftFailed.guard():

@@ -6,7 +6,7 @@ draft    | extend trunk | fork | K branch steps ... |    look up     | extend | 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from ssd.decoding.cache import SpeculationCache
 from ssd.decoding.link import Link
@@ -55,7 +55,7 @@ class SpeculativeSpeculative(Speculative):
             self._outcome_sent = [link.send_outcome(slots, verified)]
         return result
 
-    def learn(self, round: Round, reports: Sequence[SlotReport]) -> None:
-        """Learn from the outcomes that the round's look-up saw. reports: one for each sequence in the round."""
+    def learn(self, round: Round, reports: Mapping[int, SlotReport]) -> None:
+        """Learn from the outcomes that the round's look-up saw. reports: see `SpeculationCache.learn`."""
         with DraftFailed.guard():
             self.cache.learn(round, reports)

@@ -14,18 +14,22 @@ from ssd.decoding.round import Round
 class Stats:
     """The statistics of one sequence. Times are medians over its rounds. A figure that the mode does not have is None.
 
-    rounds: verifications after the prefill. accepted_per_round: accepted draft tokens, without the token drawn after them.
-    acceptance_rate: accepted over proposed tokens. hit_rate: hits over look-ups, without the first look-up, for which there are
-    no guesses. hits_per_k: accepted count → (hits, look-ups). rank_counts: rank → number of next tokens with this rank among
-    the draft's guesses for their accepted count; a larger budget hits higher ranks. proposed_counts: speculation length →
-    rounds. accepted_at: rounds that accepted at least one token, at least two, and so on. t_draft_ms: extend and branches in
-    "ssd", the K draft steps in "sd". t_fallback_ms: the cost of a miss. hidden_draft_ms: the part of t_draft_ms that the
-    verification hid. branches_unused: drafted branches that were not handed out. decode_tokens_per_s: without the prefill and
-    the first token.
+    Only tokens of the completion count: in a round, the accepted draft tokens and the bonus token that the target adds after
+    them. A stop string or an end-of-sequence token may cut the last round, and its bonus token with it.
+
+    rounds: verifications after the prefill. mean_acceptance_length: tokens per round, with the bonus tokens and without the
+    prefill's token; 1 in mode "ar". accepted_per_round: accepted draft tokens, without the bonus token. acceptance_rate:
+    accepted over proposed tokens. hit_rate: hits over look-ups, without the first look-up, for which there are no guesses.
+    hits_per_k: accepted count → (hits, look-ups). rank_counts: rank → number of next tokens with this rank among the draft's
+    guesses for their accepted count; a larger budget hits higher ranks. proposed_counts: speculation length → rounds.
+    accepted_at: rounds that accepted at least one token, at least two, and so on. t_draft_ms: extend and branches in "ssd", the
+    K draft steps in "sd". t_fallback_ms: the cost of a miss. hidden_draft_ms: the part of t_draft_ms that the verification hid.
+    branches_unused: drafted branches that were not handed out. decode_tokens_per_s: without the prefill and the first token.
     """
 
     mode: str
     rounds: int
+    mean_acceptance_length: float | None
     accepted_per_round: float
     acceptance_rate: float | None
     hit_rate: float | None
@@ -74,7 +78,8 @@ class SequenceStats:
     def add(self, round: Round, *, accepted: int, proposed: int, hit: bool, missed: bool, rank: int = -1) -> None:
         """Add a round with this sequence.
 
-        missed: whether any sequence of the round missed, so that the round waited for a fallback. rank: see `Round.rank`.
+        accepted: number of accepted draft tokens that the completion kept. missed: whether any sequence of the round missed, so
+        that the round waited for a fallback. rank: see `Round.rank`.
         """
         verify = round.verified.span
         self.last_token = time.perf_counter()
@@ -100,12 +105,14 @@ class SequenceStats:
             self.last_k = accepted
 
     def summary(self, mode: str, tokens: int) -> Stats:
+        """tokens: number of tokens of the completion; the first is the prefill's, the rounds committed the others."""
         hits = sum(h for h, _ in self.per_k.values())
         look_ups = sum(n for _, n in self.per_k.values())
         elapsed = self.last_token - self.first_token
         return Stats(
             mode=mode,
             rounds=self.rounds,
+            mean_acceptance_length=(tokens - 1) / self.rounds if self.rounds else None,
             accepted_per_round=self.accepted / self.rounds if self.rounds else 0.0,
             acceptance_rate=self.accepted / self.proposed if self.proposed else None,
             hit_rate=hits / look_ups if look_ups else None,

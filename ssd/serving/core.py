@@ -24,7 +24,7 @@ from ssd.decoding.round import Round, SlotReport, Verification
 from ssd.errors import SsdError, one_line
 from ssd.models.pair import OnProgress
 from ssd.options import EngineOptions
-from ssd.requests import Request
+from ssd.requests import FinishReason, Request
 from ssd.runtime.executor import Executor
 from ssd.serving.scheduler import Scheduler
 from ssd.serving.turn import Turn, interrupts_deferred
@@ -256,29 +256,27 @@ class Core:
             if not request.finished and committed > 0:
                 grown.append((row, request, report, committed))
         if round is not None:
-            self.failover.learn(round, [report for _, _, report, _ in grown])
+            self.failover.learn(round, {row: report for row, _, report, _ in grown})
         missed = not all(report.hit for _, _, report, _ in grown)
         for row, request, report, committed in grown:
+            first = len(request.token_ids)
+            ending = request.append(report.newest[len(report.newest) - committed :])
+            kept = len(request.token_ids) - first  # a stop string drops the tokens after it
             if round is None:
                 request.stats.started()
             else:
-                accepted = min(report.accepted, committed)
+                accepted = min(report.accepted, kept)
                 request.stats.add(
                     round, accepted=accepted, proposed=report.proposed, hit=report.hit, missed=missed, rank=round.rank(row)
                 )
-            self._append_tokens(request, verification, row, report, committed)
+            if request.params.logprobs:
+                output = verification.output
+                request.append_logprobs(output.logits[row, output.path[row, :kept].long()], first)
+            self._end_if_done(request, report, ending)
         return [request for _, request, _, _ in grown]
 
-    def _append_tokens(
-        self, request: Request, verification: Verification, row: int, report: SlotReport, committed: int
-    ) -> None:
-        """Append the committed tokens. Release the request if they end it."""
-        first = len(request.token_ids)
-        ending = request.append(report.newest[-committed:])
-        if request.params.logprobs:
-            output = verification.output
-            rows = output.path[row, : len(request.token_ids) - first].long()
-            request.append_logprobs(output.logits[row, rows], first)
+    def _end_if_done(self, request: Request, report: SlotReport, ending: FinishReason | None) -> None:
+        """Release the request if its newest tokens end it. ending: "stop" if they complete a stop string."""
         request.degraded |= self.failover.failure is not None
         if ending is None and report.done:
             ended = request.token_ids[-1] in self._eos and not request.params.ignore_eos

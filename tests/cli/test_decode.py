@@ -93,6 +93,14 @@ def test_sampling_options_reach_the_engine(objects: Any) -> None:
         assert objects("hi", "-t", 2, "--seed", 3, *narrow)[0]["token_ids"] == greedy
 
 
+def test_a_long_prompt_needs_no_max_new_tokens(run: Run, target: Path) -> None:
+    """Its 412 tokens and 256 more are over the context of 512; it gets the 100 that fit."""
+    options = ["--target", target, "--threads", 1, "--dtype", "float32", "--raw", "--ignore-eos", "--json"]
+    result = run("decode", "x" * 412, *options)
+    assert (result.status, result.err) == (0, "")
+    assert len(json.loads(result.out)["token_ids"]) == 100
+
+
 def test_stop_strings_end_the_text(objects: Any) -> None:
     (whole,) = objects("the rain", "--ignore-eos")
     stop = whole["text"][3:5]
@@ -168,6 +176,7 @@ def test_stats_are_on_stderr(stats_of: Any, draft: Path) -> None:
 def test_stats_of_speculative_decoding_have_no_cache_in_them(stats_of: Any) -> None:
     said = stats_of("--draft", "self:2", "--mode", "sd", "--tree", "2,2")
     assert re.search(r"acceptance .*\d%", said)
+    assert re.search(r"mean acceptance length, with the bonus token .*[1-3]\.\d\d", said)
     assert re.search(r"by tokens proposed .*6: \d+", said)
     assert "hit rate" not in said and "by rank" not in said
 

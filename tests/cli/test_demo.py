@@ -97,6 +97,7 @@ def stats(mode: str, **changes: Any) -> Stats:
         Stats(
             mode=mode,
             rounds=20,
+            mean_acceptance_length=2.0 if speculates else 1.0,
             accepted_per_round=1.0 if speculates else 0.0,
             acceptance_rate=0.25 if speculates else None,
             hit_rate=0.5 if caches else None,

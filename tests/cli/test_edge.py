@@ -114,6 +114,7 @@ def test_arguments_that_are_not_understood_are_refused_with_status_2(refusal: Re
         ("--min-p 2", "min_p is 2"),
         ("--max-new-tokens 0", "max_new_tokens is 0"),
         ("--max-new-tokens 511", "over the context of 512"),
+        ("--max-context 2", "leave no room in the context of 2"),
         ("--logprobs -1", "logprobs is -1"),
         ("--stop=", "stop is"),
         ("--stop \udc80", "not valid Unicode"),

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def request_() -> Request:
-    request = Request(list(range(40, 70)), SamplingParams(max_new_tokens=5, temperature=0.5), 11, None)
+    request = Request(list(range(40, 70)), SamplingParams(temperature=0.5), 5, 11, None)
     request.pages = np.array([7, 3, 9], dtype=np.int32)
     return request
 

@@ -47,7 +47,7 @@ def test_a_sequence_of_one_token_has_no_rounds_and_no_rates() -> None:
     assert (stats.rank_counts, stats.proposed_counts, stats.accepted_at) == ({}, {}, [])
     nothing = (stats.acceptance_rate, stats.hit_rate, stats.t_verify_ms, stats.t_draft_ms, stats.t_fallback_ms)
     assert nothing == (None,) * 5
-    assert stats.hidden_draft_ms is None and stats.decode_tokens_per_s is None
+    assert stats.hidden_draft_ms is stats.decode_tokens_per_s is stats.mean_acceptance_length is None
 
 
 def test_acceptance_is_a_fraction_of_the_proposed_tokens() -> None:
@@ -58,6 +58,15 @@ def test_acceptance_is_a_fraction_of_the_proposed_tokens() -> None:
     assert (summary.rounds, summary.accepted_per_round) == (4, 1.5)
     assert summary.acceptance_rate == pytest.approx(6 / 14)
     assert summary.hit_rate is None
+
+
+@pytest.mark.parametrize("tokens,length", [(11, 2.5), (10, 2.25)])  # the first is the prefill's
+def test_the_mean_acceptance_length_is_the_kept_tokens_over_the_rounds(tokens: int, length: float) -> None:
+    """With the bonus token of each round, except where the last round's was cut."""
+    stats = SequenceStats()
+    for accepted in (4, 0, 1, 1):
+        stats.add(speculative_round((1, 2), (0, 1)), accepted=accepted, proposed=4, hit=False, missed=True)
+    assert stats.summary("sd", tokens=tokens).mean_acceptance_length == length
 
 
 def test_a_look_up_is_counted_by_its_outcomes_accepted_count() -> None:

@@ -77,5 +77,5 @@ def accepted_in_all(completion: Completion) -> int:
 
 
 def was_cut_in_a_round(completion: Completion) -> bool:
-    """Whether its last round decided more tokens than the completion has."""
+    """Whether its last round decided more tokens than the completion has: the bonus token was cut."""
     return completion.stats.rounds + accepted_in_all(completion) > len(completion.token_ids) - 1

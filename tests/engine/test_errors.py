@@ -232,9 +232,17 @@ def test_a_prompt_and_its_output_may_fill_the_context(engine: MakeEngine) -> Non
     assert len(engine("ssd").decode([5] * (CONTEXT - 8), params).token_ids) == 8
 
 
+@pytest.mark.parametrize("tokens", [CONTEXT, CONTEXT + 1, 2 * CONTEXT])
+def test_a_prompt_that_fills_the_context_is_refused(engine: MakeEngine, tokens: int) -> None:
+    with refusal(f"prompt's {tokens} tokens leave no room", f"context of {CONTEXT}", "shorten it or raise max_context"):
+        engine().decode([5] * tokens)
+
+
 def test_a_smaller_max_context_is_enforced(engine: MakeEngine) -> None:
     with refusal("20", "max_new_tokens=13", "32"):
         engine(max_context=32).decode([5] * 20, SamplingParams(max_new_tokens=13))
+    with refusal("32 tokens leave no room", "context of 32"):
+        engine(max_context=32).decode([5] * 32)
 
 
 @pytest.mark.parametrize("prompt", ["", [[]], [""], [[1], []]], ids=repr)

@@ -23,7 +23,7 @@ class Desk:
 
     def add(self, *lengths: int) -> list[Request]:
         """Add requests of these total lengths; three tokens of each are its prompt."""
-        requests = [Request([7, 8, 9], SamplingParams(max_new_tokens=n - 3, temperature=0.5), 11, None) for n in lengths]
+        requests = [Request([7, 8, 9], SamplingParams(temperature=0.5), n - 3, 11, None) for n in lengths]
         for request in requests:
             self.scheduler.add(request)
         return requests
