@@ -150,13 +150,13 @@ def test_a_request_without_a_first_token_ends_with_none(
 ) -> None:
     """The prompt's prefill gives NaN; two shorter prompts beside it are decoded."""
     prompts = random_prompts((5, 40, 9))
-    params = SamplingParams(**sampling, max_new_tokens=12, ignore_eos=True, seed=1)
+    params = SamplingParams(**sampling, max_new_tokens=12, ignore_eos=True, seed=1, logprobs=1)
     whole = made(engine, case).decode(prompts, params)
     broken = made(engine, case)
     spoil_target(monkeypatch, broken, after(39))
     found = broken.decode(prompts, params)
     assert_failed(found[1], [])
-    assert (found[1].text, found[1].stats.rounds) == ("", 0)
+    assert (found[1].text, found[1].logprobs, found[1].stats.rounds) == ("", [], 0)
     assert [len(found[i].token_ids) for i in (0, 2)] == [12, 12]
     if case != "ssd, auto":
         assert tokens_of(found[::2]) == tokens_of(whole[::2])
