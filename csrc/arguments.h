@@ -205,7 +205,8 @@ inline LogitsSizes check_row_stats(const Tensor& logits, const Tensor& temperatu
 }
 
 inline LogitsSizes check_sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, const Tensor& position,
-                                int64_t m, const OptionalTensor& id_of) {
+                                int64_t m, const OptionalTensor& id_of, const OptionalTensor& spec_len,
+                                const OptionalTensor& bad, int64_t drafted) {
   check(logits, "logits", at::kFloat, {-1, -1});
   const int64_t rows = logits.size(0), vocabulary = logits.size(1);
   check(stats, "stats", at::kFloat, {rows, kStats});
@@ -214,6 +215,13 @@ inline LogitsSizes check_sample(const Tensor& logits, const Tensor& stats, const
   check(id_of, "id_of", at::kInt, {vocabulary});
   TORCH_CHECK(m >= 1, "m must be at least 1, not ", m);
   TORCH_CHECK(vocabulary > 0, "logits must have at least one column");
+  check(spec_len, "spec_len", at::kInt, {-1});
+  TORCH_CHECK(spec_len.has_value() == bad.has_value(), "spec_len and bad go together");
+  const int64_t slots = spec_len.has_value() ? spec_len->size(0) : rows;
+  check(bad, "bad", at::kInt, {slots});
+  TORCH_CHECK(slots > 0 ? rows % slots == 0 : rows == 0, "logits must have the same number of rows for each of ", slots,
+              " slots, not ", rows, " in all");
+  TORCH_CHECK(drafted >= 0, "drafted must not be negative, not ", drafted);
   return {.rows = rows, .vocabulary = vocabulary};
 }
 
@@ -294,7 +302,7 @@ inline LookupSizes check_cache_lookup(const Tensor& outcome, const Tensor& guess
                                       const Tensor& branch_tokens, const Tensor& length, const Tensor& last_token,
                                       const Tensor& max_length, const Tensor& done, const Tensor& parity,
                                       const Tensor& draft_length, const Tensor& draft_last_token, const Tensor& spec_tokens,
-                                      const Tensor& spec_len, const Tensor& hit, const Tensor& q_address) {
+                                      const Tensor& spec_len, const Tensor& hit, const Tensor& q_address, const Tensor& bad) {
   check(outcome, "outcome", at::kInt, {-1, 2, 2});
   const int64_t slots = outcome.size(0);
   check(guess, "guess", at::kInt, {slots, -1});
@@ -313,6 +321,7 @@ inline LookupSizes check_cache_lookup(const Tensor& outcome, const Tensor& guess
   check(spec_len, "spec_len", at::kInt, {slots});
   check(hit, "hit", at::kByte, {slots});
   check(q_address, "q_address", at::kInt, {slots});
+  check(bad, "bad", at::kInt, {slots});
   return {.slots = slots, .budget = budget, .lookahead = lookahead};
 }
 

@@ -27,7 +27,9 @@ TORCH_LIBRARY(ssd, m) {
   m.def(
       "row_stats(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, int saguaro_f=0, "
       "float saguaro_c=1.0) -> Tensor");
-  m.def("sample(Tensor logits, Tensor stats, Tensor seed, Tensor position, int m=1, Tensor? id_of=None) -> Tensor");
+  m.def(
+      "sample(Tensor logits, Tensor stats, Tensor seed, Tensor position, int m=1, Tensor? id_of=None, "
+      "Tensor(a!)? spec_len=None, Tensor(b!)? bad=None, int drafted=0) -> Tensor");
 
   // The speculation cache and its verification.
   m.def(
@@ -41,6 +43,6 @@ TORCH_LIBRARY(ssd, m) {
   m.def(
       "cache_lookup(Tensor outcome, Tensor guess, Tensor guess_k, Tensor branch_tokens, Tensor length, Tensor last_token, "
       "Tensor max_length, Tensor done, Tensor(a!) parity, Tensor(b!) draft_length, Tensor(c!) draft_last_token, "
-      "Tensor(d!) spec_tokens, Tensor(e!) spec_len, Tensor(f!) hit, Tensor(g!) q_address) -> ()");
+      "Tensor(d!) spec_tokens, Tensor(e!) spec_len, Tensor(f!) hit, Tensor(g!) q_address, Tensor(h!) bad) -> ()");
   m.def("ngram_propose(Tensor tokens, Tensor length, int lookahead) -> (Tensor spec_tokens, Tensor spec_len)");
 }

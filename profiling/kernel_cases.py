@@ -302,7 +302,7 @@ def lookup_case(slots: int) -> Case:
     guess, guess_k, branches = int_table(slots, BUDGET), int_table(slots, BUDGET), int_table(slots, BUDGET, LOOKAHEAD)
     state = [int_table(slots), int_table(slots), i32([4000] * slots), torch.zeros(slots, device="cuda", dtype=torch.uint8)]
     written = [i32([0]), int_table(slots), int_table(slots), int_table(slots, LOOKAHEAD), int_table(slots)]
-    written += [torch.zeros(slots, device="cuda", dtype=torch.uint8), int_table(slots)]
+    written += [torch.zeros(slots, device="cuda", dtype=torch.uint8), int_table(slots), int_table(slots)]
     arguments = (int_table(slots, 2, 2), guess, guess_k, branches, *state, *written)
     parameters = {"slots": slots, "lookahead": LOOKAHEAD, "budget": BUDGET}
     return Case(

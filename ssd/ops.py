@@ -21,6 +21,9 @@ import ssd.native  # noqa: F401  (registers torch.ops.ssd)
 STATS = 8
 """Columns of `row_stats`: max, log-sum, cut value, cut id, top value, top id, scale, log C (csrc/common/distribution.h)."""
 
+FAILED = 2
+"""`done` of a slot that `verify` ended because the target's row for its next token is bad, see `row_stats`."""
+
 EPILOGUES = ("none", "add", "silu_mul")
 
 _ssd = torch.ops.ssd
@@ -151,21 +154,36 @@ def row_stats(
     prefix whose probabilities sum to at least top_p (1: all); keep those of at least min_p times the largest (0: all). Then,
     for a draft, multiply the top saguaro_f entries by saguaro_c in (0, 1] and renormalise (arXiv 2603.03251, Definition 14);
     saguaro_c = 1 changes nothing.
-    Returns [R, STATS] float32.
+    A logit of −inf is masked: it has no probability. A row is bad if it has NaN or +inf, or if no logit is finite: then it has
+    no distribution, and every probability is 0.
+    Returns [R, STATS] float32; NaN for a bad row.
     """
     return _ssd.row_stats.default(logits, temperature, top_k, top_p, min_p, saguaro_f, saguaro_c)
 
 
-def sample(logits: Tensor, stats: Tensor, seed: Tensor, position: Tensor, m: int = 1, id_of: Tensor | None = None) -> Tensor:
+def sample(
+    logits: Tensor,
+    stats: Tensor,
+    seed: Tensor,
+    position: Tensor,
+    m: int = 1,
+    id_of: Tensor | None = None,
+    spec_len: Tensor | None = None,
+    bad: Tensor | None = None,
+    drafted: int = 0,
+) -> Tensor:
     """Draw m tokens per row without replacement, by an exponential race over counter-based noise (Gumbel top-m).
 
     logits: [R, V] float32; stats: their `row_stats`; seed: [R] int64; position: [R] int32, the position of the drawn token.
     id_of: [V] int32, the target id of each draft column, ascending. A greedy row returns its m largest by value, ties to the
     lower id.
-    Returns [R, m] int32 target ids in the order drawn, then −1 if the distribution has fewer than m entries (it has at least
-    one).
+    spec_len!, bad!: [S] int32, for the drafts of S speculations, each with R / S adjacent rows; give both or neither. drafted:
+    the number of tokens in each of them before these. A bad row (`row_stats`) whose slot has spec_len > drafted sets bad to 1.
+    If it is the slot's only row, the speculation ends there: it sets spec_len to `drafted`.
+    Returns [R, m] int32 target ids in the order drawn, then −1 if the distribution has fewer than m entries. It has at least
+    one, except for a bad row, which has none.
     """
-    return _ssd.sample.default(logits, stats, seed, position, m, id_of)
+    return _ssd.sample.default(logits, stats, seed, position, m, id_of, spec_len, bad, drafted)
 
 
 # The speculation cache and its verification -----------------------------------------------------------------------------------
@@ -186,8 +204,9 @@ def fork(
     [S, K] int32; spec_len: [S] int32. table: [2, K+1, K+1] int32, F_k indexed by (hit, spec_len, k); each row sums to budget
     and is 0 beyond spec_len. hit: [S] uint8. For k < spec_len the drafted token is excluded: it would have been accepted. Ties
     to the lower id.
-    Returns guess [S, B] int32, target ids ordered by k and then by rank, and guess_k [S, B] int32. If there are fewer columns
-    than guesses, the unused entries have guess 0 and guess_k −1. arXiv 2603.03251, section 4.
+    Returns guess [S, B] int32, target ids ordered by k and then by rank, and guess_k [S, B] int32. Masked columns are not
+    guessed. If there are fewer columns than guesses, the unused entries have guess 0 and guess_k −1; those of a bad row
+    (`row_stats`) have guess_k −2. arXiv 2603.03251, section 4.
     """
     return _ssd.fork.default(logits, spec_tokens, spec_len, table, hit, budget, id_of)
 
@@ -228,6 +247,8 @@ def verify(
     Writes tokens! [S, N] int32, length! [S] int32, last_token! [S] int32, done! [S] uint8 (1 at end of sequence or max_length)
     and outcome! [S, 2, 2] int32 at [:, parity]: (accepted, next token). The outcome is as decided, even if the end of the
     sequence cuts the commit short. Done slots are left unchanged, with outcome (−1, −1).
+    If the row after the last accepted token is bad (`row_stats`), there is no next token: the accepted tokens are committed,
+    the outcome is (accepted, −1), and done is FAILED, unless an accepted token ends the sequence.
     Returns path [S, T] int32: for each token committed now, the row whose distribution decided it; then −1.
     """
     return _ssd.verify.default(
@@ -252,6 +273,7 @@ def cache_lookup(
     spec_len: Tensor,
     hit: Tensor,
     q_address: Tensor,
+    bad: Tensor,
 ) -> None:
     """Look the outcome up among the branches, write the next speculation, and latch the draft's copy of the state.
 
@@ -259,12 +281,13 @@ def cache_lookup(
     With B = 0 the cache is empty: plain speculative decoding. length, last_token, max_length: [S] int32 and done: [S] uint8 are
     the target's tables.
     Writes draft_length! [S] and draft_last_token! [S] int32 (the latched copy), spec_tokens! [S, K] int32, spec_len! [S] int32
-    (K, or less near max_length), hit! [S] uint8, and q_address! [S] int32 (the branch on a hit; B on a miss, where the fallback
-    fills spec_tokens). Flips parity! [1].
+    (K, or less near max_length, and at most the tokens of a branch before its first −1), hit! [S] uint8, q_address! [S] int32
+    (the branch on a hit; B on a miss, where the fallback fills spec_tokens), and bad! [S] int32 (1 if a bad row cut the branch
+    short or left a node without guesses). Flips parity! [1].
     """
     _ssd.cache_lookup.default(
         outcome, guess, guess_k, branch_tokens, length, last_token, max_length, done, parity, draft_length, draft_last_token,
-        spec_tokens, spec_len, hit, q_address,
+        spec_tokens, spec_len, hit, q_address, bad,
     )  # fmt: skip
 
 
@@ -368,7 +391,7 @@ def _(
 
 
 @torch.library.register_fake("ssd::sample")
-def _(logits: Tensor, stats: Tensor, seed: Tensor, position: Tensor, m: int = 1, id_of: Tensor | None = None) -> Tensor:
+def _(logits: Tensor, stats: Tensor, seed: Tensor, position: Tensor, m: int = 1, *args: Tensor | int | None) -> Tensor:
     return logits.new_empty(logits.shape[0], m, dtype=torch.int32)
 
 

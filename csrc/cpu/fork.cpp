@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../arguments.h"
+#include "../common/distribution.h"
 #include "parallel.h"
 #include "simd/kernels.h"
 
@@ -45,7 +46,7 @@ std::tuple<Tensor, Tensor> fork(const Tensor& logits, const Tensor& spec_tokens,
           const bool real = i < found;
           const int32_t column = real ? best[static_cast<size_t>(i)].id : 0;
           tokens[place] = real && ids != nullptr ? ids[column] : column;
-          counts[place] = real ? static_cast<int32_t>(k) : -1;
+          counts[place] = real ? static_cast<int32_t>(k) : found == kBadRow ? kBadGuess : kNoGuess;
         }
       }
       TORCH_CHECK(place == budget, "table's row for spec_len ", length, " must sum to budget = ", budget, ", not ", place);

@@ -27,8 +27,7 @@ bool before(const Entry& a, const Entry& b) { return a.value > b.value || (a.val
 class Ranking {
  public:
   Ranking(const float* logits, int64_t size) : entries_(static_cast<size_t>(size)) {
-    for (int64_t i = 0; i < size; ++i)
-      entries_[static_cast<size_t>(i)] = {std::isnan(logits[i]) ? -kInfinity : logits[i], static_cast<int32_t>(i)};
+    for (int64_t i = 0; i < size; ++i) entries_[static_cast<size_t>(i)] = {logits[i], static_cast<int32_t>(i)};
   }
 
   const Entry& operator[](int64_t rank) {
@@ -60,7 +59,10 @@ void set_cut(float* stats, const Entry& last) {
 
 void stats_of_row(const float* logits, int64_t size, const Processing& how, float* probabilities, float* stats) {
   Entry largest;
-  if (kernels().largest(logits, size, 1, -1, &largest) == 0) largest = {logits[0], 0};
+  if (kernels().largest(logits, size, 1, -1, &largest) == kBadRow) {
+    std::fill_n(stats, static_cast<int>(kStats), std::numeric_limits<float>::quiet_NaN());
+    return;
+  }
   stats[kMax] = largest.value;
   stats[kLogSum] = 0.0f;
   stats[kTopValue] = kInfinity;
@@ -129,9 +131,21 @@ Tensor row_stats(const Tensor& logits, const Tensor& temperature, const Tensor& 
   return stats;
 }
 
+// Ends the speculations of bad rows. tokens: [rows, m], drawn after `drafted` tokens of each.
+void end_speculations(const int32_t* tokens, int64_t rows, int64_t m, const Tensor& spec_len, const Tensor& bad,
+                      int64_t drafted) {
+  const int64_t per_slot = rows / std::max<int64_t>(1, spec_len.size(0));
+  for (int64_t r = 0; r < rows; ++r) {
+    int32_t& length = spec_len.mutable_data_ptr<int32_t>()[r / per_slot];
+    if (tokens[r * m] != kNoToken || length <= drafted) continue;
+    bad.mutable_data_ptr<int32_t>()[r / per_slot] = 1;
+    if (per_slot == 1) length = static_cast<int32_t>(drafted);
+  }
+}
+
 Tensor sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, const Tensor& position, int64_t m,
-              const OptionalTensor& id_of) {
-  const auto [rows, size] = check_sample(logits, stats, seed, position, m, id_of);
+              const OptionalTensor& id_of, const OptionalTensor& spec_len, const OptionalTensor& bad, int64_t drafted) {
+  const auto [rows, size] = check_sample(logits, stats, seed, position, m, id_of, spec_len, bad, drafted);
   Tensor tokens = at::full({rows, m}, -1, logits.options().dtype(at::kInt));
   int32_t* out = tokens.mutable_data_ptr<int32_t>();
   const int32_t* ids = pointer_or_null<int32_t>(id_of);
@@ -151,15 +165,14 @@ Tensor sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, con
                              static_cast<uint32_t>(Purpose::kDraft), times.data());
         for (float& time : times) time = -time;  // the earliest is the largest
         found = kernels().largest(times.data(), size, static_cast<int>(m), -1, best.data());
-        while (found > 0 && best[static_cast<size_t>(found - 1)].value == -kInfinity) --found;
       }
-      if (found == 0) best[0].id = 0, found = 1;  // all NaN: any id is right, but there must be one
       for (int i = 0; i < found; ++i) {
         const int32_t column = best[static_cast<size_t>(i)].id;
         out[r * m + i] = ids != nullptr ? ids[column] : column;
       }
     }
   });
+  if (spec_len.has_value()) end_speculations(out, rows, m, *spec_len, *bad, drafted);
   return tokens;
 }
 

@@ -33,7 +33,7 @@ struct Walk {
 
 struct Verdict {
   std::vector<int64_t> path;  // the root, then the accepted nodes
-  int32_t token;              // the recovery or bonus token
+  int32_t token;              // the recovery or bonus token; kNoToken if the target's row for it is bad
 };
 
 // p and q at one node, after the rejections so far: the residual of p, and the distribution that the next sibling was drawn
@@ -125,6 +125,10 @@ Verdict walk_down(const Walk& walk) {
   for (int64_t node = 0;;) {
     const int32_t position = walk.position + static_cast<int32_t>(verdict.path.size());
     const float* p_stats = walk.p_stats + node * kStats;
+    if (is_bad(p_stats)) {
+      verdict.token = kNoToken;
+      return verdict;
+    }
     const auto is_child = [&](int64_t i) { return walk.parent != nullptr ? walk.parent[i] == node : i == node + 1; };
     Residual left(walk, node);
     int64_t accepted = -1;
@@ -205,13 +209,14 @@ Tensor verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTenso
                   n, " and ", accepted + 1, " more");
       result[0] = static_cast<int32_t>(accepted);
       result[1] = verdict.token;
+      const int64_t decided = accepted + (verdict.token == kNoToken ? 0 : 1);
       const int32_t* end_ids = eos.const_data_ptr<int32_t>();
       const bool ends = ignore_eos.const_data_ptr<uint8_t>()[s] == 0;
       const int64_t room = max_length.const_data_ptr<int32_t>()[s] - (n + 1);
       int32_t* sequence = tokens.mutable_data_ptr<int32_t>() + s * capacity;
       bool finished = false;
       int64_t committed = 0;
-      for (; committed <= accepted && !finished; ++committed) {
+      for (; committed < decided && !finished; ++committed) {
         const int64_t next = committed < accepted ? verdict.path[static_cast<size_t>(committed) + 1] : 0;
         const int32_t token = committed < accepted ? proposals[next - 1] : verdict.token;
         sequence[n + 1 + committed] = token;
@@ -221,8 +226,8 @@ Tensor verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTenso
                    committed + 1 >= room;
       }
       length.mutable_data_ptr<int32_t>()[s] = n + static_cast<int32_t>(committed);
-      last_token.mutable_data_ptr<int32_t>()[s] = sequence[n + committed];
-      done.mutable_data_ptr<uint8_t>()[s] = finished ? 1 : 0;
+      if (committed > 0) last_token.mutable_data_ptr<int32_t>()[s] = sequence[n + committed];
+      done.mutable_data_ptr<uint8_t>()[s] = finished ? kFinished : decided <= accepted ? kFailed : kRunning;
     }
   });
   return path;

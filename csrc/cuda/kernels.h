@@ -148,12 +148,16 @@ struct SampleParams {
   const int64_t* seed;      // [rows]
   const int32_t* position;  // [rows]
   const int32_t* id_of;     // [vocabulary] or null
+  int32_t* spec_len;        // [slots] or null
+  int32_t* bad;             // [slots]; null if spec_len is
   int32_t* tokens;          // [rows, m]
   void* workspace;          // sample_workspace(..) bytes, 16-byte aligned
   int32_t* arrivals;        // [rows]
   int32_t rows;
   int32_t vocabulary;
   int32_t m;
+  int32_t slots;    // the rows of a slot are adjacent
+  int32_t drafted;  // tokens of each speculation before these
 };
 size_t sample_workspace(const SampleParams& params);
 cudaError_t sample(const SampleParams& params, cudaStream_t stream);
@@ -230,6 +234,7 @@ struct CacheLookupParams {
   int32_t* spec_len;             // [slots]
   uint8_t* hit;                  // [slots]
   int32_t* q_address;            // [slots]
+  int32_t* bad;                  // [slots]
   int32_t slots;
   int32_t budget;
   int32_t lookahead;

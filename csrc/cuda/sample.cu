@@ -10,6 +10,15 @@
 namespace ssd::cuda {
 namespace {
 
+// Ends the speculation of a bad row. Rows of the same slot may run this at the same time, and then write the same.
+__device__ void end_speculation(const SampleParams& p, int64_t row) {
+  const int32_t per_slot = p.rows / p.slots;
+  const int64_t slot = row / per_slot;
+  if (p.spec_len[slot] <= p.drafted) return;
+  p.bad[slot] = 1;
+  if (per_slot == 1) p.spec_len[slot] = p.drafted;
+}
+
 __global__ void __launch_bounds__(kSliceThreads) sample_kernel(SampleParams p) {
   wait_for_previous_kernel();
   let_next_kernel_start();
@@ -20,7 +29,7 @@ __global__ void __launch_bounds__(kSliceThreads) sample_kernel(SampleParams p) {
   Standing entries[kColumns];
   if (is_greedy(stats)) {
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) entries[i] = standing_of(logits[i], slice.first + i);
+    for (int i = 0; i < kColumns; ++i) entries[i] = standing_of_logit(logits[i], slice.first + i);
   } else {
     const Philox4 words = draw_words(p.seed[slice.row], p.position[slice.row], Purpose::kDraft, 0, slice.first / kColumns);
 #pragma unroll
@@ -33,8 +42,8 @@ __global__ void __launch_bounds__(kSliceThreads) sample_kernel(SampleParams p) {
              const bool found = standing != kNowhere;
              const int32_t column = found ? column_of(standing) : 0;
              const int32_t token = p.id_of != nullptr ? p.id_of[column] : column;
-             // All NaN: any first token is right, but there must be one.
-             p.tokens[slice.row * p.m + rank] = found || rank == 0 ? token : -1;
+             p.tokens[slice.row * p.m + rank] = found ? token : kNoToken;
+             if (!found && rank == 0 && p.spec_len != nullptr) end_speculation(p, slice.row);
            });
 }
 

@@ -30,21 +30,26 @@ Tensor row_stats(const Tensor& logits, const Tensor& temperature, const Tensor& 
 }
 
 Tensor sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, const Tensor& position, int64_t m,
-              const OptionalTensor& id_of) {
-  const LogitsSizes sizes = check_sample(logits, stats, seed, position, m, id_of);
-  const Call call{{"logits", logits}, {"stats", stats}, {"seed", seed}, {"position", position}, {"id_of", id_of}};
+              const OptionalTensor& id_of, const OptionalTensor& spec_len, const OptionalTensor& bad, int64_t drafted) {
+  const LogitsSizes sizes = check_sample(logits, stats, seed, position, m, id_of, spec_len, bad, drafted);
+  const Call call{{"logits", logits}, {"stats", stats},       {"seed", seed}, {"position", position},
+                  {"id_of", id_of},   {"spec_len", spec_len}, {"bad", bad}};
   Tensor tokens = call.empty({sizes.rows, m}, at::kInt);
   cuda::SampleParams params{.logits = logits.const_data_ptr<float>(),
                             .stats = stats.const_data_ptr<float>(),
                             .seed = seed.const_data_ptr<int64_t>(),
                             .position = position.const_data_ptr<int32_t>(),
                             .id_of = pointer_or_null<int32_t>(id_of),
+                            .spec_len = spec_len.has_value() ? spec_len->mutable_data_ptr<int32_t>() : nullptr,
+                            .bad = bad.has_value() ? bad->mutable_data_ptr<int32_t>() : nullptr,
                             .tokens = tokens.mutable_data_ptr<int32_t>(),
                             .workspace = nullptr,
                             .arrivals = call.arrivals(sizes.rows),
                             .rows = int32(sizes.rows),
                             .vocabulary = int32(sizes.vocabulary),
-                            .m = int32(m)};
+                            .m = int32(m),
+                            .slots = int32(spec_len.has_value() ? spec_len->size(0) : sizes.rows),
+                            .drafted = int32(drafted)};
   const Tensor workspace = call.workspace(cuda::sample_workspace(params));
   params.workspace = workspace.mutable_data_ptr();
   C10_CUDA_CHECK(cuda::sample(params, call.stream()));
@@ -145,9 +150,10 @@ Tensor verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTenso
 void cache_lookup(const Tensor& outcome, const Tensor& guess, const Tensor& guess_k, const Tensor& branch_tokens,
                   const Tensor& length, const Tensor& last_token, const Tensor& max_length, const Tensor& done,
                   const Tensor& parity, const Tensor& draft_length, const Tensor& draft_last_token, const Tensor& spec_tokens,
-                  const Tensor& spec_len, const Tensor& hit, const Tensor& q_address) {
-  const LookupSizes sizes = check_cache_lookup(outcome, guess, guess_k, branch_tokens, length, last_token, max_length, done,
-                                               parity, draft_length, draft_last_token, spec_tokens, spec_len, hit, q_address);
+                  const Tensor& spec_len, const Tensor& hit, const Tensor& q_address, const Tensor& bad) {
+  const LookupSizes sizes =
+      check_cache_lookup(outcome, guess, guess_k, branch_tokens, length, last_token, max_length, done, parity, draft_length,
+                         draft_last_token, spec_tokens, spec_len, hit, q_address, bad);
   const Call call{{"outcome", outcome},
                   {"guess", guess},
                   {"guess_k", guess_k},
@@ -162,7 +168,8 @@ void cache_lookup(const Tensor& outcome, const Tensor& guess, const Tensor& gues
                   {"spec_tokens", spec_tokens},
                   {"spec_len", spec_len},
                   {"hit", hit},
-                  {"q_address", q_address}};
+                  {"q_address", q_address},
+                  {"bad", bad}};
   C10_CUDA_CHECK(cuda::cache_lookup({.outcome = outcome.const_data_ptr<int32_t>(),
                                      .guess = guess.const_data_ptr<int32_t>(),
                                      .guess_k = guess_k.const_data_ptr<int32_t>(),
@@ -178,6 +185,7 @@ void cache_lookup(const Tensor& outcome, const Tensor& guess, const Tensor& gues
                                      .spec_len = spec_len.mutable_data_ptr<int32_t>(),
                                      .hit = hit.mutable_data_ptr<uint8_t>(),
                                      .q_address = q_address.mutable_data_ptr<int32_t>(),
+                                     .bad = bad.mutable_data_ptr<int32_t>(),
                                      .slots = int32(sizes.slots),
                                      .budget = int32(sizes.budget),
                                      .lookahead = int32(sizes.lookahead)},

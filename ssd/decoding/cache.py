@@ -9,6 +9,7 @@ An outcome is (node, token): the last accepted node, and the token after it. In 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -143,12 +144,14 @@ class SpeculationCache:
         state, speculation, branches = tables.state, tables.speculation, tables.branches
         assert branches.z is not None
         outcome = state.outcome.index_select(1, speculation.parity.long())[:, 0]  # [n, 2] (node, next token)
-        node, token = outcome[:, 0].long().clamp_min(0), outcome[:, 1:].long().clamp_min(0)
+        known_outcome = outcome.long().clamp_min(0)
+        node, token = known_outcome[:, 0], known_outcome[:, 1:]
         z = branches.z[torch.arange(len(node), device=node.device), node]  # [n, Vd]
         column, known = self.drafter.columns_of(token)  # [n, 1]
         drafted = speculation.tokens.long().gather(1, node[:, None].clamp_max(speculation.lookahead - 1))
         excluded, drawn = self.drafter.columns_of(drafted)
         value, ids = z.gather(1, column), torch.arange(z.shape[1], device=z.device)
+        known &= value > -math.inf  # NaN and masked tokens are never guessed
         ahead = (z > value) | ((z == value) & (ids < column))
         ahead &= ~(drawn & (node < speculation.length)[:, None] & (ids == excluded))
         last_rank = max(z.shape[1], branches.budget)  # the rank of a token that the draft cannot propose

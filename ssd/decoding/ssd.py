@@ -59,3 +59,4 @@ class SpeculativeSpeculative(Speculative):
         """Learn from the outcomes that the round's look-up saw. reports: see `SpeculationCache.learn`."""
         with DraftFailed.guard():
             self.cache.learn(round, reports)
+            self._count_bad_round(reports)

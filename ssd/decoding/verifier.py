@@ -120,5 +120,6 @@ class Verifier:
             accepted=state.outcome.index_select(1, speculation.parity.long())[:, 0, 0],
             proposed=speculation.length,
             hit=speculation.hit,
+            bad=speculation.bad,
             newest=state.tokens.gather(1, (state.length[:, None] + offset).clamp_min(0)),
         ).pack()

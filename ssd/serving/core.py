@@ -253,7 +253,7 @@ class Core:
             report = verification.slots[row]
             # The newest token is not counted: its K/V is not stored yet.
             committed = report.length + 1 - len(request.prompt) - len(request.token_ids)
-            if not request.finished and committed > 0:
+            if not request.finished and (committed > 0 or report.failed):
                 grown.append((row, request, report, committed))
         if round is not None:
             self.failover.learn(round, {row: report for row, _, report, _ in grown})
@@ -276,9 +276,12 @@ class Core:
         return [request for _, request, _, _ in grown]
 
     def _end_if_done(self, request: Request, report: SlotReport, ending: FinishReason | None) -> None:
-        """Release the request if its newest tokens end it. ending: "stop" if they complete a stop string."""
+        """Release the request if its newest tokens end it, or if the target has no next token. ending: "stop" if they
+        complete a stop string."""
         request.degraded |= self.failover.failure is not None
-        if ending is None and report.done:
+        if ending is None and report.failed:
+            ending = request.flush() or request.lack_next_token()
+        elif ending is None and report.done:
             ended = request.token_ids[-1] in self._eos and not request.params.ignore_eos
             ending = request.flush() or ("eos" if ended else "length")
         if ending is not None:

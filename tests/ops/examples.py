@@ -94,10 +94,12 @@ def decision_examples() -> list[tuple[str, Arguments]]:
         "spec_len": torch.zeros(3, dtype=torch.int32),
         "hit": torch.zeros(3, dtype=torch.uint8),
         "q_address": torch.zeros(3, dtype=torch.int32),
+        "bad": torch.zeros(3, dtype=torch.int32),
     }
+    ends = {"spec_len": i32([2, 2, 2]), "bad": torch.zeros(3, dtype=torch.int32), "drafted": 1}
     return [
         ("row_stats", {"logits": logits, **settings, "saguaro_f": 2, "saguaro_c": 0.5}),
-        ("sample", draw | {"m": 2, "id_of": id_of}),
+        ("sample", draw | {"m": 2, "id_of": id_of} | ends),
         ("sample", draw),
         ("fork", fork | {"id_of": id_of}),
         ("fork", fork),

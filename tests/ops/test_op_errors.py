@@ -88,6 +88,10 @@ MISFITS: list[tuple[str, str, Arguments]] = [
     ("sample", "stats", {"stats": torch.zeros(3, 7)}),
     ("sample", "id_of", {"id_of": i32([1, 2])}),
     ("sample", "m", {"m": 0}),
+    ("sample", "bad", {"bad": None}),
+    ("sample", "bad", {"bad": i32([0, 0])}),
+    ("sample", "logits", {"spec_len": i32([2, 2]), "bad": i32([0, 0])}),
+    ("sample", "drafted", {"drafted": -1}),
     ("fork", "spec_tokens", {"spec_tokens": torch.zeros(3, 3, dtype=torch.int32)}),
     ("fork", "budget", {"budget": -1}),
     ("verify", "p_logits", {"p_logits": torch.zeros(3, 65, 8)}),
@@ -95,6 +99,7 @@ MISFITS: list[tuple[str, str, Arguments]] = [
     ("verify", "q_logits", {"q_logits": torch.zeros(3, 2, 2, 2, 6)}),
     ("cache_lookup", "branch_tokens", {"branch_tokens": torch.zeros(3, 3, 2, dtype=torch.int32)}),
     ("cache_lookup", "spec_tokens", {"spec_tokens": torch.zeros(3, 3, dtype=torch.int32)}),
+    ("cache_lookup", "bad", {"bad": i32([0, 0])}),
     ("ngram_propose", "length", {"length": i32([3, 3])}),
     ("ngram_propose", "lookahead", {"lookahead": -1}),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -99,8 +100,12 @@ def random_round(
     greedy: float = 0.2,
     undrawn: float = 0.2,
     parity: int = 0,
+    spoil: Callable[[Tensor], None] = lambda p_logits: None,
 ) -> Round:
-    """Random p and q that are similar; proposals drawn from q, or chosen without drawing (δ). Padding and unused q are NaN."""
+    """Random p and q that are similar; proposals drawn from q, or chosen without drawing (δ). Padding and unused q are NaN.
+
+    spoil: changes p's logits, [slots, nodes, vocabulary], after q is made from them.
+    """
     g = generator(seed)
     chain = parents is None
     parents = (parents or [list(range(-1, lookahead))] * slots)[: fewer(slots if parents is None else len(parents))]
@@ -120,6 +125,7 @@ def random_round(
 
     p_logits = 2 * torch.randn(slots, nodes, vocabulary, generator=g)
     drawn_from = 0.8 * p_logits[:, :, id_of] + 0.8 * torch.randn(slots, nodes, width, generator=g)
+    spoil(p_logits)
     q_logits = torch.full((slots, 2, addresses, nodes, width), NAN)
     q_logits[torch.arange(slots), parity, q_address.clamp_min(0).long()] = drawn_from
     q_logits[q_address < 0] = NAN
@@ -193,8 +199,9 @@ def assert_verdicts(case: Round) -> None:
     parity = int(before["parity"])
     for s, verdict in enumerate(case.expected):
         n = int(before["length"][s])
-        committed = [int(before["spec_tokens"][s, node - 1]) for node in verdict.accepted] + [verdict.token]
-        nodes = [0, *verdict.accepted]
+        failed = verdict.token == -1
+        committed = [int(before["spec_tokens"][s, node - 1]) for node in verdict.accepted] + [verdict.token] * (not failed)
+        nodes = [0, *verdict.accepted][: len(committed)]
         sequence = before["tokens"][s].tolist()
         sequence[n + 1 : n + 1 + len(committed)] = committed
         said = {
@@ -210,8 +217,8 @@ def assert_verdicts(case: Round) -> None:
             "outcome": [len(verdict.accepted), verdict.token],
             "tokens": sequence,
             "length": n + len(committed),
-            "last_token": committed[-1],
-            "done": 0,
+            "last_token": sequence[n + len(committed)],
+            "done": ops.FAILED if failed else 0,
         }, f"slot {s}"
 
 
@@ -445,6 +452,7 @@ def lookup_arguments(
         "spec_len": torch.full((slots,), -9, dtype=torch.int32),
         "hit": torch.full((slots,), 9, dtype=torch.uint8),
         "q_address": torch.full((slots,), -9, dtype=torch.int32),
+        "bad": torch.full((slots,), -9, dtype=torch.int32),
     }
 
 
@@ -512,15 +520,20 @@ def test_cache_lookup_equals_the_oracle(seed: int, budget: int, lookahead: int, 
     slots = 30
     outcomes = torch.stack([ints(0, 3, (slots,), g), ints(0, 4, (slots,), g)], dim=1)
     guess_k, guess = ints(-1, 3, (slots, budget), g), ints(0, 4, (slots, budget), g)
+    guess_k[::5, : budget // 2] = -2  # the guesses after a bad row
     arguments = lookup_arguments(outcomes.tolist(), guess_k.tolist(), guess.tolist(), lookahead, parity)
+    missing = torch.rand(slots, budget, lookahead, generator=g) < 0.2  # after a bad row
+    arguments["branch_tokens"] = torch.where(missing, -1, arguments["branch_tokens"])
     arguments["length"], arguments["max_length"] = ints(0, 9, (slots,), g), ints(1, 15, (slots,), g)
     arguments["done"] = ints(0, 2, (slots,), g).to(torch.uint8)
     after = look_up(arguments)
     for s in range(slots):
         pairs = list(zip(guess_k[s].tolist(), guess[s].tolist(), strict=True))
         limits = (int(arguments["length"][s]), int(arguments["max_length"][s]), bool(arguments["done"][s]))
-        branch, room = reference.lookup(tuple(outcomes[s].tolist()), pairs, *limits, lookahead)
-        assert int(after["spec_len"][s]) == room
+        branches = arguments["branch_tokens"][s].tolist() or [[0] * lookahead]
+        branch, length, bad = reference.lookup(tuple(outcomes[s].tolist()), pairs, branches, *limits)
+        assert int(after["spec_len"][s]) == length
+        assert int(after["bad"][s]) == bad
         assert bool(after["hit"][s]) == (branch >= 0)
         if branch >= 0:
             assert int(after["q_address"][s]) == branch

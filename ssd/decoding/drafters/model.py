@@ -75,7 +75,8 @@ class ModelDrafter:
 
         extended: whether `extend` stores the trunk in each round. Otherwise the token before the last one may not be stored
         yet: it is not if it was the last proposed token and was accepted. So this pass runs it too, perhaps for the second
-        time. Returns the nodes' tokens, [n, T − 1] int32, and sets the speculation's length to the number of nodes that fit.
+        time. Returns the nodes' tokens, [n, T − 1] int32, and sets the speculation's length to the number of nodes that fit,
+        and at most to those before a bad row.
         """
         state, speculation, branches, tree = tables.state, tables.speculation, tables.branches, self.tree
         tree.cut(speculation.length)
@@ -91,7 +92,8 @@ class ModelDrafter:
             nodes = tree.levels[depth]
             if depth > 0:
                 rows, every = tree.rows(state, branches.length, drafted[-1], nodes), 1
-            drawn = self.step(tables, rows, speculation.parity, QRows(branches.budget, nodes), children, every)
+            at = QRows(branches.budget, nodes)
+            drawn = self.step(tables, rows, speculation.parity, at, children, every, drafted=tree.levels[depth].stop - 1)
             drafted.append(drawn.view(len(state.done), -1))
         return torch.cat(drafted, dim=1)
 
@@ -104,25 +106,46 @@ class ModelDrafter:
         rows = self.tree.rows(tables.state, tables.branches.length, ids, slice(0, self.tree.nodes))
         return self.model.next_logits(rows, self.kv_cache).view(*ids.shape, -1)
 
-    def step(self, tables: DraftTables, rows: Rows, half: Tensor, q_rows: QRows, m: int = 1, every: int = 1) -> Tensor:
+    def step(
+        self,
+        tables: DraftTables,
+        rows: Rows,
+        half: Tensor,
+        q_rows: QRows,
+        m: int = 1,
+        every: int = 1,
+        drafted: int | None = None,
+    ) -> Tensor:
         """Run one forward pass and draw m tokens after the last row of each group of `every` rows.
 
-        half, q_rows: the location in q for the distributions, see `Speculation`. Returns [R / every, m] int32 target ids.
+        half, q_rows: the location in q for the distributions, see `Speculation`. drafted: the number of the speculation's nodes
+        drafted before, where a bad row ends it; None for a branch, which the look-up cuts. Returns [R / every, m] int32 target
+        ids.
         """
         logits = self.model.next_logits(rows, self.kv_cache, every)
-        return self.draw(tables, logits, rows.positions[every - 1 :: every] + 1, half, q_rows, m)
+        return self.draw(tables, logits, rows.positions[every - 1 :: every] + 1, half, q_rows, m, drafted)
 
-    def draw(self, tables: DraftTables, logits: Tensor, position: Tensor, half: Tensor, q_rows: QRows, m: int = 1) -> Tensor:
+    def draw(
+        self,
+        tables: DraftTables,
+        logits: Tensor,
+        position: Tensor,
+        half: Tensor,
+        q_rows: QRows,
+        m: int = 1,
+        drafted: int | None = None,
+    ) -> Tensor:
         """Draw m tokens per row and keep the distributions. logits: [R, Vd] float32; position: [R] int32, of the drawn tokens.
 
-        Returns [R, m] int32 target ids, −1 where fewer than m tokens have a probability.
+        Returns [R, m] int32 target ids, −1 where fewer than m tokens have a probability, as in a bad row.
         """
-        state = tables.state
+        state, speculation = tables.state, tables.speculation
         per_slot = logits.view(len(state.done), -1, logits.shape[-1])  # [n, branches or nodes, Vd]
         stats = state.row_stats(per_slot, *self._saguaro)
-        tables.speculation.keep_distributions(half, q_rows, per_slot, stats)
+        speculation.keep_distributions(half, q_rows, per_slot, stats)
         seed = state.seed.repeat_interleave(per_slot.shape[1])
-        return ops.sample(logits, stats.view(-1, ops.STATS), seed, position, m, self.id_of)
+        ends = () if drafted is None else (speculation.length, speculation.bad, drafted)
+        return ops.sample(logits, stats.view(-1, ops.STATS), seed, position, m, self.id_of, *ends)
 
     def columns_of(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The draft's columns of target ids, 0 where the draft lacks the token, and whether the draft has it.
