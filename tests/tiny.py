@@ -86,15 +86,23 @@ def write_model(
 
 
 def write_draft_of(
-    target: Path, path: Path, noise: float, seed: int = 1, vocabulary: Sequence[int] | None = None, layers: int | None = None
+    target: Path,
+    path: Path,
+    noise: float,
+    seed: int = 1,
+    vocabulary: Sequence[int] | None = None,
+    layers: int | None = None,
+    context: int | None = None,
 ) -> None:
     """Write a draft of such a target: its first layers, with noise added to every weight in proportion to its tensor's spread.
 
-    vocabulary: ascending target ids that the draft can propose (None: all).
+    vocabulary: ascending target ids that the draft can propose (None: all). context: its max_position_embeddings (None: the
+    target's).
     """
     config = json.loads((target / "config.json").read_text())
     layers = layers or config["num_hidden_layers"]
-    write_config(path, **config | {"num_hidden_layers": layers})
+    context = context or config["max_position_embeddings"]
+    write_config(path, **config | {"num_hidden_layers": layers, "max_position_embeddings": context})
     if (target / "tokenizer.json").exists():
         write_tokenizer(path, read_vocabulary(target))
     generator = torch.Generator().manual_seed(seed)

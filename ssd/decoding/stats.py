@@ -16,12 +16,12 @@ class Stats:
 
     rounds: verifications after the prefill. accepted_per_round: accepted draft tokens, without the token drawn after them.
     acceptance_rate: accepted over proposed tokens. hit_rate: hits over look-ups, without the first look-up, for which there are
-    no guesses. hits_per_k: accepted count → (hits, look-ups). rank_counts: rank → number of next tokens with this rank among
-    the draft's guesses for their accepted count; a larger budget hits higher ranks. proposed_counts: speculation length →
-    rounds. accepted_at: rounds that accepted at least one token, at least two, and so on. t_draft_ms: extend and branches in
-    "ssd", the K draft steps in "sd". t_fallback_ms: the cost of a miss. hidden_draft_ms: the part of t_draft_ms that the
-    verification hid. branches_unused: drafted branches that were not handed out. decode_tokens_per_s: without the prefill and
-    the first token.
+    no guesses, and without rounds beyond the draft's context. hits_per_k: accepted count → (hits, look-ups). rank_counts:
+    rank → number of next tokens with this rank among the draft's guesses for their accepted count; a larger budget hits higher
+    ranks. proposed_counts: speculation length → rounds. accepted_at: rounds that accepted at least one token, at least two, and
+    so on. t_draft_ms: extend and branches in "ssd", the K draft steps in "sd". t_fallback_ms: the cost of a miss.
+    hidden_draft_ms: the part of t_draft_ms that the verification hid. branches_unused: drafted branches that were not handed
+    out. decode_tokens_per_s: without the prefill and the first token.
     """
 
     mode: str
@@ -74,7 +74,8 @@ class SequenceStats:
     def add(self, round: Round, *, accepted: int, proposed: int, hit: bool, missed: bool, rank: int = -1) -> None:
         """Add a round with this sequence.
 
-        missed: whether any sequence of the round missed, so that the round waited for a fallback. rank: see `Round.rank`.
+        missed: whether any sequence of the round missed, so that the round waited for a fallback. rank: see `Round.rank`;
+        −1 where there was no look-up.
         """
         verify = round.verified.span
         self.last_token = time.perf_counter()
@@ -90,10 +91,11 @@ class SequenceStats:
             self.draft_ms.append(round.drafting.span.ms)
             self.hidden_ms.append(round.drafting.span.overlap_ms(verify))
         if round.budget:
-            self.branches += round.budget
+            if proposed or rank >= 0:  # otherwise the sequence has outgrown the draft's context
+                self.branches += round.budget
             if round.looked_up is not None and missed:
                 self.fallback_ms.append(round.looked_up.span.ms)
-            if self.last_k is not None:
+            if rank >= 0 and self.last_k is not None:
                 hits = self.per_k.setdefault(self.last_k, [0, 0])
                 hits[0] += hit
                 hits[1] += 1

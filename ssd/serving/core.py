@@ -257,7 +257,7 @@ class Core:
                 grown.append((row, request, report, committed))
         if round is not None:
             self.failover.learn(round, [report for _, _, report, _ in grown])
-        missed = not all(report.hit for _, _, report, _ in grown)
+        missed = any(report.missed for _, _, report, _ in grown)
         for row, request, report, committed in grown:
             if round is None:
                 request.stats.started()
