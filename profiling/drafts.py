@@ -117,7 +117,7 @@ def main() -> None:
                 print(name, set_name, json.dumps(by_set[set_name]), flush=True)
                 by_set[set_name]["completions"] = completions
             every = [c for each in by_set.values() for c in each.pop("completions")]
-        draft = load_draft(str(draft_named(name, args.target)), target, 1024)
+        draft = load_draft(str(draft_named(name, args.target)), target, lambda context: 1024)
         steps = [
             {"rows": rows, "threads": threads, "ms": step_ms(draft, rows, threads)}
             for rows in map(int, args.rows.split(","))

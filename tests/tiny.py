@@ -93,15 +93,17 @@ def write_draft_of(
     vocabulary: Sequence[int] | None = None,
     layers: int | None = None,
     tokenizer: Sequence[str] | None = None,
+    context: int | None = None,
 ) -> None:
     """Write a draft of such a target: its first layers, with noise added to every weight in proportion to its tensor's spread.
 
     vocabulary: ascending target ids that the draft can propose (None: all). tokenizer: see `write_tokenizer`; None for the
-    target's, if it has one.
+    target's, if it has one. context: its max_position_embeddings (None: the target's).
     """
     config = json.loads((target / "config.json").read_text())
     layers = layers or config["num_hidden_layers"]
-    write_config(path, **config | {"num_hidden_layers": layers})
+    context = context or config["max_position_embeddings"]
+    write_config(path, **config | {"num_hidden_layers": layers, "max_position_embeddings": context})
     if tokenizer is not None or (target / "tokenizer.json").exists():
         write_tokenizer(path, tokenizer or read_vocabulary(target))
     generator = torch.Generator().manual_seed(seed)

@@ -72,7 +72,7 @@ class Models:
         if is_made(name):
             vocabulary = self.target.model.vocab_size
             return Draft(_made_model(name, self._placement.dtype, self._placement.draft_device, vocabulary))
-        return load_draft(name, self.target, self.target.context + BEYOND, self._placement.draft_device)
+        return load_draft(name, self.target, lambda context: context + BEYOND, self._placement.draft_device)
 
     @cached_property
     def _placement(self) -> Placement:

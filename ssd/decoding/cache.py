@@ -73,11 +73,17 @@ class SpeculationCache:
                 else:
                     propose_ngram(state, speculation)
 
-        self._executor.when((speculation.hit == 0) & (state.done == 0), fall_back)
+        self._executor.when((speculation.hit == 0) & (speculation.length > 0), fall_back)
 
     def branch(self, n: int) -> None:
         """The program that prepares the branches of the round in flight: K + 1 forward passes, hidden by the target's pass."""
         tables = self.tables.first(n)
+        if tables.context is None:
+            self._branch(tables, n)
+        else:
+            self._executor.when(tables.branches.length > 0, lambda: self._branch(tables, n))
+
+    def _branch(self, tables: DraftTables, n: int) -> None:
         branches, tree = tables.branches, self.drafter.tree
         with self._executor.trace.span("draft", "extend"):
             z = self.drafter.extend(tables)  # [n, K + 1, Vd]
@@ -117,7 +123,8 @@ class SpeculationCache:
         misses = len(reports) - hits
         round.looked_up.span.details.update(hits=hits, misses=misses, seen=round.seen.tolist())
         round.verified.span.details.update(hits=hits, misses=misses)
-        fallback = round.looked_up.span if misses and round.neural else None
+        drafted = round.neural and any(report.missed for report in reports.values())
+        fallback = round.looked_up.span if drafted else None
         self.fallback.observe_times(round.verified.span, round.drafting.span, fallback)
         for slot in reports:
             if (outcome := round.outcomes[slot]) is None:
@@ -156,5 +163,5 @@ class SpeculationCache:
         ahead &= ~(drawn & (node < speculation.length)[:, None] & (ids == excluded))
         last_rank = max(z.shape[1], branches.budget)  # the rank of a token that the draft cannot propose
         rank = torch.where(known[:, 0], ahead.sum(1), last_rank)
-        looked_up = (outcome[:, 0] >= 0) & (state.done == 0)
+        looked_up = (outcome[:, 0] >= 0) & (tables.idle() == 0)
         branches.seen.copy_(Seen.pack(speculation.hit, speculation.length, node, rank, looked_up))

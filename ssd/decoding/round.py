@@ -72,6 +72,11 @@ class SlotReport:
     bad: bool
     newest: list[int]
 
+    @property
+    def missed(self) -> bool:
+        """Whether the proposed tokens came from a fallback."""
+        return self.proposed > 0 and not self.hit
+
     @classmethod
     def of(cls, row: list[int]) -> SlotReport:
         """row: one slot's row of `Reports.pack`, on the host."""

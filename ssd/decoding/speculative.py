@@ -36,7 +36,7 @@ class Speculative:
         with self.executor.alone():
             self.verifier.stage(request)
             with DraftFailed.guard():
-                self.drafter.stage(request.params.temperature > 0)
+                self.drafter.stage(request)
                 self.link.stage()
 
     def store(self, slot: int, start: int, stop: int) -> None:

@@ -278,21 +278,32 @@ class Tables:
 
 @dataclass
 class DraftTables(Tables):
-    """The tables of the draft's side."""
+    """The tables of the draft's side. context: the draft's, if sequences may outgrow it; beyond it nothing is proposed."""
 
     branches: Branches
+    context: int | None = None
 
     def first(self, n: int) -> DraftTables:
         """The tables of slots 0..n−1, as views."""
-        return DraftTables(self.state.first(n), self.staging, self.speculation.first(n), self.branches.first(n))
+        return DraftTables(self.state.first(n), self.staging, self.speculation.first(n), self.branches.first(n), self.context)
+
+    def idle(self) -> Tensor:
+        """[S] uint8, whether the draft proposes nothing: the slot is finished, or its sequence fills the draft's context."""
+        done = self.state.done
+        return done if self.context is None else done | (self.state.length >= self.context)
 
     def latch_and_look_up(self) -> None:
         """Latch each sequence's length and last token, and hand out the branch of its outcome.
 
-        A slot without such a branch is a miss: its speculation gets no tokens yet, and the length K, or less near max_length.
-        A branch that a bad row of the draft cut short gives a speculation of its length.
+        A slot without such a branch is a miss: its speculation gets no tokens yet, and the length K, or less near max_length
+        and near the end of the draft's context. A hit and a miss are cut alike. A branch that a
+        bad row of the draft cut short gives a speculation of its length. An idle slot is no hit, and its length is 0. If
+        the draft has a context, its latched length is 0 too, so that its rows read only K/V that they have written themselves.
         """
         state, speculation, branches = self.state, self.speculation, self.branches
+        idle, max_length = self.idle(), state.max_length
+        if self.context is not None:  # for a length n, the last draft row is at n + spec_len - 1
+            max_length = max_length.clamp_max(self.context + 2)
         ops.cache_lookup(
             outcome=state.outcome,
             guess=branches.guess,
@@ -300,8 +311,8 @@ class DraftTables(Tables):
             branch_tokens=branches.branch_tokens,
             length=state.length,
             last_token=state.last_token,
-            max_length=state.max_length,
-            done=state.done,
+            max_length=max_length,
+            done=idle,
             parity=speculation.parity,
             draft_length=branches.length,
             draft_last_token=branches.last_token,
@@ -311,3 +322,5 @@ class DraftTables(Tables):
             q_address=speculation.q_address,
             bad=speculation.bad,
         )
+        if self.context is not None:
+            branches.length.masked_fill_(idle != 0, 0)

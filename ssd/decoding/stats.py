@@ -19,7 +19,8 @@ class Stats:
 
     rounds: verifications after the prefill. mean_acceptance_length: tokens per round, with the bonus tokens and without the
     prefill's token; 1 in mode "ar". accepted_per_round: accepted draft tokens, without the bonus token. acceptance_rate:
-    accepted over proposed tokens. hit_rate: hits over look-ups, without the first look-up, for which there are no guesses.
+    accepted over proposed tokens. hit_rate: hits over look-ups, without the first look-up, for which there are
+    no guesses, and without rounds beyond the draft's context.
     hits_per_k: accepted count → (hits, look-ups). rank_counts: rank → number of next tokens with this rank among the draft's
     guesses for their accepted count; a larger budget hits higher ranks. proposed_counts: speculation length → rounds.
     accepted_at: rounds that accepted at least one token, at least two, and so on. t_draft_ms: extend and branches in "ssd", the
@@ -79,7 +80,7 @@ class SequenceStats:
         """Add a round with this sequence.
 
         accepted: number of accepted draft tokens that the completion kept. missed: whether any sequence of the round missed, so
-        that the round waited for a fallback. rank: see `Round.rank`.
+        that the round waited for a fallback. rank: see `Round.rank`; −1 where there was no look-up.
         """
         verify = round.verified.span
         self.last_token = time.perf_counter()
@@ -95,10 +96,11 @@ class SequenceStats:
             self.draft_ms.append(round.drafting.span.ms)
             self.hidden_ms.append(round.drafting.span.overlap_ms(verify))
         if round.budget:
-            self.branches += round.budget
+            if proposed or rank >= 0:  # otherwise the sequence has outgrown the draft's context
+                self.branches += round.budget
             if round.looked_up is not None and missed:
                 self.fallback_ms.append(round.looked_up.span.ms)
-            if self.last_k is not None:
+            if rank >= 0 and self.last_k is not None:
                 hits = self.per_k.setdefault(self.last_k, [0, 0])
                 hits[0] += hit
                 hits[1] += 1

@@ -70,9 +70,10 @@ def load_target(
     return Target(name, model, checkpoint.tokenizer, checkpoint.config.max_position)
 
 
-def load_draft(name: str, target: Target, positions: int, device: torch.device | None = None) -> Draft:
+def load_draft(name: str, target: Target, positions_for: Callable[[int], int], device: torch.device | None = None) -> Draft:
     """Load a draft for this target. name: "self:N" for the target's first N layers, or a path, hub id or known model.
-    positions: the longest sequence. device: None for the target's.
+    positions_for: given the draft's context, at most the target's, returns how many positions to prepare. device: None for the
+    target's.
 
     Raises SsdError, CheckpointError.
     """
@@ -95,7 +96,7 @@ def load_draft(name: str, target: Target, positions: int, device: torch.device |
             checkpoint.tensors,
             dtype=target.model.dtype,
             device=device,
-            positions=positions,
+            positions=positions_for(min(target.context, checkpoint.config.max_position)),
             columns=columns,
         )
 

@@ -75,6 +75,11 @@ class Assembly:
         if models.mode != "ar" and draft_error is None:
             try:
                 failover.loop = self.with_draft(models.draft) if models.draft is not None else self.with_ngrams()
+                if models.draft is not None and (context := self._draft_context(models.draft)) is not None:
+                    failover.warnings.append(
+                        f"the draft was trained for {context} tokens, and max_context is {self.max_context}; after {context} tokens "
+                        "it proposes nothing, and decoding goes on token by token"
+                    )
             except (MemoryError, RuntimeError) as error:
                 draft_error = error
         if draft_error is not None:
@@ -100,7 +105,7 @@ class Assembly:
         state, staging = self._sequences(draft_device) if apart else (self.state, self._staging)
         speculation = Speculation.allocate(self._slots, self._proposed, draft_device)
         branches = Branches.allocate(self._slots, self._budget, self._proposed, self._num_pages * PAGE_SIZE, draft_device)
-        draft_side = DraftTables(state, staging, speculation, branches)
+        draft_side = DraftTables(state, staging, speculation, branches, self._draft_context(draft))
         drafter = self._drafter(draft, draft_side)
         tree = self._tree(target_device)
         target_side, link = Tables(self.state, self._staging, speculation), Link()
@@ -111,6 +116,11 @@ class Assembly:
         if self._models.mode == "sd":
             return Speculative(verifier, drafter, link, self._executor)
         return SpeculativeSpeculative(verifier, self._cache(drafter), link, self._executor)
+
+    def _draft_context(self, draft: Draft) -> int | None:
+        """The longest sequence that the draft was trained for; None if no sequence is longer."""
+        context = draft.model.config.max_position
+        return context if context < self.max_context else None
 
     def footprint(self, core: Core) -> Footprint:
         loop, recorded = core.loop, self._executor.recorded

@@ -257,7 +257,7 @@ class Core:
                 grown.append((row, request, report, committed))
         if round is not None:
             self.failover.learn(round, {row: report for row, _, report, _ in grown})
-        missed = not all(report.hit for _, _, report, _ in grown)
+        missed = any(report.missed for _, _, report, _ in grown)
         for row, request, report, committed in grown:
             first = len(request.token_ids)
             ending = request.append(report.newest[len(report.newest) - committed :])

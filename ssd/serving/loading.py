@@ -41,15 +41,18 @@ def load_models(options: EngineOptions, placement: Placement, progress: OnProgre
     mode = resolve_mode(options, has_draft=draft_name is not None)
 
     def positions(context: int) -> int:
-        """Number of rotary positions: padding rows and branches after the last tokens exceed the context a little."""
-        return (options.max_context or context) + 2 * (options.speculation_options.lookahead + 1)
+        """Number of rotary positions of a model with this context.
+
+        Padding rows and branches after the last tokens exceed it a little.
+        """
+        return min(options.max_context or context, context) + 2 * (options.speculation_options.lookahead + 1)
 
     with must_fit(f"the weights of {options.target!r}", "free some, or choose a smaller model"):
         target = load_target(options.target, placement.dtype, placement.target_device, positions, progress)
     if mode == "ar" or draft_name in (None, "ngram"):
         return LoadedModels(target, None, mode)
     try:
-        draft = load_draft(draft_name, target, positions(target.context), placement.draft_device)
+        draft = load_draft(draft_name, target, positions, placement.draft_device)
     except (CheckpointError, MemoryError, RuntimeError) as error:
         return LoadedModels(target, None, mode, draft_error=error)
     if placement.draft_device != placement.target_device:

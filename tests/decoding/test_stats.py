@@ -72,8 +72,8 @@ def test_the_mean_acceptance_length_is_the_kept_tokens_over_the_rounds(tokens: i
 def test_a_look_up_is_counted_by_its_outcomes_accepted_count() -> None:
     """That is the previous round's accepted count. The first look-up, after a prompt, is not counted."""
     stats = SequenceStats()
-    for accepted, hit in ((2, False), (4, True), (2, False), (0, True)):
-        stats.add(ssd_round((0, 1), (0, 1)), accepted=accepted, proposed=4, hit=hit, missed=not hit)
+    for accepted, hit, rank in ((2, False, -1), (4, True, 0), (2, False, 9), (0, True, 0)):
+        stats.add(ssd_round((0, 1), (0, 1)), accepted=accepted, proposed=4, hit=hit, missed=not hit, rank=rank)
     summary = stats.summary("ssd", tokens=13)
     assert summary.hits_per_k == {2: (2, 2), 4: (0, 1)}
     assert summary.hit_rate == pytest.approx(2 / 3)
@@ -81,9 +81,18 @@ def test_a_look_up_is_counted_by_its_outcomes_accepted_count() -> None:
 
 def test_branches_that_no_hit_used_are_counted_as_unused() -> None:
     stats = SequenceStats()
-    for hit in (False, True, True):
-        stats.add(ssd_round((0, 1), (0, 1)), accepted=1, proposed=4, hit=hit, missed=not hit)
+    for hit, rank in ((False, -1), (True, 0), (True, 0)):
+        stats.add(ssd_round((0, 1), (0, 1)), accepted=1, proposed=4, hit=hit, missed=not hit, rank=rank)
     assert stats.summary("ssd", tokens=7).branches_unused == 3 * 8 - 2
+
+
+def test_rounds_beyond_the_drafts_context_count_neither_look_ups_nor_branches() -> None:
+    """Nothing is proposed in them, and their outcomes have no rank, because there was no guess."""
+    stats = SequenceStats()
+    for proposed, hit, rank in ((4, False, -1), (2, True, 0), (0, False, -1), (0, False, -1)):
+        stats.add(ssd_round((0, 1), (0, 1)), accepted=proposed, proposed=proposed, hit=hit, missed=False, rank=rank)
+    summary = stats.summary("ssd", tokens=11)
+    assert (summary.hits_per_k, summary.branches_unused, summary.acceptance_rate) == ({4: (1, 1)}, 2 * 8 - 1, 1.0)
 
 
 def test_accepted_tokens_are_counted_by_position() -> None:

@@ -83,7 +83,7 @@ def test_every_step_reports_progress_up_to_one(run: Run) -> None:
 
 def test_the_engine_loads_the_trained_layers_and_borrows_the_embeddings(run: Run) -> None:
     target = load_target(str(run.target), torch.float32, torch.device("cpu"), lambda context: context, lambda fraction: None)
-    draft = load_draft(str(run.out), target, 64)
+    draft = load_draft(str(run.out), target, lambda context: 64)
     assert draft.model.config.num_layers == 2
     assert draft.model.embeddings is target.model.embeddings
     assert draft.model.vocab_size == 128 and draft.id_of is not None and draft.draft_id_of is not None

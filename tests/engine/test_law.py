@@ -69,6 +69,8 @@ DEFAULT = [
     Configuration("ssd", fan_out="geometric", fallback="ngram", saguaro_c=0.3),
     Configuration("ssd", fan_out="uniform", fallback="auto"),
     Configuration("ssd", "trimmed", "processed", fallback="ngram"),
+    Configuration("sd", "brief", tree=(2, 2)),
+    Configuration("ssd", "brief", fallback="ngram"),
 ]
 GRID = [
     *(Configuration("sd", draft, saguaro_c=c) for draft, c in product(("draft", "trimmed"), (1.0, 0.3))),
@@ -86,7 +88,10 @@ LEVEL = 0.001 / (len(DEFAULT + REST) + 5)  # with those of NOT_FINITE
 
 @pytest.fixture(scope="module")
 def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A target, a draft, and a draft that cannot propose every token. Each has one layer."""
+    """A target, a draft, a draft that cannot propose every token, and one whose context ends in the middle of a decode.
+
+    Each has one layer.
+    """
     root = tmp_path_factory.mktemp("language")
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
     tiny.write_model(
@@ -94,6 +99,7 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     tiny.write_draft_of(root / "target", root / "draft", noise=0.8)
     tiny.write_draft_of(root / "target", root / "trimmed", noise=0.8, vocabulary=[0, 2, 3, 4, 5])
+    tiny.write_draft_of(root / "target", root / "brief", noise=0.8, context=len(PROMPT) + LOOKAHEAD)
     return root
 
 
@@ -148,6 +154,7 @@ def p_value(completions: list[Completion], expected: Tensor) -> float:
     return chi_square_p((first * place).sum(1), expected)
 
 
+@pytest.mark.filterwarnings("ignore:the draft was trained for")
 @pytest.mark.parametrize("how", [*DEFAULT, *(pytest.param(how, marks=pytest.mark.acceptance) for how in REST)], ids=str)
 def test_decoding_follows_the_targets_law(
     engine: MakeEngine, language: Path, next_logits: Tensor, monkeypatch: pytest.MonkeyPatch, how: Configuration
@@ -160,7 +167,7 @@ def test_decoding_follows_the_targets_law(
         assert 0.2 * rounds < accepted < 0.9 * rounds
     if how.mode == "ssd":
         hits, look_ups = hits_and_look_ups(completions)
-        assert 0.2 * look_ups < hits < 0.8 * look_ups
+        assert 0.2 * look_ups < hits < 0.9 * look_ups
 
 
 # A draft that is not always finite --------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ssd.decoding.prefill import Admitted
 from ssd.decoding.state import DraftTables
 
 
@@ -19,8 +20,8 @@ class Drafter(Protocol):
     def needs_compaction(self) -> bool:
         """Whether `compact` has to move the K/V of an accepted path."""
 
-    def stage(self, samples: bool) -> None:
-        """Prepare for the staged prompt. samples: whether its request samples. Called `alone`."""
+    def stage(self, request: Admitted) -> None:
+        """Prepare for a request whose prompt is staged. Called `alone`."""
 
     def store(self, slot: int, start: int, stop: int) -> None:
         """Store the K/V of tokens start..stop−1 of the staged prompt, which will get this slot."""

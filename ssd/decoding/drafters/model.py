@@ -8,11 +8,13 @@ same bits from scratch pages as from the trunk.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ssd import ops
-from ssd.decoding.prefill import chunk_rows
+from ssd.decoding.prefill import Admitted, chunk_rows
 from ssd.decoding.state import DraftTables, QRows
 from ssd.decoding.tree import Tree
 from ssd.kv.cache import KVCache, Rows
@@ -45,17 +47,21 @@ class ModelDrafter:
         self._draft_id_of = draft.draft_id_of
         self._executor = executor
         self._saguaro = (saguaro_f, saguaro_c)
+        self._stores = True  # whether the staged prompt is stored
 
     @property
     def needs_compaction(self) -> bool:
         return self.tree.needs_compaction
 
-    def stage(self, samples: bool) -> None:
-        if samples:
+    def stage(self, request: Admitted) -> None:
+        self._stores = self.tables.context is None or len(request.prompt) < self.tables.context
+        if request.params.temperature > 0:
             self.tables.speculation.hold_distributions(self.tables.branches.budget, self.model.vocab_size)
 
     def store(self, slot: int, start: int, stop: int) -> None:
-        """Store the K/V of a chunk of the staged prompt in the trunk."""
+        """Store the K/V of a chunk of the staged prompt in the trunk, unless the prompt leaves nothing to propose."""
+        if not self._stores:
+            return
 
         def prefill() -> None:
             self.model.forward(chunk_rows(self.tables.staging, start, stop), self.kv_cache)
@@ -65,7 +71,14 @@ class ModelDrafter:
     def draft(self, n: int) -> None:
         tables = self.tables.first(n)
         tables.latch_and_look_up()
-        tables.speculation.tokens.copy_(self.propose(tables, extended=False))
+
+        def propose() -> None:
+            tables.speculation.tokens.copy_(self.propose(tables, extended=False))
+
+        if tables.context is None:
+            propose()
+        else:
+            self._executor.when(tables.speculation.length > 0, propose)
 
     def compact(self, n: int, path: Tensor) -> None:
         self.tree.compact(self.kv_cache, self.tables.state.first(n), self.tables.branches.length[:n], path)
@@ -104,7 +117,7 @@ class ModelDrafter:
         """
         ids = torch.cat([tables.branches.last_token[:, None], tables.speculation.tokens], dim=1)  # [n, T]
         rows = self.tree.rows(tables.state, tables.branches.length, ids, slice(0, self.tree.nodes))
-        return self.model.next_logits(rows, self.kv_cache).view(*ids.shape, -1)
+        return self._next_logits(rows).view(*ids.shape, -1)
 
     def step(
         self,
@@ -122,8 +135,14 @@ class ModelDrafter:
         drafted before, where a bad row ends it; None for a branch, which the look-up cuts. Returns [R / every, m] int32 target
         ids.
         """
-        logits = self.model.next_logits(rows, self.kv_cache, every)
+        logits = self._next_logits(rows, every)
         return self.draw(tables, logits, rows.positions[every - 1 :: every] + 1, half, q_rows, m, drafted)
+
+    def _next_logits(self, rows: Rows, every: int = 1) -> Tensor:
+        """A forward pass. Rows beyond the draft's context are at its last position, and nobody uses their logits."""
+        if self.tables.context is not None:
+            rows = replace(rows, positions=rows.positions.clamp_max(self.tables.context - 1))
+        return self.model.next_logits(rows, self.kv_cache, every)
 
     def draw(
         self,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ssd import ops
+from ssd.decoding.prefill import Admitted
 from ssd.decoding.state import DraftTables, SequenceState, Speculation
 
 
@@ -29,7 +30,7 @@ class NgramDrafter:
     def __init__(self, tables: DraftTables) -> None:
         self.tables = tables
 
-    def stage(self, samples: bool) -> None:
+    def stage(self, request: Admitted) -> None:
         """N-grams are not drawn: there is no distribution to hold."""
 
     def store(self, slot: int, start: int, stop: int) -> None:
