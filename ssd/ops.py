@@ -35,10 +35,9 @@ _ssd = torch.ops.ssd
 def pack_weight(weight: Tensor, epilogue: str = "none", scale: Tensor | None = None) -> Tensor:
     """Pack a weight into the layout that `linear` reads, once, at load.
 
-    weight: [out, in], run dtype; or int8 with scale, [out] float32 (CPU only; the real weight is weight · scale, and the x of
-    `linear` must be bfloat16). For the epilogue "silu_mul" the gate's rows come first, then the up projection's, so out is
-    even.
-    Returns an opaque tensor of the same dtype; the layout depends on the device and may be padded.
+    weight: [out, in], run dtype; or int8 with scale, [out] float32 (CPU only; the real weight is weight · scale). For the
+    epilogue "silu_mul" the gate's rows come first, then the up projection's, so out is even.
+    Returns an opaque tensor; its layout depends on the device and may be padded.
     Raises RuntimeError for another dtype, a scale without int8 or int8 without a scale, an unknown epilogue, or an odd out for
     "silu_mul"; on CUDA also if in is not a multiple of 8.
     """
@@ -70,6 +69,8 @@ def linear(
 ) -> Tensor:
     """x · weightᵀ, accumulated in float32. Up to 256 rows share one read of the weights.
 
+    Beside int8 weights x is rounded to int8 too, each 32 inputs of a row with one scale (their largest magnitude / 127, as in
+    GGUF's Q8_0). Their products are summed exactly, as integers.
     x: [R, in], run dtype. weight: from `pack_weight` with the same epilogue. out_features: rows of the weight before packing.
     bias: [out_features]. residual: [R, out_features], for "add" only.
     Epilogues, all computed in float32 before the result is rounded once: "none"; "add" adds residual; "silu_mul" returns
@@ -312,8 +313,10 @@ def _(weight: Tensor, epilogue: str, scale: Tensor | None = None) -> Tensor:
     if weight.device.type == "cuda":  # csrc/cuda/linear.cu
         return weight.new_empty(-(-outputs // 16) * 16, -(-inputs // 32) * 32)
     groups = 2 if epilogue == "silu_mul" else 1
-    scales = 4 if weight.dtype == torch.int8 else 0  # csrc/cpu/linear.cpp
-    return weight.new_empty(groups * -(-(outputs // groups) // 16) * 16, -(-inputs // 2) * 2 + scales)
+    blocks = groups * -(-(outputs // groups) // 16)
+    if weight.dtype == torch.int8:  # csrc/cpu/linear.cpp
+        return weight.new_empty(blocks * 16, -(-inputs // 32) * 32 + 4, dtype=torch.uint8)
+    return weight.new_empty(blocks * 16, -(-inputs // 2) * 2)
 
 
 @torch.library.register_fake("ssd::embed")

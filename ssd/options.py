@@ -16,6 +16,7 @@ from ssd.fields import build, check, describe, documented, numbers, one_of, opti
 
 ModeName = Literal["ar", "sd", "ssd", "auto"]
 DtypeName = Literal["auto", "bfloat16", "float32"]
+WeightsName = Literal["auto", "bf16", "int8"]
 FallbackName = Literal["auto", "neural", "ngram"]
 FanOut = str | Sequence[int]
 T = TypeVar("T")
@@ -213,6 +214,12 @@ class EngineOptions:
     dtype: DtypeName = option(
         "auto",
         help="Data type of both models: 'bfloat16', 'float32', or 'auto' (bfloat16 where the device computes in it).",
+        panel=MACHINE,
+    )
+    weights: WeightsName = option(
+        "auto",
+        help="Format of both models' matrices: 'bf16', 'int8' (half the bytes, rounded; CPU only), or 'auto' (as the checkpoint stores "
+        "them where the device computes in that, else the data type).",
         panel=MACHINE,
     )
     device: str = option("auto", help="Device of the target: 'cpu' (also 'auto'), 'cuda' or 'cuda:N'.", panel=MACHINE)

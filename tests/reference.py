@@ -52,6 +52,16 @@ def linear(
     return y.to(torch.float32 if float32_out else x.dtype)
 
 
+def round_to_int8(x: Tensor) -> Tensor:
+    """x as `linear` reads it beside int8 weights: each group of 32 inputs of a row is rounded to int8 times a float32 scale."""
+    rows, width = x.shape
+    groups = torch.nn.functional.pad(x.float(), (0, -width % 32)).view(rows, -1, 32)
+    largest = groups.abs().amax(dim=-1, keepdim=True)
+    inverse = torch.full_like(largest, 127) / largest  # "127 / largest" would be 127 times a rounded reciprocal
+    rounded = torch.where(largest > 1e-36, groups * inverse, 0.0).round()
+    return (rounded.double() * (largest / 127).double()).view(rows, -1)[:, :width]
+
+
 def rotate(x: Tensor, cos_sin: Tensor, positions: Tensor) -> Tensor:
     """x: [R, H, D]; rotates the first half of D against the second."""
     half = x.shape[-1] // 2

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "simd/kernels.h"
 
@@ -16,33 +17,51 @@ extern const Kernels table;
 namespace avx2 {
 extern const Kernels table;
 }
+namespace avxvnni {
+extern const Kernels table;
+}
+namespace avx512vnni {
+extern const Kernels table;
+}
 namespace avx512bf16 {
 extern const Kernels table;
 }
-
-namespace {
-
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-bool has_avx512bf16() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16");
-}
-
-}  // namespace
 #endif
 
 namespace {
+
+struct InstructionSet {
+  const Kernels& table;
+  bool available;
+};
+
+// The best comes first.
+std::vector<InstructionSet> instruction_sets() {
+  std::vector<InstructionSet> sets;
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512vnni");
+  sets.push_back({avx512bf16::table, avx512vnni && __builtin_cpu_supports("avx512bf16")});
+  sets.push_back({avx512vnni::table, avx512vnni});
+  sets.push_back({avxvnni::table, avx2 && __builtin_cpu_supports("avxvnni")});
+  sets.push_back({avx2::table, avx2});
+#endif
+  sets.push_back({portable::table, true});
+  return sets;
+}
 
 const Kernels& pick() {
   const char* asked = std::getenv("SSD_CPU_ISA");
   const std::string name = asked != nullptr ? asked : "";
-#if defined(__x86_64__)
-  if (has_avx512bf16() && (name.empty() || name == avx512bf16::table.name)) return avx512bf16::table;
-  if (has_avx2() && (name.empty() || name == avx2::table.name)) return avx2::table;
-#endif
-  if (name.empty() || name == portable::table.name) return portable::table;
-  throw std::runtime_error("SSD_CPU_ISA=" + name +
-                           " is not available here; use portable, avx2 or avx512bf16, as far as this CPU has them.");
+  std::string names;
+  for (const InstructionSet& set : instruction_sets()) {
+    if (!set.available) continue;
+    if (name.empty() || name == set.table.name) return set.table;
+    names += names.empty() ? set.table.name : std::string(", ") + set.table.name;
+  }
+  throw std::runtime_error("SSD_CPU_ISA=" + name + " is not available here; use one of " + names + ".");
 }
 
 }  // namespace

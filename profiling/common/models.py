@@ -30,7 +30,7 @@ from ssd.models.prompts import token_ids
 from ssd.models.quantise import SCALE, dequantise, quantise
 from ssd.models.transformer import Transformer
 from ssd.models.weights import EMBEDDINGS, LM_HEAD, load_checkpoint
-from ssd.options import MAX_LOOKAHEAD, EngineOptions
+from ssd.options import MAX_LOOKAHEAD, EngineOptions, WeightsName
 from ssd.runtime.placement import Placement, place
 
 SMALL = "smollm2-135m"  # the model that is inflated
@@ -41,8 +41,8 @@ BEYOND = 2 * (MAX_LOOKAHEAD + 1)  # rotary positions past the context, for paddi
 class Models:
     """A target and its draft by name, and engines that share their weights.
 
-    draft_name: "auto" (the target's own), "self:N", "ngram", None, or a name like the target's. where: dtype, device and
-    draft_device, as for `Engine`.
+    draft_name: "auto" (the target's own), "self:N", "ngram", None, or a name like the target's. where: dtype, weights,
+    device and draft_device, as for `Engine`.
     """
 
     target_name: str
@@ -60,7 +60,9 @@ class Models:
         if is_made(self.target_name):
             model = _made_model(self.target_name, dtype, device)
             return Target(self.target_name, model, None, model.config.max_position)
-        return load_target(self.target_name, dtype, device, lambda context: context + BEYOND, lambda fraction: None)
+        return load_target(
+            self.target_name, dtype, device, lambda context: context + BEYOND, lambda fraction: None, self._weights
+        )
 
     @cached_property
     def draft(self) -> Draft | Literal["ngram"] | None:
@@ -72,11 +74,19 @@ class Models:
         if is_made(name):
             vocabulary = self.target.model.vocab_size
             return Draft(_made_model(name, self._placement.dtype, self._placement.draft_device, vocabulary))
-        return load_draft(name, self.target, lambda context: context + BEYOND, self._placement.draft_device)
+        return load_draft(name, self.target, lambda context: context + BEYOND, self._placement.draft_device, self._weights)
 
     @cached_property
     def _placement(self) -> Placement:
-        return place(EngineOptions.of(self.target_name, **self.where))
+        return place(self._options)
+
+    @property
+    def _weights(self) -> WeightsName:
+        return self._options.weights
+
+    @cached_property
+    def _options(self) -> EngineOptions:
+        return EngineOptions.of(self.target_name, **self.where)
 
 
 def engine_of(target: Target, draft: Draft | Literal["ngram"] | None, **options: Any) -> Engine:

@@ -69,7 +69,9 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--limit", type=int, default=8, help="number of prompts")
     parser.add_argument("--modes", default="ar,sd,ssd", help="decoding modes, separated by commas")
     parser.add_argument("--batch", type=int, default=1, help="number of sequences that run at once")
-    add_flags(parser, "target", "draft", "device", "draft_device", "draft_sms", "dtype", "threads", "lookahead", "budget")
+    add_flags(
+        parser, "target", "draft", "device", "draft_device", "draft_sms", "dtype", "weights", "threads", "lookahead", "budget"
+    )
     add_flags(parser, "ignore_eos", max_new_tokens=128)
     parser.add_argument("--name", default=name, help="name of the result file")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result file")
@@ -132,7 +134,11 @@ def check_complete(completions: Sequence[Completion]) -> None:
 
 def prepared(args: argparse.Namespace) -> Workload:
     """The workload of the options; models are loaded when the first engine is made."""
-    models = Models(args.target, args.draft, {"dtype": args.dtype, "device": args.device, "draft_device": args.draft_device})
+    models = Models(
+        args.target,
+        args.draft,
+        {"dtype": args.dtype, "weights": args.weights, "device": args.device, "draft_device": args.draft_device},
+    )
     if args.prompts == "random":
         return Workload(args, random_ids(args.limit, RANDOM_LENGTH), models)
     file = _file(args.prompts)

@@ -17,6 +17,7 @@ from ssd.models.quantise import SCALE, quantise
 from ssd.models.tokenizer import Tokenizer, check_compatible
 from ssd.models.transformer import Transformer
 from ssd.models.weights import EMBEDDINGS, LM_HEAD, Checkpoint, load_checkpoint
+from ssd.options import EngineOptions, WeightsName
 
 OnProgress = Callable[[float], None]
 """Called with the fraction done, 0 to 1."""
@@ -47,9 +48,15 @@ class Draft:
 
 
 def load_target(
-    name: str, dtype: torch.dtype, device: torch.device, positions_for: Callable[[int], int], progress: OnProgress
+    name: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    positions_for: Callable[[int], int],
+    progress: OnProgress,
+    weights: WeightsName = EngineOptions.weights,
 ) -> Target:
-    """Load the target model. positions_for: given the model's context, returns how many positions to prepare.
+    """Load the target model. positions_for: given the model's context, returns how many positions to prepare. weights: format
+    of its matrices.
 
     Raises SsdError, CheckpointError.
     """
@@ -65,15 +72,22 @@ def load_target(
         device=device,
         positions=positions_for(checkpoint.config.max_position),
         columns=_real_ids(checkpoint),
+        weights=weights,
         progress=lambda fraction: progress((1 + fraction) / 2),
     )
     return Target(name, model, checkpoint.tokenizer, checkpoint.config.max_position)
 
 
-def load_draft(name: str, target: Target, positions_for: Callable[[int], int], device: torch.device | None = None) -> Draft:
+def load_draft(
+    name: str,
+    target: Target,
+    positions_for: Callable[[int], int],
+    device: torch.device | None = None,
+    weights: WeightsName = EngineOptions.weights,
+) -> Draft:
     """Load a draft for this target. name: "self:N" for the target's first N layers, or a path, hub id or known model.
     positions_for: given the draft's context, at most the target's, returns how many positions to prepare. device: None for the
-    target's.
+    target's. weights: format of its matrices.
 
     Raises SsdError, CheckpointError.
     """
@@ -98,6 +112,7 @@ def load_draft(name: str, target: Target, positions_for: Callable[[int], int], d
             device=device,
             positions=positions_for(min(target.context, checkpoint.config.max_position)),
             columns=columns,
+            weights=weights,
         )
 
     real = min(vocabulary, _real_ids(checkpoint))

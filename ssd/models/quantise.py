@@ -1,4 +1,4 @@
-"""Weights as int8 with one scale per output: half the bytes of bfloat16. Only drafts use it; a target is never rounded."""
+"""Weights as int8 with one scale per output: half the bytes of bfloat16. A target is rounded only if weights="int8" asks."""
 
 from __future__ import annotations
 

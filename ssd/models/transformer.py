@@ -16,7 +16,8 @@ from torch import Tensor
 from ssd import ops
 from ssd.kv.cache import KVCache, Rows
 from ssd.models.config import ModelConfig
-from ssd.models.quantise import SCALE, dequantise
+from ssd.models.quantise import SCALE, dequantise, quantise
+from ssd.options import EngineOptions, WeightsName
 
 
 @dataclass
@@ -76,17 +77,17 @@ class Transformer:
         device: torch.device,
         positions: int,
         columns: int | Tensor | None = None,
+        weights: WeightsName = EngineOptions.weights,
         progress: Callable[[float], None] = lambda fraction: None,
     ) -> Transformer:
         """Pack a checkpoint's tensors into a model.
 
         tensors: by Hugging Face name; the dict is emptied, so that each tensor is freed once it is packed. An int8 weight comes
-        with its scale; it stays int8 if the device can compute with it (a CPU, in bfloat16), otherwise it is dequantised.
-        positions: the longest sequence. columns: the number of head rows to use, or their indices (None: all); a token without
-        a row is never drawn.
-        progress: called with the fraction packed.
+        with its scale. positions: the longest sequence. columns: the number of head rows to use, or their indices (None: all); a
+        token without a row is never drawn. weights: format of the matrices, "bf16" (the run dtype), "int8" (CPU only), or
+        "auto": int8 where it is stored and the device computes with it. progress: called with the fraction packed.
         """
-        keep_int8 = device.type == "cpu" and dtype == torch.bfloat16
+        keep_int8 = weights == "int8" or (weights == "auto" and device.type == "cpu")
 
         def take(name: str) -> Tensor:
             return tensors.pop(name).to(device, dtype)
@@ -96,12 +97,16 @@ class Transformer:
 
         of_head = columns if isinstance(columns, Tensor) else slice(columns)
 
+        def pack(weight: Tensor, epilogue: str = "none", bias: Tensor | None = None) -> _Linear:
+            rounded, scale = quantise(weight) if weights == "int8" else (weight, None)
+            return _Linear.pack(rounded, epilogue, bias, scale)
+
         def linear(*names: str, epilogue: str = "none", rows: slice | Tensor = slice(None)) -> _Linear:
             """These linears fused into one."""
             bias = take_all([f"{name}.bias" for name in names])
             weight = torch.cat([tensors.pop(f"{name}.weight").to(device) for name in names])[rows]
             if f"{names[0]}.weight{SCALE}" not in tensors:
-                return _Linear.pack(weight.to(dtype), epilogue, bias)
+                return pack(weight.to(dtype), epilogue, bias)
             scale = torch.cat([tensors.pop(f"{name}.weight{SCALE}").to(device) for name in names])[rows]
             if keep_int8:
                 return _Linear.pack(weight, epilogue, bias, scale)
@@ -126,7 +131,7 @@ class Transformer:
             progress((i + 1) / config.num_layers)
         table = take("model.embed_tokens.weight").contiguous()
         tied = "lm_head.weight" not in tensors
-        head = _Linear.pack(table[of_head]) if tied else linear("lm_head", rows=of_head)
+        head = pack(table[of_head]) if tied else linear("lm_head", rows=of_head)
         angles = torch.outer(torch.arange(positions, dtype=torch.float64), config.rope_frequencies().double())
         cos_sin = torch.cat([angles.cos(), angles.sin()], dim=-1).float().to(device)
         return cls(config, table, layers, take("model.norm.weight"), head, cos_sin)

@@ -46,9 +46,13 @@ def place(options: EngineOptions) -> Placement:
         raise SsdError("draft_sms is the draft's share of the one GPU that both models run on; leave it out.")
     if device.type == "cpu":
         name = ("bfloat16" if cpu_isa() == "avx512bf16" else "float32") if options.dtype == "auto" else options.dtype
+        if name == "float32" and options.weights == "bf16":
+            raise SsdError("weights is 'bf16', and dtype is 'float32'; use dtype='bfloat16', or weights='auto'.")
         return Placement(device, draft_device, apart, getattr(torch, name))
     if options.dtype == "float32":
         raise SsdError("dtype is 'float32', and the CUDA kernels compute in bfloat16; leave dtype out, or use device='cpu'.")
+    if options.weights == "int8":
+        raise SsdError("weights is 'int8', and the CUDA kernels have no int8 weights; use weights='auto', or device='cpu'.")
     if options.pace is not None:
         raise SsdError("pace is for one machine without a GPU; leave it out, or use device='cpu'.")
     return Placement(device, draft_device, apart, torch.bfloat16)

@@ -48,11 +48,11 @@ def load_models(options: EngineOptions, placement: Placement, progress: OnProgre
         return min(options.max_context or context, context) + 2 * (options.speculation_options.lookahead + 1)
 
     with must_fit(f"the weights of {options.target!r}", "free some, or choose a smaller model"):
-        target = load_target(options.target, placement.dtype, placement.target_device, positions, progress)
+        target = load_target(options.target, placement.dtype, placement.target_device, positions, progress, options.weights)
     if mode == "ar" or draft_name in (None, "ngram"):
         return LoadedModels(target, None, mode)
     try:
-        draft = load_draft(draft_name, target, positions, placement.draft_device)
+        draft = load_draft(draft_name, target, positions, placement.draft_device, options.weights)
     except (CheckpointError, MemoryError, RuntimeError) as error:
         return LoadedModels(target, None, mode, draft_error=error)
     if placement.draft_device != placement.target_device:

@@ -53,11 +53,11 @@ def engine(monkeypatch: pytest.MonkeyPatch, loaded: dict[Any, pair.Target]) -> C
     """Builds an engine for a with statement. The target's weights are loaded once per dtype."""
 
     def load_once(
-        name: str, dtype: Any, device: Any, positions_for: Callable[[int], int], progress: pair.OnProgress
+        name: str, dtype: Any, device: Any, positions_for: Callable[[int], int], progress: pair.OnProgress, weights: Any
     ) -> pair.Target:
-        key = (name, dtype, positions_for(0))
+        key = (name, dtype, positions_for(0), weights)
         if key not in loaded:
-            loaded[key] = pair.load_target(name, dtype, device, positions_for, progress)
+            loaded[key] = pair.load_target(name, dtype, device, positions_for, progress, weights)
         return loaded[key]
 
     monkeypatch.setattr("ssd.serving.loading.load_target", load_once)
@@ -108,7 +108,7 @@ def autoregressive(engine: Callable[..., Any], known: dict[str, list[list[int]]]
         ("ssd", "self:25", 8, "float32"),
         ("sd", "auto", 3, "bfloat16"),
         ("ssd", "auto", 8, "bfloat16"),
-        ("sd", "auto", 8, "float32"),  # the draft's int8 weights are dequantised in float32
+        ("sd", "auto", 8, "float32"),
     ],
 )
 def test_greedy_decoding_gives_the_same_tokens_in_every_mode(

@@ -15,6 +15,7 @@ from ssd.errors import CheckpointError
 from ssd.models.quantise import SCALE, dequantise, quantise
 from ssd.models.transformer import Transformer
 from ssd.models.weights import load_checkpoint
+from ssd.options import WeightsName
 
 
 def test_a_quantised_weight_is_within_half_a_step() -> None:
@@ -43,8 +44,14 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("dtype,bound", [(torch.float32, 1e-5), (torch.bfloat16, 0.02)], ids=["float32", "bfloat16"])
-def test_an_int8_checkpoint_runs_like_its_dequantised_weights(model: Path, dtype: torch.dtype, bound: float) -> None:
+@pytest.mark.parametrize(
+    "dtype,weights,bound",
+    [(torch.float32, "bf16", 1e-5), (torch.float32, "auto", 0.02), (torch.bfloat16, "auto", 0.02)],
+    ids=["dequantised", "float32", "bfloat16"],
+)
+def test_an_int8_checkpoint_runs_like_its_dequantised_weights(
+    model: Path, dtype: torch.dtype, weights: WeightsName, bound: float
+) -> None:
     checkpoint = load_checkpoint(model, dtype)
     plain = {
         name: dequantise(weight, checkpoint.tensors[name + SCALE]) if weight.dtype == torch.int8 else weight.float()
@@ -53,11 +60,26 @@ def test_an_int8_checkpoint_runs_like_its_dequantised_weights(model: Path, dtype
     }
     config, cpu = checkpoint.config, torch.device("cpu")
     expected = Transformer.from_tensors(config, plain, torch.float32, cpu, 128)
-    found = Transformer.from_tensors(config, checkpoint.tensors, dtype, cpu, 128)
+    found = Transformer.from_tensors(config, checkpoint.tensors, dtype, cpu, 128, weights=weights)
     ids = random_ids(config.vocab_size, 60)
     assert error(teacher_forced(found, ids), teacher_forced(expected, ids)) <= bound
-    if dtype == torch.bfloat16:  # half the bytes, and the scales
-        assert found.weight_bytes() < 0.35 * expected.weight_bytes()
+    if weights == "auto":  # a quarter of the bytes, and the scales
+        assert found.weight_bytes() < 0.4 * expected.weight_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_model_is_rounded_to_int8_on_request(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {name: weight.to(dtype) for name, weight in tiny.write_model(tmp_path).items()}
+    rounded = {
+        name: dequantise(*quantise(weight)) if weight.dim() == 2 and "embed_tokens" not in name else weight.float()
+        for name, weight in tensors.items()
+    }
+    config, cpu = load_checkpoint(tmp_path, dtype).config, torch.device("cpu")
+    expected = Transformer.from_tensors(config, rounded, torch.float32, cpu, 128)
+    found = Transformer.from_tensors(config, tensors, dtype, cpu, 128, weights="int8")
+    ids = random_ids(config.vocab_size, 60)
+    assert error(teacher_forced(found, ids), teacher_forced(expected, ids)) <= 0.02
+    assert found.weight_bytes() < 0.4 * expected.weight_bytes()
 
 
 @pytest.mark.parametrize("missing", ["model.layers.0.mlp.up_proj.weight_scale", "lm_head.weight_scale"])

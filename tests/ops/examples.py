@@ -38,7 +38,7 @@ def forward_examples(dtype: torch.dtype) -> list[tuple[str, Arguments]]:
         linear["bias"] = activations(6)
         linear["residual"] = activations(3, 6) if epilogue == "add" else None
         examples += [("linear", linear), ("linear", linear | {"float32_out": True})]
-    if chosen.name == "cpu" and dtype == torch.bfloat16:
+    if chosen.name == "cpu":
         weight, scale = torch.tensor([[3, -127, 5], [7, 0, 127]], dtype=torch.int8), torch.tensor([0.5, 0.25])
         examples.append(("pack_weight", {"weight": weight, "epilogue": "none", "scale": scale}))
         packed = ops.pack_weight(weight, "none", scale)

@@ -118,20 +118,50 @@ def test_linear_handles_very_many_outputs(dtype: torch.dtype) -> None:
 
 
 @only_on_the_cpu("int8 weights are the CPU's")
+@dtypes
 @pytest.mark.parametrize("epilogue, float32_out", [*((epilogue, False) for epilogue in ops.EPILOGUES), ("none", True)])
 @pytest.mark.parametrize("rows, n_in, n_out, biased", LINEAR_SIZES)
 def test_linear_with_int8_weights_equals_the_oracle(
-    epilogue: str, float32_out: bool, rows: int, n_in: int, n_out: int, biased: bool
+    dtype: torch.dtype, epilogue: str, float32_out: bool, rows: int, n_in: int, n_out: int, biased: bool
 ) -> None:
     g = generator(1000 * rows + n_in)
-    x = torch.randn(rows, n_in, generator=g).bfloat16()
+    x = torch.randn(rows, n_in, generator=g).to(dtype)
     weight = torch.randint(-128, 128, (n_out, n_in), generator=g, dtype=torch.int8)
-    scale = torch.rand(n_out, generator=g) / n_in**0.5
-    bias = torch.randn(n_out, generator=g).bfloat16() if biased else None
-    residual = torch.randn(rows, n_out, generator=g).bfloat16() if epilogue == "add" else None
+    scale = torch.rand(n_out, generator=g) / (64 * n_in**0.5)  # so that outputs are about 1
+    bias = torch.randn(n_out, generator=g).to(dtype) if biased else None
+    residual = torch.randn(rows, n_out, generator=g).to(dtype) if epilogue == "add" else None
     got = ops.linear(x, ops.pack_weight(weight, epilogue, scale), n_out, epilogue, bias, residual, float32_out)
-    expected = reference.linear(x, weight.double() * scale[:, None].double(), epilogue, bias, residual, float32_out)
+    rounded, wide = reference.round_to_int8(x), weight.double() * scale[:, None].double()
+    expected = reference.linear(rounded, wide, epilogue, bias, residual, float32_out).to(got.dtype)
     assert_rounds_to(got, expected)
+
+
+INT8_ROWS = {
+    "the largest products": (torch.full((64,), -128, dtype=torch.int8), torch.full((64,), -3.0)),
+    "alternating signs": (torch.tensor([127, -128] * 32, dtype=torch.int8), torch.tensor([-1.0, 1.0] * 32)),
+    "zeros": (torch.full((64,), 55, dtype=torch.int8), torch.zeros(64)),
+    "numbers too small to scale": (torch.full((64,), 55, dtype=torch.int8), torch.full((64,), 1e-40)),
+    "one large number in a group": (torch.full((64,), 1, dtype=torch.int8), torch.tensor([1e30] + [1.0] * 63)),
+}
+
+
+@only_on_the_cpu("int8 weights are the CPU's")
+@pytest.mark.parametrize("name", INT8_ROWS)
+def test_int8_sums_are_exact_at_the_limits(name: str) -> None:
+    """No sum of products overflows or saturates, on any instruction set."""
+    weight, x = INT8_ROWS[name]
+    got = ops.linear(x[None], ops.pack_weight(weight[None], "none", torch.ones(1)), 1)
+    expected = reference.linear(reference.round_to_int8(x[None]), weight[None].double()).float()
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-30)
+
+
+@only_on_the_cpu("int8 weights are the CPU's")
+@pytest.mark.parametrize("bad", [NAN, float("inf"), float("-inf")])
+def test_a_number_that_is_not_finite_shows_in_every_output_of_its_row(bad: float) -> None:
+    weight = ops.pack_weight(torch.zeros(5, 70, dtype=torch.int8), "none", torch.ones(5))
+    x = torch.ones(3, 70)
+    x[1, 40] = bad
+    assert ops.linear(x, weight, 5).isnan().all(dim=1).tolist() == [False, True, False]
 
 
 @dtypes

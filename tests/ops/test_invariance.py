@@ -77,7 +77,7 @@ def linear(g: torch.Generator, dtype: torch.dtype) -> Rows:
 def linear_int8(g: torch.Generator, dtype: torch.dtype) -> Rows:
     n_in, n_out = int(ints(1, 260, (), g)), 2 * int(ints(1, 60, (), g))
     epilogue = ("none", "silu_mul")[int(ints(0, 2, (), g))]
-    x = torch.randn(MANY, n_in, generator=g).bfloat16()
+    x = torch.randn(MANY, n_in, generator=g).to(dtype)
     weight = ops.pack_weight(ints(-128, 128, (n_out, n_in), g).to(torch.int8), epilogue, torch.rand(n_out, generator=g))
     return Rows(lambda index: [ops.linear(x[index], weight, n_out, epilogue)])
 

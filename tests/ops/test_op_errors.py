@@ -182,12 +182,13 @@ def test_a_value_out_of_range_touches_no_memory_outside_the_ops_tensors(op: str,
 
 
 @only_on_the_cpu("int8 weights are the CPU's")
-def test_int8_weights_need_their_scales_and_a_bfloat16_input() -> None:
+def test_int8_weights_need_their_scales() -> None:
     weight, scale = torch.zeros(6, 4, dtype=torch.int8), torch.ones(6)
     assert_refused("pack_weight", {"weight": weight, "epilogue": "none"}, "scale")
     assert_refused("pack_weight", {"weight": weight, "epilogue": "none", "scale": scale[:5]}, "scale")
+    assert_refused("pack_weight", {"weight": weight.float(), "epilogue": "none", "scale": scale}, "scale")
     packed = ssd_ops.pack_weight(weight, "none", scale)
-    assert_refused("linear", {"x": torch.zeros(2, 4), "weight": packed, "out_features": 6, "epilogue": "none"}, "x")
+    assert_refused("linear", {"x": torch.zeros(2, 40), "weight": packed, "out_features": 6, "epilogue": "none"}, "weight")
 
 
 # Limits of CUDA that the CPU does not have.

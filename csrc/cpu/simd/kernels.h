@@ -20,22 +20,28 @@ constexpr int kBlock = 16;  // outputs in one block of a packed weight, and floa
 // Rows of x in a tile: as many as there are registers for their sums.
 constexpr int kRowTile = 8;
 
+// For int8 weights, x is rounded to int8 too, with one scale for kGroup inputs of a row. A group of a tile is
+// [kGroup / 4, rows of the tile, 4] int8, then for each row -128 times the sum of its int8 (int32), then its scale (float).
+constexpr int kGroup = 32;
+constexpr int kGroupBytes = kGroup + sizeof(int32_t) + sizeof(float);  // of one row
+
 // A packed block of int8 weights begins with the scales of its outputs: sixteen floats.
 constexpr int kScaleBytes = kBlock * sizeof(float);
 
-// One step of `linear`: one block of outputs for all rows, up to the rounded result. T: element type of x; W: element type of
-// the weight.
+// One step of `linear`: one block of outputs for all rows, up to the rounded result. T: element type of x and y; W: element type
+// of the packed weight, uint8_t for int8 weights, which are stored as weight + 128.
 template <typename T, typename W = T>
 struct LinearTile {
-  // x: tiles of kRowTile rows, the last with fewer, each [in / 2, rows of the tile, 2] (bf16) or [in, rows of the tile].
-  const T* x;
-  const W* weight;             // the packed block: [in / 2, 16, 2] (bf16, and int8 after its scales) or [in, 16] (float)
+  // x: tiles of kRowTile rows, the last with fewer, each [in / 2, rows of the tile, 2] (bf16), [in, rows of the tile] (float),
+  // or groups of rounded inputs.
+  const void* x;
+  const W* weight;             // the packed block: [in / 2, 16, 2] (bf16), [in, 16] (float), or scales and [in / 4, 16, 4]
   const W* gate;               // the gate's packed block for silu(gate) * up, else null
   const T* bias;               // [16], or null
   const T* gate_bias;          // [16], or null
   const T* residual;           // [rows, 16], rows y_stride apart, or null
   void* y;                     // [rows, 16], rows y_stride apart: T, or float with float32_out
-  int64_t rows, in, y_stride;  // in is even
+  int64_t rows, in, y_stride;  // in: as padded in the packed weight
   int outputs;                 // how many of the block's sixteen exist
   bool float32_out;
 };
@@ -78,7 +84,11 @@ struct Kernels {
   const char* name;
   void (*linear_bf16)(const LinearTile<bf16>&);
   void (*linear_float)(const LinearTile<float>&);
-  void (*linear_int8)(const LinearTile<bf16, int8_t>&);
+  void (*linear_int8_bf16)(const LinearTile<bf16, uint8_t>&);
+  void (*linear_int8_float)(const LinearTile<float, uint8_t>&);
+  // Rounds a tile of at most kRowTile rows of x, [rows, in], to int8. tile: [ceil(in / kGroup), rows, kGroupBytes].
+  void (*round_rows_bf16)(const bf16* x, int64_t rows, int64_t in, char* tile);
+  void (*round_rows_float)(const float* x, int64_t rows, int64_t in, char* tile);
   void (*attention_bf16)(const AttentionTile<bf16>&);
   void (*attention_float)(const AttentionTile<float>&);
   // y[d] = x[d] / rms(x) * weight[d]

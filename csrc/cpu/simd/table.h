@@ -7,7 +7,10 @@ namespace ssd::SSD_ISA {
 
 void linear_bf16(const LinearTile<bf16>& tile);
 void linear_float(const LinearTile<float>& tile);
-void linear_int8(const LinearTile<bf16, int8_t>& tile);
+void linear_int8_bf16(const LinearTile<bf16, uint8_t>& tile);
+void linear_int8_float(const LinearTile<float, uint8_t>& tile);
+void round_rows_bf16(const bf16* x, int64_t rows, int64_t in, char* tile);
+void round_rows_float(const float* x, int64_t rows, int64_t in, char* tile);
 void attention_bf16(const AttentionTile<bf16>& tile);
 void attention_float(const AttentionTile<float>& tile);
 void rms_norm_bf16(const bf16* x, const bf16* weight, float eps, int64_t d, bf16* y);

@@ -16,7 +16,7 @@
 namespace ssd::SSD_ISA {
 namespace {
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 
 struct Vec {
   __m512 v;
@@ -37,24 +37,28 @@ inline bool all_at_most(Vec a, float b) { return _mm512_cmp_ps_mask(a.v, _mm512_
 inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
-// Two weights for each lane. Every int8 value is exact in bf16.
+// Two bf16 weights for each lane.
 struct Pairs {
-  __m512bh v;
+  __m512i v;
 };
 
-inline Pairs pairs(const bf16* w) { return {reinterpret_cast<__m512bh>(_mm512_loadu_si512(w))}; }
-inline Pairs pairs(const int8_t* w) {
-  const auto* source = reinterpret_cast<const __m128i*>(w);
-  const __m512 lo = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(source)));
-  const __m512 hi = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(source + 1)));
-  return {_mm512_cvtne2ps_pbh(hi, lo)};
-}
+inline Pairs pairs(const bf16* w) { return {_mm512_loadu_si512(w)}; }
 
 // acc[i] += w[2i] * x[0] + w[2i + 1] * x[1]
 inline Vec dot(Vec acc, Pairs w, const bf16* x) {
   int32_t pair;
   std::memcpy(&pair, x, sizeof pair);
-  return {_mm512_dpbf16_ps(acc.v, w.v, reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)))};
+  const __m512i both = _mm512_set1_epi32(pair);
+#if defined(__AVX512BF16__)
+  return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(w.v), reinterpret_cast<__m512bh>(both))};
+#else
+  const auto first = [](__m512i two) { return _mm512_castsi512_ps(_mm512_slli_epi32(two, 16)); };
+  const auto second = [](__m512i two) {
+    return _mm512_castsi512_ps(_mm512_and_si512(two, _mm512_set1_epi32(static_cast<int32_t>(0xFFFF0000u))));
+  };
+  acc.v = _mm512_fmadd_ps(first(w.v), first(both), acc.v);
+  return {_mm512_fmadd_ps(second(w.v), second(both), acc.v)};
+#endif
 }
 
 #elif defined(__AVX2__)
@@ -104,16 +108,6 @@ inline Pairs pairs(const bf16* w) {
   const auto* source = reinterpret_cast<const __m256i*>(w);
   return {_mm256_loadu_si256(source), _mm256_loadu_si256(source + 1)};
 }
-inline __m256i eight_pairs(const int8_t* w) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w));
-  const auto upper_half = [](__m128i eight) {
-    return _mm256_srli_epi32(_mm256_castps_si256(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight))), 16);
-  };
-  const __m256i packed = _mm256_packus_epi32(upper_half(bytes), upper_half(_mm_srli_si128(bytes, 8)));
-  return _mm256_permute4x64_epi64(packed, 0xD8);
-}
-inline Pairs pairs(const int8_t* w) { return {eight_pairs(w), eight_pairs(w + kBlock)}; }
-
 inline Vec dot(Vec acc, Pairs w, const bf16* x) {
   const __m256i lo = w.lo, hi = w.hi;
   const __m256i odd = _mm256_set1_epi32(static_cast<int32_t>(0xFFFF0000u));
@@ -179,10 +173,6 @@ struct Pairs {
 
 inline Pairs pairs(const bf16* w) {
   return {each([=](int i) { return widen(w[2 * i]); }), each([=](int i) { return widen(w[2 * i + 1]); })};
-}
-inline Pairs pairs(const int8_t* w) {
-  return {each([=](int i) { return static_cast<float>(w[2 * i]); }),
-          each([=](int i) { return static_cast<float>(w[2 * i + 1]); })};
 }
 inline Vec dot(Vec acc, const Pairs& w, const bf16* x) {
   const float x0 = widen(x[0]), x1 = widen(x[1]);
