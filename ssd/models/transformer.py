@@ -83,8 +83,8 @@ class Transformer:
         """Pack a checkpoint's tensors into a model.
 
         tensors: by Hugging Face name; the dict is emptied, so that each tensor is freed once it is packed. An int8 weight comes
-        with its scale. positions: the longest sequence. columns: the number of head rows to use, or their indices (None: all); a
-        token without a row is never drawn. weights: format of the matrices, "bf16" (the run dtype), "int8" (CPU only), or
+        with its scale. positions: the longest sequence. columns: the number of head rows to use, or their indices (None: all);
+        a token without a row is never drawn. weights: format of the matrices, "bf16" (the run dtype), "int8" (CPU only), or
         "auto": int8 where it is stored and the device computes with it. progress: called with the fraction packed.
         """
         keep_int8 = weights == "int8" or (weights == "auto" and device.type == "cpu")
