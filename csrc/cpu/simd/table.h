@@ -8,8 +8,8 @@ namespace ssd::SSD_ISA {
 void linear_bf16(const LinearTile<bf16>& tile);
 void linear_float(const LinearTile<float>& tile);
 void linear_int8(const LinearTile<bf16, int8_t>& tile);
-void attention_bf16(const AttentionTile<bf16>& tile);
-void attention_float(const AttentionTile<float>& tile);
+void attention_bf16(const AttentionRun<bf16>& run);
+void attention_float(const AttentionRun<float>& run);
 void rms_norm_bf16(const bf16* x, const bf16* weight, float eps, int64_t d, bf16* y);
 void rms_norm_float(const float* x, const float* weight, float eps, int64_t d, float* y);
 int largest(const float* logits, int64_t size, int n, int32_t excluded, Entry* out);
