@@ -16,7 +16,6 @@
 
 #include <cstring>
 #include <limits>
-#include <type_traits>
 
 #include "../../common/paging.h"
 #include "pieces.h"
@@ -27,12 +26,10 @@
 namespace ssd::SSD_ISA {
 namespace {
 
-constexpr int kStrip = kAttentionStrip;
-
 // The accumulators of a loop, in vectors: as many as leave registers for its operands.
 constexpr int kScoreQueries = kVecRegisters >= 32 ? 6 : kVecRegisters >= 8 ? 3 : 1, kScoreBlocks = kVecRegisters == 8 ? 1 : 4;
 constexpr int kValueQueries = kVecRegisters >= 32 ? 6 : kVecRegisters >= 8 ? 3 : 1, kValueVectors = kVecRegisters == 8 ? 2 : 4;
-static_assert(kStrip % (kScoreBlocks * kBlock) == 0);
+static_assert(kAttentionStrip % (kScoreBlocks * kBlock) == 0);
 
 // The type in which scores are computed. Without a fast bf16 dot product, queries and transposed keys become floats.
 template <typename T>
@@ -97,7 +94,7 @@ class Run {
     tile_ = softmaxes_at(place, queries_);
     place += attention_partial(queries_, dim_);
     strip_ = reinterpret_cast<Factor<T>*>(place);
-    scores_ = place + kStrip * dim_;
+    scores_ = place + kAttentionStrip * dim_;
   }
 
   void all() {
@@ -163,8 +160,8 @@ class Run {
   }
 
   void score(int32_t first, int32_t cut) {
-    for (int32_t at = first; at < cut && at < longest_; at += kStrip) {
-      const int32_t end = at + kStrip < cut ? at + kStrip : cut;
+    for (int32_t at = first; at < cut && at < longest_; at += kAttentionStrip) {
+      const int32_t end = at + kAttentionStrip < cut ? at + kAttentionStrip : cut;
       int shared = 0;  // keys of this strip that some row sees in its prefix
       for (int r = 0; r < rows_; ++r) {
         const int in_prefix = seen_in_prefix(r, at, end);
@@ -251,7 +248,7 @@ class Run {
 
   // Replaces a query's scores by their exponentials.
   void exponentiate(int query, int count, const Softmaxes& tile) {
-    if (count == 0) {  // merge() computes with them, but keeps nothing
+    if (count == 0) {  // merge() reads them, but keeps nothing
       tile.maximum[query] = tile.sum[query] = 0.0f;
       return;
     }
