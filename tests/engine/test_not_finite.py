@@ -438,7 +438,7 @@ def test_a_good_round_after_7_bad_ones_keeps_the_draft(
         return run_round(n)
 
     def noted(round: Any, reports: Any) -> None:
-        bad_rounds.append(any(report.bad for report in reports))
+        bad_rounds.append(any(report.bad for report in reports.values()))
         learn(round, reports)
 
     monkeypatch.setattr(loop, "round", counted)

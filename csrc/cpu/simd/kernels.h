@@ -46,17 +46,28 @@ struct LinearTile {
   bool float32_out;
 };
 
-constexpr int kMaxGroup = 32;          // most query heads that share a K/V head
-constexpr int kMaxHeadDim = 256;       // a multiple of kBlock
-constexpr int kMaxAttentionRows = 16;  // most rows that share one loop over a sequence's keys
+constexpr int kMaxGroup = 32;             // most query heads that share a K/V head
+constexpr int kMaxHeadDim = 256;          // a multiple of kBlock
+constexpr int kMaxAttentionQueries = 48;  // most queries (rows x query heads) that share one loop over a sequence's keys
 
-// Floats of scratch memory that an AttentionTile needs: queries, running outputs, and the scores of a tile.
-constexpr int64_t attention_scratch(int64_t rows, int64_t group, int64_t head_dim) {
-  return group * (2 * rows * head_dim + kCoarseTile);
+constexpr int kAttentionStrip = 64;  // keys that are transposed at a time
+
+constexpr int64_t in_vectors(int64_t count) { return (count + kBlock - 1) / kBlock * kBlock; }
+
+// Floats of the softmaxes of some queries over one tile of keys: maximum, sum and weighted values.
+constexpr int64_t attention_partial(int64_t queries, int64_t head_dim) { return 2 * in_vectors(queries) + queries * head_dim; }
+
+// Floats of scratch memory that an AttentionRun needs: two such softmaxes, the queries, the transposed keys, and the scores of
+// a tile.
+constexpr int64_t attention_scratch(int64_t queries, int64_t head_dim) {
+  return 2 * attention_partial(queries, head_dim) + (queries + kAttentionStrip) * head_dim + queries * kCoarseTile;
 }
 
+// What to compute of a run: all of it, the softmaxes of one tile of keys, or the result from the softmaxes of all tiles.
+enum class AttentionPart { kAll, kTile, kMerge };
+
 template <typename T>
-struct AttentionTile {
+struct AttentionRun {
   const T* q;                   // [rows, query_heads, head_dim], rows q_stride apart
   const T* k_cache;             // [pages * page_size, kv_heads, head_dim]
   const T* v_cache;             // like k_cache
@@ -65,12 +76,16 @@ struct AttentionTile {
   const int32_t* suffix_slots;  // [rows, suffix_width], or null
   const int32_t* suffix_len;    // [rows], or null
   T* out;                       // [rows, query_heads, head_dim]
-  float* scratch;               // [attention_scratch(rows, query_heads / kv_heads, head_dim)]
+  float* scratch;               // [attention_scratch(rows * query_heads / kv_heads, head_dim)]
   int64_t rows;                 // all of one sequence
   int64_t q_stride;
   int32_t query_heads, kv_heads, head_dim, page_size, suffix_width;
-  int32_t kv_head;  // the K/V head of this tile
+  int32_t kv_head;  // the K/V head of this run
   float scale;
+  AttentionPart part;
+  int32_t first_key;       // kTile: of the tile
+  float* partials;         // kTile: the tile's softmaxes; kMerge: those of the first tile
+  int64_t partial_stride;  // kMerge: floats from a tile's softmaxes to the next tile's
 };
 
 struct Entry {
@@ -89,8 +104,8 @@ struct Kernels {
   // Rounds a tile of at most kRowTile rows of x, [rows, in], to int8. tile: [ceil(in / kGroup), rows, kGroupBytes].
   void (*round_rows_bf16)(const bf16* x, int64_t rows, int64_t in, char* tile);
   void (*round_rows_float)(const float* x, int64_t rows, int64_t in, char* tile);
-  void (*attention_bf16)(const AttentionTile<bf16>&);
-  void (*attention_float)(const AttentionTile<float>&);
+  void (*attention_bf16)(const AttentionRun<bf16>&);
+  void (*attention_float)(const AttentionRun<float>&);
   // y[d] = x[d] / rms(x) * weight[d]
   void (*rms_norm_bf16)(const bf16* x, const bf16* weight, float eps, int64_t d, bf16* y);
   void (*rms_norm_float)(const float* x, const float* weight, float eps, int64_t d, float* y);

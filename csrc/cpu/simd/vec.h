@@ -22,6 +22,9 @@ struct Vec {
   __m512 v;
 };
 
+constexpr int kVecRegisters = 32;    // Vecs that fit in the registers
+constexpr bool kFastBf16Dot = true;  // whether dot() beats fma() of floats
+
 inline Vec splat(float a) { return {_mm512_set1_ps(a)}; }
 inline Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline Vec load(const bf16* p) {
@@ -67,6 +70,9 @@ struct Vec {
   __m256 lo, hi;
 };
 
+constexpr int kVecRegisters = 8;
+constexpr bool kFastBf16Dot = true;
+
 inline Vec splat(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
 inline Vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline __m256 widen(__m128i half) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16)); }
@@ -111,8 +117,12 @@ inline Pairs pairs(const bf16* w) {
 inline Vec dot(Vec acc, Pairs w, const bf16* x) {
   const __m256i lo = w.lo, hi = w.hi;
   const __m256i odd = _mm256_set1_epi32(static_cast<int32_t>(0xFFFF0000u));
-  const Vec x0 = splat(std::bit_cast<float>(static_cast<uint32_t>(x[0].bits) << 16));
-  const Vec x1 = splat(std::bit_cast<float>(static_cast<uint32_t>(x[1].bits) << 16));
+  int32_t both;
+  std::memcpy(&both, x, sizeof both);
+  const __m256i pair = _mm256_set1_epi32(both);
+  const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
+  const __m256 uneven = _mm256_castsi256_ps(_mm256_and_si256(pair, odd));
+  const Vec x0{even, even}, x1{uneven, uneven};
   acc = fma({_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))}, x0, acc);
   return fma({_mm256_castsi256_ps(_mm256_and_si256(lo, odd)), _mm256_castsi256_ps(_mm256_and_si256(hi, odd))}, x1, acc);
 }
@@ -122,6 +132,9 @@ inline Vec dot(Vec acc, Pairs w, const bf16* x) {
 struct Vec {
   float v[kBlock];
 };
+
+constexpr int kVecRegisters = 4;
+constexpr bool kFastBf16Dot = false;
 
 inline float widen(bf16 a) { return std::bit_cast<float>(static_cast<uint32_t>(a.bits) << 16); }
 template <typename F>
@@ -167,6 +180,7 @@ inline float reduce_max(Vec a) {
   for (int i = 1; i < kBlock; ++i) largest = a.v[i] > largest ? a.v[i] : largest;
   return largest;
 }
+
 struct Pairs {
   Vec first, second;
 };
@@ -179,6 +193,32 @@ inline Vec dot(Vec acc, const Pairs& w, const bf16* x) {
   return each([&](int i) { return (acc.v[i] + w.first.v[i] * x0) + w.second.v[i] * x1; });
 }
 
+#endif
+
+// out[j * 16 + i] = rows[i][first + j] for j < 4
+#if defined(__AVX2__)
+inline void transpose_four(const float* const* rows, int first, float* out) {
+  for (int half = 0; half < 16; half += 8) {
+    __m256 r[4];  // r[k]: rows half + k and half + k + 4, one in each half
+    for (int k = 0; k < 4; ++k) {
+      const float* const* row = rows + half + k;
+      r[k] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row[0] + first)), _mm_loadu_ps(row[4] + first), 1);
+    }
+    const __m256d even_lo = _mm256_castps_pd(_mm256_unpacklo_ps(r[0], r[1])),
+                  even_hi = _mm256_castps_pd(_mm256_unpacklo_ps(r[2], r[3]));
+    const __m256d odd_lo = _mm256_castps_pd(_mm256_unpackhi_ps(r[0], r[1])),
+                  odd_hi = _mm256_castps_pd(_mm256_unpackhi_ps(r[2], r[3]));
+    _mm256_storeu_ps(out + half, _mm256_castpd_ps(_mm256_unpacklo_pd(even_lo, even_hi)));
+    _mm256_storeu_ps(out + half + 16, _mm256_castpd_ps(_mm256_unpackhi_pd(even_lo, even_hi)));
+    _mm256_storeu_ps(out + half + 32, _mm256_castpd_ps(_mm256_unpacklo_pd(odd_lo, odd_hi)));
+    _mm256_storeu_ps(out + half + 48, _mm256_castpd_ps(_mm256_unpackhi_pd(odd_lo, odd_hi)));
+  }
+}
+#else
+inline void transpose_four(const float* const* rows, int first, float* out) {
+  for (int j = 0; j < 4; ++j)
+    for (int i = 0; i < kBlock; ++i) std::memcpy(out + j * kBlock + i, rows[i] + first + j, sizeof(float));
+}
 #endif
 
 inline float to_float(float a) { return a; }
@@ -230,10 +270,19 @@ inline float log1p_lane(float x) {
 }
 
 inline void store(bf16* p, Vec a) {
+#if defined(__AVX512BF16__)  // like from_float
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  const __m512i words = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7FC0));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(words));
+#else
   float lanes[kBlock];
   store(lanes, a);
 #pragma omp simd
   for (int i = 0; i < kBlock; ++i) from_float(lanes[i], p + i);
+#endif
 }
 
 // a / (1 + e^-a)
