@@ -9,11 +9,15 @@ namespace {
 
 void cache_lookup(const Tensor& outcome, const Tensor& guess, const Tensor& guess_k, const Tensor& branch_tokens,
                   const Tensor& length, const Tensor& last_token, const Tensor& max_length, const Tensor& done,
-                  const Tensor& parity, const Tensor& draft_length, const Tensor& draft_last_token, const Tensor& spec_tokens,
-                  const Tensor& spec_len, const Tensor& hit, const Tensor& q_address) {
-  const auto [slots, budget, lookahead] =
-      check_cache_lookup(outcome, guess, guess_k, branch_tokens, length, last_token, max_length, done, parity, draft_length,
-                         draft_last_token, spec_tokens, spec_len, hit, q_address);
+                  const OptionalTensor& nodes_within, const Tensor& parity, const Tensor& draft_length,
+                  const Tensor& draft_last_token, const Tensor& spec_tokens, const Tensor& spec_len, const Tensor& hit,
+                  const Tensor& missed, const Tensor& q_address) {
+  const auto [slots, budget, lookahead, depth] =
+      check_cache_lookup(outcome, guess, guess_k, branch_tokens, length, last_token, max_length, done, nodes_within, parity,
+                         draft_length, draft_last_token, spec_tokens, spec_len, hit, missed, q_address);
+  const int32_t* nodes = pointer_or_null<int32_t>(nodes_within);
+  for (int64_t d = 0; nodes != nullptr && d <= depth; ++d)
+    TORCH_CHECK(nodes[d] >= 0 && nodes[d] <= lookahead, "nodes_within[", d, "] is ", nodes[d], ", outside 0..", lookahead);
   int32_t* half = parity.mutable_data_ptr<int32_t>();
   TORCH_CHECK(*half == 0 || *half == 1, "parity must be 0 or 1, not ", *half);
 
@@ -31,7 +35,9 @@ void cache_lookup(const Tensor& outcome, const Tensor& guess, const Tensor& gues
     draft_last_token.mutable_data_ptr<int32_t>()[s] = last_token.const_data_ptr<int32_t>()[s];
     // The sequence has n + 1 tokens, and a round commits up to spec_len + 1 more.
     const int64_t room = max_length.const_data_ptr<int32_t>()[s] - n - 2;
-    spec_len.mutable_data_ptr<int32_t>()[s] = finished ? 0 : static_cast<int32_t>(std::clamp<int64_t>(room, 0, lookahead));
+    const auto levels = finished ? 0 : static_cast<int32_t>(std::clamp<int64_t>(room, 0, depth));
+    spec_len.mutable_data_ptr<int32_t>()[s] = nodes != nullptr ? nodes[levels] : levels;
+    missed.mutable_data_ptr<uint8_t>()[s] = branch == budget && !finished ? 1 : 0;
     hit.mutable_data_ptr<uint8_t>()[s] = branch < budget ? 1 : 0;
     q_address.mutable_data_ptr<int32_t>()[s] = static_cast<int32_t>(branch);
     int32_t* speculation = spec_tokens.mutable_data_ptr<int32_t>() + s * lookahead;

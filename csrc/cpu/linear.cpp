@@ -102,14 +102,11 @@ void run(const LinearTile<bf16>& tile) { kernels().linear_bf16(tile); }
 void run(const LinearTile<float>& tile) { kernels().linear_float(tile); }
 void run(const LinearTile<bf16, int8_t>& tile) { kernels().linear_int8(tile); }
 
-Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::string_view epilogue_name,
-              const OptionalTensor& bias, const OptionalTensor& residual, bool float32_out) {
-  const LinearSizes sizes =
-      check_linear(x, weight, out_features, epilogue_name, bias, residual, kCpuDtypes, packed_shape, true);
+// y: [rows, columns], run dtype or float32.
+void multiply(const Tensor& x, const Tensor& weight, const LinearSizes& sizes, const OptionalTensor& bias,
+              const OptionalTensor& residual, const Tensor& y, bool float32_out) {
   const bool gated = sizes.epilogue == Epilogue::kSiluMul;
   const int64_t rows = sizes.rows, columns = sizes.columns, padded_in = padded(sizes.inputs), blocks = blocks_of(columns);
-
-  Tensor y = at::empty({rows, columns}, x.options().dtype(float32_out ? at::kFloat : x.scalar_type()));
   const Tensor x_tiles = rows == 1 && padded_in == sizes.inputs ? x : tile_rows(x, padded_in);
   const auto run_blocks = [&]<typename T, typename W>(T, W) {
     const W* packed = data<W>(weight);
@@ -143,7 +140,19 @@ Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::
   } else {
     with_run_dtype(x, [&]<typename T>(T) { run_blocks(T{}, T{}); });
   }
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::string_view epilogue_name,
+              const OptionalTensor& bias, const OptionalTensor& residual, bool float32_out) {
+  const LinearSizes sizes =
+      check_linear(x, weight, out_features, epilogue_name, bias, residual, kCpuDtypes, packed_shape, true);
+  Tensor y = at::empty({sizes.rows, sizes.columns}, x.options().dtype(float32_out ? at::kFloat : x.scalar_type()));
+  multiply(x, weight, sizes, bias, residual, y, float32_out);
   return y;
+}
+
+void logits(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& out) {
+  multiply(x, weight, check_logits(x, weight, bias, out, kCpuDtypes, packed_shape, true), bias, std::nullopt, out, true);
 }
 
 }  // namespace
@@ -151,6 +160,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::
 TORCH_LIBRARY_IMPL(ssd, CPU, m) {
   m.impl("pack_weight", pack_weight);
   m.impl("linear", linear);
+  m.impl("logits", logits);
 }
 
 }  // namespace ssd

@@ -33,8 +33,10 @@ __global__ void __launch_bounds__(kThreads) cache_lookup_kernel(CacheLookupParam
       p.draft_last_token[s] = p.last_token[s];
       // The sequence has n + 1 tokens, and a round commits up to spec_len + 1 more.
       const int64_t room = static_cast<int64_t>(p.max_length[s]) - n - 2;
-      p.spec_len[s] = finished || room < 0 ? 0 : static_cast<int32_t>(room < p.lookahead ? room : p.lookahead);
+      const int32_t levels = finished || room < 0 ? 0 : static_cast<int32_t>(room < p.depth ? room : p.depth);
+      p.spec_len[s] = p.nodes_within != nullptr ? p.nodes_within[levels] : levels;
       p.hit[s] = hit ? 1 : 0;
+      p.missed[s] = hit || finished ? 0 : 1;
       p.q_address[s] = branch;
     }
   }
