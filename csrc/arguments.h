@@ -274,7 +274,8 @@ inline LogitsSizes check_row_stats(const Tensor& logits, const Tensor& temperatu
 
 inline LogitsSizes check_sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, const Tensor& position,
                                 const Tensor& tokens, int64_t m, const OptionalTensor& id_of, const OptionalTensor& missed,
-                                const OptionalTensor& parity, const OptionalTensor& q_logits, const OptionalTensor& q_stats) {
+                                const OptionalTensor& parity, const OptionalTensor& q_logits, const OptionalTensor& q_stats,
+                                const OptionalTensor& spec_len, const OptionalTensor& bad, int64_t drafted) {
   check(logits, "logits", at::kFloat, {-1, -1});
   const int64_t rows = logits.size(0), vocabulary = logits.size(1);
   check(stats, "stats", at::kFloat, {rows, kStats});
@@ -290,6 +291,10 @@ inline LogitsSizes check_sample(const Tensor& logits, const Tensor& stats, const
   check(q_stats, "q_stats", at::kFloat, {slots, 2, of_a_slot, kStats}, 1);
   TORCH_CHECK(q_logits.has_value() == q_stats.has_value() && (!q_logits.has_value() || parity.has_value()),
               "q_logits, q_stats and parity go together");
+  check(spec_len, "spec_len", at::kInt, {slots});
+  TORCH_CHECK(spec_len.has_value() == bad.has_value(), "spec_len and bad go together");
+  check(bad, "bad", at::kInt, {slots});
+  TORCH_CHECK(drafted >= 0, "drafted must not be negative, not ", drafted);
   TORCH_CHECK(vocabulary > 0, "logits must have at least one column");
   return {.rows = rows, .vocabulary = vocabulary, .rows_a_slot = of_a_slot};
 }
@@ -324,7 +329,7 @@ struct VerifySizes {
 
 inline VerifySizes check_verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTensor& q_logits,
                                 const OptionalTensor& q_stats, const Tensor& q_address, const OptionalTensor& draft_id_of,
-                                const Tensor& spec_tokens, const Tensor& spec_len, const Tensor& hit,
+                                const Tensor& spec_tokens, const Tensor& spec_len, const Tensor& hit, const Tensor& bad,
                                 const OptionalTensor& parent, const Tensor& parity, const Tensor& seed, const Tensor& eos,
                                 const Tensor& ignore_eos, const Tensor& max_length, const Tensor& tokens, const Tensor& length,
                                 const Tensor& last_token, const Tensor& done, const Tensor& outcome, const Tensor& path,
@@ -346,6 +351,7 @@ inline VerifySizes check_verify(const Tensor& p_logits, const Tensor& p_stats, c
   check(spec_tokens, "spec_tokens", at::kInt, {slots, nodes - 1});
   check(spec_len, "spec_len", at::kInt, {slots});
   check(hit, "hit", at::kByte, {slots});
+  check(bad, "bad", at::kInt, {slots});
   check(parent, "parent", at::kInt, {slots, nodes}, 1);
   check(parity, "parity", at::kInt, {1});
   check(seed, "seed", at::kLong, {slots});
@@ -408,7 +414,7 @@ inline LookupSizes check_cache_lookup(const Tensor& outcome, const Tensor& guess
                                       const Tensor& max_length, const Tensor& done, const OptionalTensor& nodes_within,
                                       const Tensor& parity, const Tensor& draft_length, const Tensor& draft_last_token,
                                       const Tensor& spec_tokens, const Tensor& spec_len, const Tensor& hit,
-                                      const Tensor& missed, const Tensor& q_address) {
+                                      const Tensor& missed, const Tensor& q_address, const Tensor& bad) {
   check(outcome, "outcome", at::kInt, {-1, 2, 2});
   const int64_t slots = outcome.size(0);
   check(guess, "guess", at::kInt, {slots, -1});
@@ -431,6 +437,7 @@ inline LookupSizes check_cache_lookup(const Tensor& outcome, const Tensor& guess
   check(hit, "hit", at::kByte, {slots});
   check(missed, "missed", at::kByte, {slots});
   check(q_address, "q_address", at::kInt, {slots});
+  check(bad, "bad", at::kInt, {slots});
   return {.slots = slots,
           .budget = budget,
           .lookahead = lookahead,

@@ -39,7 +39,7 @@ TORCH_LIBRARY(ssd, m) {
   m.def(
       "sample(Tensor logits, Tensor stats, Tensor seed, Tensor position, Tensor(a!) tokens, int m=1, Tensor? id_of=None, "
       "Tensor? missed=None, Tensor? parity=None, bool next_half=False, Tensor(b!)? q_logits=None, "
-      "Tensor(c!)? q_stats=None) -> ()");
+      "Tensor(c!)? q_stats=None, Tensor(d!)? spec_len=None, Tensor(e!)? bad=None, int drafted=0) -> ()");
 
   // The speculation cache and its verification.
   m.def(
@@ -47,7 +47,7 @@ TORCH_LIBRARY(ssd, m) {
       "Tensor(b!) guess_k, Tensor? id_of=None) -> ()");
   m.def(
       "verify(Tensor p_logits, Tensor p_stats, Tensor? q_logits, Tensor? q_stats, Tensor q_address, Tensor? draft_id_of, "
-      "Tensor spec_tokens, Tensor spec_len, Tensor hit, Tensor? parent, Tensor parity, Tensor seed, Tensor eos, "
+      "Tensor spec_tokens, Tensor spec_len, Tensor hit, Tensor bad, Tensor? parent, Tensor parity, Tensor seed, Tensor eos, "
       "Tensor ignore_eos, Tensor max_length, Tensor(a!) tokens, Tensor(b!) length, Tensor(c!) last_token, Tensor(d!) done, "
       "Tensor(e!) outcome, Tensor(f!) path, Tensor(g!) report) -> ()");
   m.def(
@@ -57,7 +57,7 @@ TORCH_LIBRARY(ssd, m) {
       "cache_lookup(Tensor outcome, Tensor guess, Tensor guess_k, Tensor branch_tokens, Tensor length, Tensor last_token, "
       "Tensor max_length, Tensor done, Tensor? nodes_within, Tensor(a!) parity, Tensor(b!) draft_length, "
       "Tensor(c!) draft_last_token, Tensor(d!) spec_tokens, Tensor(e!) spec_len, Tensor(f!) hit, Tensor(g!) missed, "
-      "Tensor(h!) q_address) -> ()");
+      "Tensor(h!) q_address, Tensor(i!) bad) -> ()");
   m.def(
       "ngram_propose(Tensor tokens, Tensor length, Tensor missed, Tensor(a!) spec_tokens, Tensor(b!) spec_len, "
       "Tensor(c!) q_address) -> ()");

@@ -281,11 +281,23 @@ def verify_case(p: list[Tensor], slots: int, name: str, parameters: dict[str, An
             "done": torch.zeros(slots, device="cuda", dtype=torch.uint8),
             "outcome": torch.zeros(slots, 2, 2, device="cuda", dtype=torch.int32),
             "path": torch.zeros(slots, nodes, device="cuda", dtype=torch.int32),
-            "report": torch.zeros(slots, 5 + nodes, device="cuda", dtype=torch.int32),
+            "report": torch.zeros(slots, 6 + nodes, device="cuda", dtype=torch.int32),
         }
         states += [(value, value.clone()) for value in state.values()]
         hit = torch.zeros(slots, device="cuda", dtype=torch.uint8)
-        arguments = (p_logits, p_stats, q_logits, q_stats, i32([0] * slots), None, spec, i32([LOOKAHEAD] * slots), hit, None)
+        arguments = (
+            p_logits,
+            p_stats,
+            q_logits,
+            q_stats,
+            i32([0] * slots),
+            None,
+            spec,
+            i32([LOOKAHEAD] * slots),
+            hit,
+            i32([0] * slots),
+            None,
+        )
         calls.append(partial(ops.verify, *arguments, **state))
 
     def reset() -> None:
@@ -317,7 +329,7 @@ def lookup_case(slots: int) -> Case:
     guess, guess_k, branches = int_table(slots, BUDGET), int_table(slots, BUDGET), int_table(slots, BUDGET, LOOKAHEAD)
     state = [int_table(slots), int_table(slots), i32([4000] * slots), torch.zeros(slots, device="cuda", dtype=torch.uint8)]
     written = [i32([0]), int_table(slots), int_table(slots), int_table(slots, LOOKAHEAD), int_table(slots)]
-    written += [*(torch.zeros(slots, device="cuda", dtype=torch.uint8) for _ in range(2)), int_table(slots)]
+    written += [*(torch.zeros(slots, device="cuda", dtype=torch.uint8) for _ in range(2)), int_table(slots), int_table(slots)]
     arguments = (int_table(slots, 2, 2), guess, guess_k, branches, *state, None, *written)
     parameters = {"slots": slots, "lookahead": LOOKAHEAD, "budget": BUDGET}
     return Case(

@@ -21,6 +21,9 @@ import ssd.native  # noqa: F401  (registers torch.ops.ssd)
 STATS = 8
 """Columns of `row_stats`: max, log-sum, cut value, cut id, top value, top id, scale, log C (csrc/common/distribution.h)."""
 
+FAILED = 2
+"""`done` of a slot that `verify` ended because the target's row for its next token is bad, see `row_stats`."""
+
 EPILOGUES = ("none", "add", "silu_mul")
 
 _ssd = torch.ops.ssd
@@ -224,6 +227,9 @@ def sample(
     next_half: bool = False,
     q_logits: Tensor | None = None,
     q_stats: Tensor | None = None,
+    spec_len: Tensor | None = None,
+    bad: Tensor | None = None,
+    drafted: int = 0,
 ) -> None:
     """Draw m tokens per row without replacement, by an exponential race over counter-based noise (Gumbel top-m); keep the
     distributions that they are drawn from.
@@ -232,11 +238,17 @@ def sample(
     [R] int32, may be strided: the position of the row's own token, after which a token is drawn. id_of: [V] int32, the target
     id of each draft column, ascending. A greedy row draws its m largest by value, ties to the lower id.
     Writes tokens! [S, R / S · m] int32, with any strides: target ids in the order drawn, then −1 if the distribution has fewer
-    than m entries (it has at least one). missed: [S] uint8; where it is 0, tokens stay as they are.
+    than m entries. It has at least one, except for a bad row (`row_stats`), which has none. missed: [S] uint8; where it is 0,
+    tokens, spec_len and bad stay as they are.
     Writes, if they are given, q_logits! [S, 2, R / S, V] and q_stats! [S, 2, R / S, STATS] float32, of which only the last
     dimension is contiguous, in half parity, or with next_half in half 1 − parity. parity: [1] int32.
+    spec_len!, bad!: [S] int32, for the drafts of S speculations; give both or neither. drafted: the number of tokens in each of
+    them before these. A bad row whose slot has spec_len > drafted sets bad to 1. If it is the slot's only row, the speculation
+    ends there: it sets spec_len to `drafted`.
     """
-    _ssd.sample.default(logits, stats, seed, position, tokens, m, id_of, missed, parity, next_half, q_logits, q_stats)
+    _ssd.sample.default(
+        logits, stats, seed, position, tokens, m, id_of, missed, parity, next_half, q_logits, q_stats, spec_len, bad, drafted
+    )
 
 
 # The speculation cache and its verification -----------------------------------------------------------------------------------
@@ -258,8 +270,9 @@ def fork(
     [S, K] int32; spec_len: [S] int32. table: [2, K+1, K+1] int32, F_k indexed by (hit, spec_len, k); each row sums to B and is
     0 beyond spec_len. hit: [S] uint8. For k < spec_len the drafted token is excluded: it would have been accepted. Ties to the
     lower id.
-    Writes guess! [S, B] int32, target ids ordered by k and then by rank, and guess_k! [S, B] int32. If there are fewer columns
-    than guesses, the unused entries have guess 0 and guess_k −1. arXiv 2603.03251, section 4.
+    Writes guess! [S, B] int32, target ids ordered by k and then by rank, and guess_k! [S, B] int32. Masked columns are not
+    guessed. If there are fewer columns than guesses, the unused entries have guess 0 and guess_k −1; those of a bad row
+    (`row_stats`) have guess_k −2. arXiv 2603.03251, section 4.
     """
     _ssd.fork.default(logits, spec_tokens, spec_len, table, hit, guess, guess_k, id_of)
 
@@ -274,6 +287,7 @@ def verify(
     spec_tokens: Tensor,
     spec_len: Tensor,
     hit: Tensor,
+    bad: Tensor,
     parent: Tensor | None,
     parity: Tensor,
     seed: Tensor,
@@ -293,8 +307,8 @@ def verify(
     against the residual.
 
     p_logits: [S, T, V] float32, row i after node i; p_stats: [S, T, STATS]. spec_tokens: [S, T−1] int32, node i in column i−1,
-    −1 for a missing node; spec_len: [S] int32, the number of nodes. hit: [S] uint8, for the report. parent: [S, T] int32
-    with parent[0] = −1, parent[i] < i, slots may be strided; None for a chain. T ≤ 64.
+    −1 for a missing node; spec_len: [S] int32, the number of nodes. hit: [S] uint8 and bad: [S] int32, for the
+    report. parent: [S, T] int32 with parent[0] = −1, parent[i] < i, slots may be strided; None for a chain. T ≤ 64.
     q_logits: [S, 2, A, Q, Vd] float32 and q_stats: [S, 2, A, Q, STATS], Q ≥ T − 1. Entry [s, parity, q_address, i] is the
     distribution that node i's children were drawn from. q_address: [S] int32; −1 means that the proposals were not drawn at
     random: each one's q is a point mass. q_logits and q_stats may be None if no slot samples from a drawn proposal.
@@ -303,11 +317,13 @@ def verify(
     Writes tokens! [S, N] int32, length! [S] int32, last_token! [S] int32, done! [S] uint8 (1 at end of sequence or max_length)
     and outcome! [S, 2, 2] int32 at [:, parity]: (accepted, next token). The outcome is as decided, even if the end of the
     sequence cuts the commit short. Done slots are left unchanged, with outcome (−1, −1).
+    If the row after the last accepted token is bad (`row_stats`), there is no next token: the accepted tokens are committed,
+    the outcome is (accepted, −1), and done is FAILED, unless an accepted token ends the sequence.
     Writes path! [S, T] int32: for each token committed now, the row whose distribution decided it; then −1. Writes report!
-    [S, 5 + N] int32: length, done, the accepted count, spec_len, hit, and the N newest tokens (csrc/common/report.h), N ≤ 64.
+    [S, 6 + N] int32: length, done, the accepted count, spec_len, hit, bad, and the N ≤ 64 newest tokens (csrc/common/report.h).
     """
     _ssd.verify.default(
-        p_logits, p_stats, q_logits, q_stats, q_address, draft_id_of, spec_tokens, spec_len, hit, parent, parity, seed, eos,
+        p_logits, p_stats, q_logits, q_stats, q_address, draft_id_of, spec_tokens, spec_len, hit, bad, parent, parity, seed, eos,
         ignore_eos, max_length, tokens, length, last_token, done, outcome, path, report,
     )  # fmt: skip
 
@@ -329,8 +345,8 @@ def rank_outcomes(
     logits: [S, K+1, Vd] float32, those that `fork` guessed from. outcome: [S, 2, 2] int32, read at [:, parity]; parity: [1]
     int32; spec_tokens: [S, K] int32, spec_len: [S] int32 and hit: [S] uint8, of the verified speculation; done: [S] uint8.
     draft_id_of: [V] int32, the draft column of each target id or −1; None if the ids are the same.
-    Writes seen! [S, 4] int32: hit, spec_len, node and rank, from 0; the rank of a token that the draft cannot propose is
-    max(Vd, budget). All four are −1 for a done slot and for an outcome of −1.
+    Writes seen! [S, 4] int32: hit, spec_len, node and rank, from 0; the rank of a token that the draft cannot propose, because
+    it lacks it or its logit is masked or NaN, is max(Vd, budget). All four are −1 for a done slot and for an outcome of −1.
     """
     _ssd.rank_outcomes.default(logits, outcome, parity, spec_tokens, spec_len, hit, done, draft_id_of, budget, seen)
 
@@ -353,6 +369,7 @@ def cache_lookup(
     hit: Tensor,
     missed: Tensor,
     q_address: Tensor,
+    bad: Tensor,
 ) -> None:
     """Look the outcome up among the branches, write the next speculation, and latch the draft's copy of the state.
 
@@ -361,12 +378,13 @@ def cache_lookup(
     the target's tables. nodes_within: [D+1] int32, a tree's number of nodes down to each depth, without the root, so that only
     whole levels are proposed; None for a chain.
     Writes draft_length! [S] and draft_last_token! [S] int32 (the latched copy), spec_tokens! [S, K] int32, spec_len! [S] int32
-    (K, or less near max_length), hit! [S] uint8, missed! [S] uint8 (1 if the fallback has to fill spec_tokens: no hit, and not
-    done), and q_address! [S] int32 (the branch on a hit; B on a miss). Flips parity! [1].
+    (K, or less near max_length, and at most the tokens of a branch before its first −1), hit! [S] uint8, missed! [S] uint8 (1
+    if the fallback has to fill spec_tokens: no hit, and not done), q_address! [S] int32 (the branch on a hit; B on a miss), and
+    bad! [S] int32 (1 if a bad row cut the branch short or left a node without guesses). Flips parity! [1].
     """
     _ssd.cache_lookup.default(
         outcome, guess, guess_k, branch_tokens, length, last_token, max_length, done, nodes_within, parity, draft_length,
-        draft_last_token, spec_tokens, spec_len, hit, missed, q_address,
+        draft_last_token, spec_tokens, spec_len, hit, missed, q_address, bad,
     )  # fmt: skip
 
 

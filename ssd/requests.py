@@ -32,14 +32,16 @@ class Completion:
     """A finished request.
 
     token_ids: the generated tokens, with the end-of-sequence token. finish_reason: "eos", "length" or "stop"; "aborted" if its
-    stream was closed while another thread read it. logprobs: for each token a dict from id to log-probability, with the token
-    and the likeliest ids; None unless the parameters ask for it. degraded: whether the draft failed, so that decoding went on
-    without it.
+    stream was closed while another thread read it; "error" if the target's logits for the next token have NaN, +inf or no
+    finite number. error: one sentence that says so; None for any other reason. logprobs: for each token a dict from id to
+    log-probability, with the token and the likeliest ids; None unless the parameters ask for it. degraded: whether the draft
+    failed, so that decoding went on without it.
     """
 
     text: str
     token_ids: list[int]
     finish_reason: str
+    error: str | None
     logprobs: list[dict[int, float]] | None
     degraded: bool
     stats: Stats
@@ -88,7 +90,8 @@ class Request:
     logprobs: list[dict[int, float]] = field(default_factory=list)
     text: str = ""
     finish_reason: FinishReason | None = None
-    error: BaseException | None = None  # with finish_reason "error"
+    error: str | None = None  # of the completion, with finish_reason "error"
+    raised: BaseException | None = None  # instead of a completion, with finish_reason "error"
     degraded: bool = False
     slot: int = -1
     pages: np.ndarray | None = None  # [pages] int32, while it has a slot
@@ -125,8 +128,16 @@ class Request:
         """Append the text that waited for more tokens. Returns "stop" if it completes a stop string."""
         return "stop" if self.text_stream is not None and self._append_text(self.text_stream.flush()) else None
 
+    def lack_next_token(self) -> FinishReason:
+        """Note that the target's logits for the next token are not finite. Returns "error"."""
+        self.error = (
+            f"the target's logits for output token {len(self.token_ids) + 1} have NaN, +inf or no finite number; "
+            "check the target's weights, or use another target."
+        )
+        return "error"
+
     def fail(self, error: BaseException) -> None:
-        self.error = error
+        self.raised = error
         self.finish_reason = "error"
 
     def _append_text(self, piece: str) -> bool:
@@ -147,12 +158,13 @@ class Request:
 
     def completion(self, mode: str) -> Completion:
         """The result of the finished request. Raises the error that ended the request, if any. mode: the engine's."""
-        if self.error is not None:
-            raise self.error
+        if self.raised is not None:
+            raise self.raised
         return Completion(
             text=self.text,
             token_ids=self.token_ids,
             finish_reason=self.finish_reason or "",
+            error=self.error,
             logprobs=self.logprobs if self.params.logprobs else None,
             degraded=self.degraded,
             stats=self.stats.summary(mode, len(self.token_ids)),

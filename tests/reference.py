@@ -186,6 +186,12 @@ def race_times(seed: int, position: int, purpose: int, weights: Tensor) -> Tenso
 # Distributions ---------------------------------------------------------------------------------------------------------------
 
 
+def is_bad(logits: Tensor) -> bool:
+    """Whether a row has no distribution: it has NaN or +inf, or no finite number. −inf is a masked logit."""
+    values = logits.tolist()
+    return any(math.isnan(z) or z == math.inf for z in values) or not any(math.isfinite(z) for z in values)
+
+
 def ordered(logits: Tensor) -> list[int]:
     """Ids by (value descending, id ascending)."""
     values = logits.tolist()
@@ -195,7 +201,10 @@ def ordered(logits: Tensor) -> list[int]:
 def distribution(
     logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float, f: int = 0, c: float = 1.0
 ) -> Tensor:
-    """The processed distribution of one row of logits, [V] float64: the distribution that tokens are drawn from."""
+    """The processed distribution of one row of logits, [V] float64: the distribution that tokens are drawn from. A bad row has
+    none: all zeros."""
+    if is_bad(logits):
+        return torch.zeros(len(logits), dtype=torch.float64)
     order = ordered(logits)
     if temperature == 0:
         return torch.nn.functional.one_hot(torch.tensor(order[0]), len(order)).double()
@@ -226,8 +235,13 @@ def sample(weights: Tensor, seed: int, position: int, m: int, purpose: int = DRA
 
 
 def sample_greedy(logits: Tensor, m: int) -> list[int]:
-    ranked = ordered(logits)[:m]
+    ranked = candidates(logits)[:m]
     return ranked + [-1] * (m - len(ranked))
+
+
+def candidates(logits: Tensor) -> list[int]:
+    """The ids that may be proposed or guessed, in order: no masked ones, and none of a bad row."""
+    return [] if is_bad(logits) else [i for i in ordered(logits) if float(logits[i]) > -math.inf]
 
 
 # The speculation cache and its verification -----------------------------------------------------------------------------------
@@ -236,22 +250,22 @@ def sample_greedy(logits: Tensor, m: int) -> list[int]:
 def fork(
     logits: Tensor, spec_tokens: list[int], spec_len: int, fan_out: list[int], id_of: list[int] | None = None
 ) -> list[tuple[int, int]]:
-    """The (k, guess) pairs of one sequence; logits: [K+1, Vd]."""
+    """The (k, guess) pairs of one sequence; logits: [K+1, Vd]. k is −1 where there is no guess, −2 where the row is bad."""
     ids = id_of or list(range(logits.shape[1]))
     pairs: list[tuple[int, int]] = []
     for k in range(spec_len + 1):
-        candidates = [ids[column] for column in ordered(logits[k])]
+        tokens = [ids[column] for column in candidates(logits[k])]
         if k < spec_len:
-            candidates = [t for t in candidates if t != spec_tokens[k]]
-        chosen = [(k, t) for t in candidates[: fan_out[k]]]
-        pairs += chosen + [(-1, 0)] * (fan_out[k] - len(chosen))
+            tokens = [t for t in tokens if t != spec_tokens[k]]
+        chosen = [(k, t) for t in tokens[: fan_out[k]]]
+        pairs += chosen + [(-2 if is_bad(logits[k]) else -1, 0)] * (fan_out[k] - len(chosen))
     return pairs
 
 
 @dataclass
 class Verdict:
     accepted: list[int]  # node indices, root excluded
-    token: int  # the recovery or bonus token
+    token: int  # the recovery or bonus token; −1 if the row that decides it is bad
 
 
 def verify(
@@ -264,14 +278,17 @@ def verify(
 ) -> Verdict:
     """Verify one sequence's tree by walking down it, in the target's vocabulary.
 
-    p: [T, V] processed target distributions. q: [T or T−1, V], the distributions that each node's children were drawn from;
-    None for proposals that were not drawn at random (δ). tokens[i − 1] is node i's token; −1 marks a missing node, which is
-    skipped. A greedy row is a point mass and needs no special case: all siblings are compared with the argmax, like the first.
+    p: [T, V] processed target distributions, zeros for a bad row. q: [T or T−1, V], the distributions that each node's children
+    were drawn from; None for proposals that were not drawn at random (δ). tokens[i − 1] is node i's token; −1 marks a missing
+    node, which is skipped. A greedy row is a point mass and needs no special case: all siblings are compared with the argmax,
+    like the first.
     """
     node, accepted = 0, []
     while True:
         position = root_position + len(accepted) + 1
         weight = p[node].double().clone()
+        if float(weight.sum()) == 0:
+            return Verdict(accepted, -1)
         proposal = None if q is None or node >= q.shape[0] else q[node].double().clone()
         greedy = float(weight.max()) == 1.0
         chosen = None
@@ -302,13 +319,26 @@ def verify(
 
 
 def lookup(
-    outcome: tuple[int, int], guesses: list[tuple[int, int]], length: int, max_length: int, done: bool, lookahead: int
-) -> tuple[int, int]:
-    """Returns (the branch, or −1 for a miss; the next speculation's length)."""
-    room = 0 if done else max(0, min(lookahead, max_length - length - 2))
-    if done or outcome[0] < 0 or outcome not in guesses:
-        return -1, room
-    return guesses.index(outcome), room
+    outcome: tuple[int, int],
+    guesses: list[tuple[int, int]],
+    branches: list[list[int]],
+    length: int,
+    max_length: int,
+    done: bool,
+) -> tuple[int, int, bool]:
+    """Returns (the branch, or −1 for a miss; the next speculation's length; whether a bad row of the draft took something).
+
+    guesses: (k, token), where k is −2 after a bad row. branches: the tokens of each guess, −1 after a bad row.
+    """
+    room = 0 if done else max(0, min(len(branches[0]), max_length - length - 2))
+    if done or outcome[0] < 0:
+        return -1, room, False
+    took_guesses = any(k == -2 for k, _ in guesses)
+    if outcome not in guesses:
+        return -1, room, took_guesses
+    branch = guesses.index(outcome)
+    whole = [*branches[branch][:room], -1].index(-1)
+    return branch, whole, took_guesses or whole < room
 
 
 def rank_outcome(
@@ -320,7 +350,7 @@ def rank_outcome(
         return of if draft_id_of is None else draft_id_of[of]
 
     vocabulary = logits.shape[1]
-    if not 0 <= column(token) < vocabulary:
+    if not 0 <= column(token) < vocabulary or not float(logits[node, column(token)]) > -math.inf:
         return max(vocabulary, budget)
     drafted = column(spec_tokens[node]) if node < spec_len else -1
     candidates = [i for i in ordered(logits[node]) if i != drafted or i == column(token)]

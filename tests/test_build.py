@@ -163,6 +163,17 @@ def test_make_kernels_fetches_cmake_only_if_the_one_on_the_path_is_too_old(
     assert "-DSSD_KERNELS_ONLY=ON" in plan
 
 
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler here")
+@pytest.mark.parametrize("flag,allowed", [("-O2", True), ("-ffast-math", False), ("-ffinite-math-only", False)])
+def test_flags_that_lose_nan_do_not_compile(flag: str, allowed: bool) -> None:
+    """With them, a comparison with NaN may come out either way."""
+    header = ROOT / "csrc" / "common" / "distribution.h"
+    command = ["c++", "-std=c++20", "-fsyntax-only", "-x", "c++", flag, str(header)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == allowed
+    assert allowed or "NaN and infinity" in done.stderr
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("objdump") is None, reason="needs objdump and x86-64")
 def test_wide_registers_are_used_only_by_the_kernels_compiled_for_them() -> None:
     """Otherwise a wheel built here would not run on an older machine."""

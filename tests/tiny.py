@@ -109,6 +109,13 @@ def write_draft_of(
     save_file(tensors, path / "model.safetensors")
 
 
+def spoil_token(path: Path, token: int) -> None:
+    """Make the embedding of a token NaN, which must not be tied: the logits are NaN once the token is in the text."""
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.embed_tokens.weight"][token] = float("nan")
+    save_file(tensors, path / "model.safetensors")
+
+
 def write_config(path: Path, **config: Any) -> None:
     path.mkdir(parents=True, exist_ok=True)
     family = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "eos_token_id": None}

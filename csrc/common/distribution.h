@@ -5,12 +5,19 @@
 // probabilities by C, which needs a second cut. With both cuts and the log-sum-exp of the kept entries, one probability costs
 // one exp, and p and q are never stored as vectors. Temperature 0 is the point mass on the argmax (the lowest id wins ties);
 // its scale is 0.
+//
+// -inf is a masked logit, which has no probability. A row is bad if it has NaN or +inf, or if no logit is finite: it has no
+// distribution. Its statistics are all NaN. No comparison with NaN holds, so nothing of it is kept and every probability is 0.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
 #include "host_device.h"
+
+#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
+#error "ssd recognises NaN and infinity, so it cannot be compiled with -ffinite-math-only, which -ffast-math includes."
+#endif
 
 namespace ssd {
 
@@ -33,6 +40,25 @@ SSD_HOST_DEVICE bool at_or_before(float z, int32_t id, float cut_value, float cu
 }
 
 SSD_HOST_DEVICE bool is_greedy(const float* stats) { return stats[kScale] == 0.0f; }
+
+// Is a logit NaN or +inf, so that its row is bad?
+SSD_HOST_DEVICE bool spoils_its_row(float z) { return !(z < INFINITY); }
+
+// Do the statistics say that the row is bad?
+SSD_HOST_DEVICE bool is_bad(const float* stats) { return std::isnan(stats[kMax]); }
+
+constexpr int32_t kNoToken = -1;  // instead of a token that would be drawn from a bad row
+
+// The values of `done`, a sequence's flag.
+enum Done : uint8_t {
+  kRunning = 0,
+  kFinished = 1,  // by an end-of-sequence token, or at its largest length
+  kFailed = 2,    // the target's row for its next token is bad
+};
+
+// Values of `guess_k` where there is no guess.
+constexpr int32_t kNoGuess = -1;   // the row has too few entries
+constexpr int32_t kBadGuess = -2;  // the row is bad
 
 // The probability of entry `id`, whose logit is z, under the processed distribution. exp: the back end's exponential function.
 // There are no branches, so that a loop over entries vectorises.

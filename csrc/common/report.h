@@ -10,11 +10,12 @@ namespace ssd {
 
 enum ReportColumn : int {
   kReportLength = 0,    // tokens whose K/V is stored
-  kReportDone = 1,      // 1: the sequence is finished
+  kReportDone = 1,      // see Done (distribution.h)
   kReportAccepted = 2,  // accepted proposals, -1 for a slot that was done before
   kReportProposed = 3,  // proposals
   kReportHit = 4,       // 1: the proposals came from the speculation cache
-  kReportColumns = 5,
+  kReportBad = 5,       // 1: logits of the draft that are not finite shortened the proposals or took guesses away
+  kReportColumns = 6,
 };
 
 // The position of the i-th of the `count` newest tokens of a sequence whose last token is at `length`. A short sequence has

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../arguments.h"
+#include "../common/distribution.h"
 #include "parallel.h"
 #include "simd/kernels.h"
 
@@ -42,7 +43,7 @@ void fork(const Tensor& logits, const Tensor& spec_tokens, const Tensor& spec_le
           const bool real = i < found;
           const int32_t column = real ? best[static_cast<size_t>(i)].id : 0;
           tokens[place] = real && ids != nullptr ? ids[column] : column;
-          counts[place] = real ? static_cast<int32_t>(k) : -1;
+          counts[place] = real ? static_cast<int32_t>(k) : found == kBadRow ? kBadGuess : kNoGuess;
         }
       }
       TORCH_CHECK(place == budget, "table's row for spec_len ", length, " must sum to the budget of ", budget, ", not to ",

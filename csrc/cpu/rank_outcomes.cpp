@@ -1,6 +1,7 @@
 // rank_outcomes: the rank of each outcome's token among the draft's guesses, from which the fan-out learns.
 
 #include <algorithm>
+#include <limits>
 
 #include "../arguments.h"
 #include "parallel.h"
@@ -37,9 +38,9 @@ void rank_outcomes(const Tensor& logits, const Tensor& outcome, const Tensor& pa
                                    ? column_of(spec_tokens.const_data_ptr<int32_t>()[s * (sizes.nodes - 1) + node])
                                    : -1;
       int64_t rank = std::max(sizes.vocabulary, budget);  // of a token that the draft cannot propose
-      if (column >= 0) {
-        const float* row = logits.const_data_ptr<float>() + (s * sizes.nodes + node) * sizes.vocabulary;
-        const float value = row[column];
+      const float* row = logits.const_data_ptr<float>() + (s * sizes.nodes + node) * sizes.vocabulary;
+      const float value = column >= 0 ? row[column] : -std::numeric_limits<float>::infinity();
+      if (value > -std::numeric_limits<float>::infinity()) {  // NaN and masked tokens are never guessed
         rank = 0;
         for (int64_t i = 0; i < sizes.vocabulary; ++i)
           rank += ((row[i] > value) | ((row[i] == value) & (i < column))) & (i != excluded) ? 1 : 0;

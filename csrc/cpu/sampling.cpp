@@ -26,8 +26,7 @@ bool before(const Entry& a, const Entry& b) { return a.value > b.value || (a.val
 class Ranking {
  public:
   Ranking(const float* logits, int64_t size) : entries_(static_cast<size_t>(size)) {
-    for (int64_t i = 0; i < size; ++i)
-      entries_[static_cast<size_t>(i)] = {std::isnan(logits[i]) ? -kInfinity : logits[i], static_cast<int32_t>(i)};
+    for (int64_t i = 0; i < size; ++i) entries_[static_cast<size_t>(i)] = {logits[i], static_cast<int32_t>(i)};
   }
 
   const Entry& operator[](int64_t rank) {
@@ -59,7 +58,10 @@ void set_cut(float* stats, const Entry& last) {
 
 void stats_of_row(const float* logits, int64_t size, const Processing& how, float* probabilities, float* stats) {
   Entry largest;
-  if (kernels().largest(logits, size, 1, -1, &largest) == 0) largest = {logits[0], 0};
+  if (kernels().largest(logits, size, 1, -1, &largest) == kBadRow) {
+    std::fill_n(stats, static_cast<int>(kStats), std::numeric_limits<float>::quiet_NaN());
+    return;
+  }
   stats[kMax] = largest.value;
   stats[kLogSum] = 0.0f;
   stats[kTopValue] = kInfinity;
@@ -130,10 +132,28 @@ Tensor row_stats(const Tensor& logits, const Tensor& temperature, const Tensor& 
   return stats;
 }
 
+// Ends the speculations of bad rows, whose first token is missing, after `drafted` tokens. wanted: [slots] or null.
+void end_speculations(const Tensor& tokens, int64_t rows_a_slot, int64_t m, const uint8_t* wanted, const Tensor& spec_len,
+                      const Tensor& bad, int64_t drafted) {
+  for (int64_t s = 0; s < spec_len.size(0); ++s) {
+    if (wanted != nullptr && wanted[s] == 0) continue;
+    int32_t& length = spec_len.mutable_data_ptr<int32_t>()[s];
+    if (length <= drafted) continue;
+    const int32_t* drawn = tokens.const_data_ptr<int32_t>() + s * tokens.stride(0);
+    bool spoilt = false;
+    for (int64_t row = 0; row < rows_a_slot; ++row) spoilt = spoilt || drawn[row * m * tokens.stride(1)] == kNoToken;
+    if (!spoilt) continue;
+    bad.mutable_data_ptr<int32_t>()[s] = 1;
+    if (rows_a_slot == 1) length = static_cast<int32_t>(drafted);
+  }
+}
+
 void sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, const Tensor& position, const Tensor& tokens,
             int64_t m, const OptionalTensor& id_of, const OptionalTensor& missed, const OptionalTensor& parity, bool next_half,
-            const OptionalTensor& q_logits, const OptionalTensor& q_stats) {
-  const LogitsSizes sizes = check_sample(logits, stats, seed, position, tokens, m, id_of, missed, parity, q_logits, q_stats);
+            const OptionalTensor& q_logits, const OptionalTensor& q_stats, const OptionalTensor& spec_len,
+            const OptionalTensor& bad, int64_t drafted) {
+  const LogitsSizes sizes =
+      check_sample(logits, stats, seed, position, tokens, m, id_of, missed, parity, q_logits, q_stats, spec_len, bad, drafted);
   const int64_t rows = sizes.rows, size = sizes.vocabulary;
   const int32_t* ids = pointer_or_null<int32_t>(id_of);
   const uint8_t* wanted = pointer_or_null<uint8_t>(missed);
@@ -164,16 +184,15 @@ void sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, const
                              static_cast<uint32_t>(Purpose::kDraft), times.data());
         for (float& time : times) time = -time;  // the earliest is the largest
         found = kernels().largest(times.data(), size, static_cast<int>(m), -1, best.data());
-        while (found > 0 && best[static_cast<size_t>(found - 1)].value == -kInfinity) --found;
       }
-      if (found == 0) best[0].id = 0, found = 1;  // all NaN: any id is right, but there must be one
       int32_t* drawn = tokens.mutable_data_ptr<int32_t>() + s * tokens.stride(0) + of_slot * m * tokens.stride(1);
       for (int64_t i = 0; i < m; ++i) {
         const int32_t column = best[static_cast<size_t>(i)].id;
-        drawn[i * tokens.stride(1)] = i >= found ? -1 : ids != nullptr ? ids[column] : column;
+        drawn[i * tokens.stride(1)] = i >= found ? kNoToken : ids != nullptr ? ids[column] : column;
       }
     }
   });
+  if (spec_len.has_value()) end_speculations(tokens, sizes.rows_a_slot, m, wanted, *spec_len, *bad, drafted);
 }
 
 }  // namespace

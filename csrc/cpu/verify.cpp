@@ -31,7 +31,7 @@ struct Walk {
 
 struct Verdict {
   std::vector<int64_t> path;  // the root, then the accepted nodes
-  int32_t token;              // the recovery or bonus token
+  int32_t token;              // the recovery or bonus token; kNoToken if the target's row for it is bad
 };
 
 // p and q at one node, after the rejections so far: the residual of p, and the distribution that the next sibling was drawn
@@ -123,6 +123,10 @@ Verdict walk_down(const Walk& walk) {
   for (int64_t node = 0;;) {
     const int32_t position = walk.position + static_cast<int32_t>(verdict.path.size());
     const float* p_stats = walk.p_stats + node * kStats;
+    if (is_bad(p_stats)) {
+      verdict.token = kNoToken;
+      return verdict;
+    }
     const auto is_child = [&](int64_t i) { return walk.parent != nullptr ? walk.parent[i] == node : i == node + 1; };
     Residual left(walk, node);
     int64_t accepted = -1;
@@ -153,12 +157,12 @@ Verdict walk_down(const Walk& walk) {
 
 void verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTensor& q_logits, const OptionalTensor& q_stats,
             const Tensor& q_address, const OptionalTensor& draft_id_of, const Tensor& spec_tokens, const Tensor& spec_len,
-            const Tensor& hit, const OptionalTensor& parent, const Tensor& parity, const Tensor& seed, const Tensor& eos,
-            const Tensor& ignore_eos, const Tensor& max_length, const Tensor& tokens, const Tensor& length,
+            const Tensor& hit, const Tensor& bad, const OptionalTensor& parent, const Tensor& parity, const Tensor& seed,
+            const Tensor& eos, const Tensor& ignore_eos, const Tensor& max_length, const Tensor& tokens, const Tensor& length,
             const Tensor& last_token, const Tensor& done, const Tensor& outcome, const Tensor& path, const Tensor& report) {
   const VerifySizes sizes =
-      check_verify(p_logits, p_stats, q_logits, q_stats, q_address, draft_id_of, spec_tokens, spec_len, hit, parent, parity,
-                   seed, eos, ignore_eos, max_length, tokens, length, last_token, done, outcome, path, report);
+      check_verify(p_logits, p_stats, q_logits, q_stats, q_address, draft_id_of, spec_tokens, spec_len, hit, bad, parent,
+                   parity, seed, eos, ignore_eos, max_length, tokens, length, last_token, done, outcome, path, report);
   const int64_t slots = sizes.slots, nodes = sizes.nodes, vocabulary = sizes.vocabulary, capacity = sizes.capacity;
   const int64_t draft_vocabulary = sizes.draft_vocabulary, addresses = sizes.addresses, q_rows = sizes.q_rows;
   const int64_t half = parity.const_data_ptr<int32_t>()[0];
@@ -172,6 +176,7 @@ void verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTensor&
     row[kReportAccepted] = decided[0];
     row[kReportProposed] = spec_len.const_data_ptr<int32_t>()[s];
     row[kReportHit] = hit.const_data_ptr<uint8_t>()[s];
+    row[kReportBad] = bad.const_data_ptr<int32_t>()[s];
     for (int64_t i = 0; i < sizes.newest; ++i)
       row[kReportColumns + i] = tokens.const_data_ptr<int32_t>()[s * capacity + newest_position(n, i, sizes.newest, capacity)];
   };
@@ -217,13 +222,14 @@ void verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTensor&
                   n, " and ", accepted + 1, " more");
       result[0] = static_cast<int32_t>(accepted);
       result[1] = verdict.token;
+      const int64_t decided = accepted + (verdict.token == kNoToken ? 0 : 1);
       const int32_t* end_ids = eos.const_data_ptr<int32_t>();
       const bool ends = ignore_eos.const_data_ptr<uint8_t>()[s] == 0;
       const int64_t room = max_length.const_data_ptr<int32_t>()[s] - (n + 1);
       int32_t* sequence = tokens.mutable_data_ptr<int32_t>() + s * capacity;
       bool finished = false;
       int64_t committed = 0;
-      for (; committed <= accepted && !finished; ++committed) {
+      for (; committed < decided && !finished; ++committed) {
         const int64_t next = committed < accepted ? verdict.path[static_cast<size_t>(committed) + 1] : 0;
         const int32_t token = committed < accepted ? proposals[next - 1] : verdict.token;
         sequence[n + 1 + committed] = token;
@@ -233,8 +239,8 @@ void verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTensor&
                    committed + 1 >= room;
       }
       length.mutable_data_ptr<int32_t>()[s] = n + static_cast<int32_t>(committed);
-      last_token.mutable_data_ptr<int32_t>()[s] = sequence[n + committed];
-      done.mutable_data_ptr<uint8_t>()[s] = finished ? 1 : 0;
+      if (committed > 0) last_token.mutable_data_ptr<int32_t>()[s] = sequence[n + committed];
+      done.mutable_data_ptr<uint8_t>()[s] = finished ? kFinished : decided <= accepted ? kFailed : kRunning;
       report_slot(s, result);
     }
   });

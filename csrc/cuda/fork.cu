@@ -9,6 +9,8 @@
 namespace ssd::cuda {
 namespace {
 
+constexpr Standing kExcluded = kNowhere + 1;  // of the drafted token: after all others
+
 // The guesses of a slot that belong to one k: guess[first] .. guess[first + count - 1].
 struct Fan {
   int32_t first, count;
@@ -38,7 +40,7 @@ __global__ void __launch_bounds__(kSliceThreads) fork_kernel(ForkParams p) {
     const Fan last = fan_of(fan_out, length, p.budget);
     for (int32_t i = last.first + last.count + static_cast<int32_t>(threadIdx.x); i < p.budget; i += kSliceThreads) {
       guess[i] = 0;
-      guess_k[i] = -1;
+      guess_k[i] = kNoGuess;
     }
   }
   const Fan fan = k <= length ? fan_of(fan_out, k, p.budget) : Fan{0, 0};
@@ -52,15 +54,18 @@ __global__ void __launch_bounds__(kSliceThreads) fork_kernel(ForkParams p) {
   for (int i = 0; i < kColumns; ++i) {
     const int32_t column = slice.first + i;
     const int32_t token = p.id_of != nullptr && column < p.vocabulary ? p.id_of[column] : column;
-    entries[i] = drafted >= 0 && token == drafted ? kNowhere : standing_of(logits[i], column);
+    entries[i] = standing_of_logit(logits[i], column);
+    if (drafted >= 0 && token == drafted && entries[i] != kNowhere && entries[i] != kBad) entries[i] = kExcluded;
   }
   const int64_t left = (slot * p.budget + fan.first) * slice.count;
+  bool bad = false;
   rank_row(entries, fan.count, slice, static_cast<Standing*>(p.workspace) + left, p.arrivals + slice.row,
            *shared_memory<RankingMemory>(), [&](int32_t rank, Standing standing) {
-             const bool found = standing != kNowhere;
+             if (rank == 0) bad = standing == kNowhere || standing == kBad;
+             const bool found = !bad && standing > kExcluded;
              const int32_t column = found ? column_of(standing) : 0;
              guess[fan.first + rank] = found && p.id_of != nullptr ? p.id_of[column] : column;
-             guess_k[fan.first + rank] = found ? k : -1;
+             guess_k[fan.first + rank] = found ? k : bad ? kBadGuess : kNoGuess;
            });
 }
 

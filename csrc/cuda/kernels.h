@@ -196,6 +196,8 @@ struct SampleParams {
   const int32_t* id_of;     // [vocabulary] or null
   const uint8_t* missed;    // [slots] or null; tokens of a slot with 0 stay as they are
   const int32_t* parity;    // [1], with q_logits
+  int32_t* spec_len;        // [slots] or null
+  int32_t* bad;             // [slots]; null if spec_len is
   int32_t* tokens;          // [slots, rows_a_slot * m], tokens_strides elements apart
   float* q_logits;          // [slots, 2, rows_a_slot, vocabulary], q_logits_strides elements apart; or null
   float* q_stats;           // [slots, 2, rows_a_slot, kStats], q_stats_strides elements apart; or null
@@ -209,6 +211,7 @@ struct SampleParams {
   int32_t rows_a_slot;
   int32_t vocabulary;
   int32_t m;
+  int32_t drafted;  // tokens of each speculation before these
 };
 size_t sample_workspace(const SampleParams& params);
 cudaError_t sample(const SampleParams& params, cudaStream_t stream);
@@ -244,6 +247,7 @@ struct VerifyParams {
   const int32_t* spec_tokens;  // [slots, nodes - 1]
   const int32_t* spec_len;     // [slots]
   const uint8_t* hit;          // [slots]
+  const int32_t* bad;          // [slots]
   const int32_t* parent;       // [slots, nodes], slots parent_stride elements apart; null for a chain
   const int32_t* parity;       // [1]
   const int64_t* seed;         // [slots]
@@ -312,6 +316,7 @@ struct CacheLookupParams {
   uint8_t* hit;                  // [slots]
   uint8_t* missed;               // [slots]
   int32_t* q_address;            // [slots]
+  int32_t* bad;                  // [slots]
   int32_t slots;
   int32_t budget;
   int32_t lookahead;

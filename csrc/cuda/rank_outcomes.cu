@@ -44,9 +44,10 @@ __global__ void __launch_bounds__(kSliceThreads) rank_outcomes_kernel(RankOutcom
   const bool drafted = node < min(length, p.nodes - 1);
   const int32_t excluded = drafted ? draft_column(p, p.spec_tokens[s * (p.nodes - 1) + node]) : -1;
   int32_t before = 0;
-  if (column >= 0) {
-    const float* row = p.logits + (s * p.nodes + node) * p.vocabulary;
-    const float value = row[column];
+  const float* row = p.logits + (s * p.nodes + node) * p.vocabulary;
+  const float value = column >= 0 ? row[column] : -INFINITY;
+  const bool guessed = value > -INFINITY;  // NaN and masked tokens are never guessed
+  if (guessed) {
     float logits[kColumns];
     load_columns(row, p.vocabulary, slice.first, logits);
 #pragma unroll
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(kSliceThreads) rank_outcomes_kernel(RankOutcom
   seen[kSeenHit] = p.hit[s] != 0 ? 1 : 0;
   seen[kSeenSpecLen] = length;
   seen[kSeenNode] = node;
-  seen[kSeenRank] = column >= 0 ? before : max(p.vocabulary, p.budget);
+  seen[kSeenRank] = guessed ? before : max(p.vocabulary, p.budget);
 }
 
 }  // namespace

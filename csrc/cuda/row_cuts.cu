@@ -66,7 +66,7 @@ struct Row {
       for (int i = 0; i < batch; ++i) values[i] = first + i * kThreads < end ? logits[first + i * kThreads] : 0.0f;
 #pragma unroll
       for (int i = 0; i < batch; ++i)
-        if (first + i * kThreads < end) visit(isnan(values[i]) ? -INFINITY : values[i], first + i * kThreads);
+        if (first + i * kThreads < end) visit(values[i], first + i * kThreads);
     }
   }
 };
@@ -214,8 +214,8 @@ __global__ void __launch_bounds__(kThreads) row_cuts_kernel(RowStatsParams p) {
   const int32_t slices = (p.vocabulary - 1) / kSliceEntries + 1;
   const int64_t r = blockIdx.x / static_cast<unsigned>(slices);
   const Processing how = processing_of(p, r);
-  if (!how.cuts()) return;
   float* stats = p.stats + r * kStats;
+  if (!how.cuts() || is_bad(stats)) return;
   RowBins& bins = row_bins(p)[r];
   const float range = stats[kMax] - bins.lowest;
   const Row row{p.logits + r * p.vocabulary, p.vocabulary, stats[kMax], how.scale, static_cast<float>(kBins) / range};
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kThreads) row_cuts_kernel(RowStatsParams p) {
   count_slice(row, how, begin, bins, memory);
   if (!last_to_arrive(p.arrivals + r, slices, &memory.last)) return;
 
-  const Standing largest = standing_of(isnan(row.largest) ? -INFINITY : row.largest, static_cast<int32_t>(stats[kCutId]));
+  const Standing largest = standing_of(row.largest, static_cast<int32_t>(stats[kCutId]));
   const Count all = block_reduce<kWarps>(bins.weight[threadIdx.x], memory.sums[0], [](Count a, Count b) { return a + b; });
   Cut kept{standing_of(-INFINITY, row.size), all};
   if (how.limits_k) kept = find_cut(row, bins, false, static_cast<Count>(how.top_k), largest, memory);

@@ -28,14 +28,13 @@ __device__ __forceinline__ float lower(float a, float b) { return fminf(a, b); }
 __device__ Part part_of(const Slice& slice, const float (&logits)[kColumns], const Processing& how, Memory& memory) {
   Part part{kNowhere, 0.0f, INFINITY};
 #pragma unroll
-  for (int i = 0; i < kColumns; ++i) part.largest = Foremost()(part.largest, standing_of(logits[i], slice.first + i));
+  for (int i = 0; i < kColumns; ++i) part.largest = Foremost()(part.largest, standing_of_logit(logits[i], slice.first + i));
   part.largest = block_reduce<kSliceWarps>(part.largest, memory.standings, Foremost());
-  if (how.scale == 0.0f || part.largest == kNowhere) return part;
+  if (how.scale == 0.0f || part.largest == kNowhere || part.largest == kBad) return part;
   const float largest = value_of(part.largest);
-  const float from = largest == -INFINITY ? 0.0f : largest;  // if all entries are masked their sum is 0
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) {
-    part.sum += isnan(logits[i]) ? 0.0f : expf((logits[i] - from) * how.scale);
+    part.sum += expf((logits[i] - largest) * how.scale);
     if (logits[i] > -INFINITY) part.lowest = fminf(part.lowest, logits[i]);
   }
   part.sum = block_sum<kSliceWarps>(part.sum, memory.floats);
@@ -74,17 +73,18 @@ __global__ void __launch_bounds__(kSliceThreads) row_stats_kernel(RowStatsParams
 
   const Part row = row_of(parts, slice.count, how, memory);
   if (threadIdx.x == 0) {
-    const bool numbers = row.largest != kNowhere, whole = how.scale != 0.0f && !how.cuts();
-    const float largest = numbers ? value_of(row.largest) : logits[0];
+    const bool bad = row.largest == kNowhere || row.largest == kBad, whole = how.scale != 0.0f && !how.cuts();
+    const float largest = value_of(row.largest);
     float* stats = p.stats + slice.row * kStats;
     stats[kMax] = largest;
     stats[kLogSum] = how.scale == 0.0f ? 0.0f : logf(row.sum);
     stats[kCutValue] = whole ? -INFINITY : largest;  // the largest, if row_cuts will find the cuts
-    stats[kCutId] = whole ? static_cast<float>(p.vocabulary) : static_cast<float>(numbers ? column_of(row.largest) : 0);
+    stats[kCutId] = static_cast<float>(whole ? p.vocabulary : column_of(row.largest));
     stats[kTopValue] = INFINITY;
     stats[kTopId] = -1.0f;
     stats[kScale] = how.scale;
     stats[kLogC] = 0.0f;
+    for (int i = 0; bad && i < kStats; ++i) stats[i] = __uint_as_float(0x7fc00000u);
   }
   if (!how.cuts()) return;
   RowBins& bins = row_bins(p)[slice.row];

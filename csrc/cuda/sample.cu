@@ -25,6 +25,13 @@ __device__ __forceinline__ void keep(const SampleParams& p, const Slice& slice, 
   if (slice.index == 0 && threadIdx.x < kStats) row_of(p.q_stats, p.q_stats_strides)[threadIdx.x] = stats[threadIdx.x];
 }
 
+// Ends the speculation of a bad row. Rows of the same slot may run this at the same time, and then write the same.
+__device__ void end_speculation(const SampleParams& p, int64_t slot) {
+  if (p.spec_len[slot] <= p.drafted) return;
+  p.bad[slot] = 1;
+  if (p.rows_a_slot == 1) p.spec_len[slot] = p.drafted;
+}
+
 __global__ void __launch_bounds__(kSliceThreads) sample_kernel(SampleParams p) {
   wait_for_previous_kernel();
   let_next_kernel_start();
@@ -38,7 +45,7 @@ __global__ void __launch_bounds__(kSliceThreads) sample_kernel(SampleParams p) {
   Standing entries[kColumns];
   if (is_greedy(stats)) {
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) entries[i] = standing_of(logits[i], slice.first + i);
+    for (int i = 0; i < kColumns; ++i) entries[i] = standing_of_logit(logits[i], slice.first + i);
   } else {
     const Philox4 words =
         draw_words(p.seed[slot], p.position[slice.row * p.position_stride] + 1, Purpose::kDraft, 0, slice.first / kColumns);
@@ -53,8 +60,8 @@ __global__ void __launch_bounds__(kSliceThreads) sample_kernel(SampleParams p) {
              const bool found = standing != kNowhere;
              const int32_t column = found ? column_of(standing) : 0;
              const int32_t token = p.id_of != nullptr ? p.id_of[column] : column;
-             // All NaN: any first token is right, but there must be one.
-             tokens[rank * p.tokens_strides[1]] = found || rank == 0 ? token : -1;
+             tokens[rank * p.tokens_strides[1]] = found ? token : kNoToken;
+             if (!found && rank == 0 && p.spec_len != nullptr) end_speculation(p, slot);
            });
 }
 

@@ -184,22 +184,26 @@ __device__ void write_report(const VerifyParams& p, int64_t slot, int32_t length
   report[kReportAccepted] = accepted;
   report[kReportProposed] = p.spec_len[slot];
   report[kReportHit] = p.hit[slot];
+  report[kReportBad] = p.bad[slot];
 }
 
-// Writes the outcome, and commits as many of its tokens as the sequence has room for. Thread i has the i-th token.
+// Writes the outcome, and commits as many of its tokens as the sequence has room for. Thread i has the i-th token. Without a
+// decided token, the accepted ones are committed and the sequence has failed.
 __device__ void commit(const VerifyParams& p, int64_t slot, int32_t accepted, int32_t decided, Memory& memory) {
   const auto i = static_cast<int32_t>(threadIdx.x);
   const int64_t n = p.length[slot], room = p.max_length[slot] - (n + 1);
   const int32_t token = i < accepted ? memory.tree.token[memory.path[i]] : decided;
   bool finishes = i + 1 >= room;
   for (int32_t e = 0; e < p.eos_count && p.ignore_eos[slot] == 0; ++e) finishes = finishes || token == p.eos[e];
-  const int32_t end = block_reduce<kSliceWarps>(finishes && i <= accepted ? i : kMaxNodes, memory.ints,
+  const int32_t tokens = accepted + (decided == kNoToken ? 0 : 1);
+  const int32_t end = block_reduce<kSliceWarps>(finishes && i < tokens ? i : kMaxNodes, memory.ints,
                                                 [](int32_t a, int32_t b) { return min(a, b); });
-  const int32_t committed = min(end, accepted) + 1;
+  const int32_t committed = min(end + 1, tokens);
   if (i < committed && n >= 0 && n + 1 + i < p.capacity) p.tokens[slot * p.capacity + n + 1 + i] = token;
   if (i < p.nodes) p.path[slot * p.nodes + i] = i >= committed ? -1 : i == 0 ? 0 : memory.path[i - 1];
   if (i == committed - 1) p.last_token[slot] = token;
-  const int32_t length = static_cast<int32_t>(n) + committed, done = end <= accepted ? 1 : 0;
+  const int32_t length = static_cast<int32_t>(n) + committed;
+  const Done done = end < tokens ? kFinished : tokens <= accepted ? kFailed : kRunning;
   __syncthreads();  // the report has tokens that other threads have written
   write_report(p, slot, length, done, accepted);
   if (i != 0) return;
@@ -207,7 +211,7 @@ __device__ void commit(const VerifyParams& p, int64_t slot, int32_t accepted, in
   outcome[0] = accepted;
   outcome[1] = decided;
   p.length[slot] = length;
-  p.done[slot] = static_cast<uint8_t>(done);
+  p.done[slot] = done;
 }
 
 __global__ void __launch_bounds__(kSliceThreads, 4) verify_kernel(VerifyParams p) {
@@ -222,7 +226,7 @@ __global__ void __launch_bounds__(kSliceThreads, 4) verify_kernel(VerifyParams p
     const auto i = static_cast<int32_t>(threadIdx.x);
     if (slice.index == 0 && i < 2) p.outcome[(slot * 2 + (*p.parity & 1)) * 2 + i] = -1;
     if (slice.index == 0 && i < p.nodes) p.path[slot * p.nodes + i] = -1;
-    if (slice.index == 0) write_report(p, slot, p.length[slot], 1, -1);
+    if (slice.index == 0) write_report(p, slot, p.length[slot], p.done[slot], -1);
     return;
   }
   int32_t accepted;
@@ -242,7 +246,7 @@ __global__ void __launch_bounds__(kSliceThreads, 4) verify_kernel(VerifyParams p
     finish = {Foremost()(finish.rest, finishes[i].rest), Foremost()(finish.whole, finishes[i].whole)};
   finish = foremost(finish, memory);
   const Standing winner = finish.rest != kNowhere ? finish.rest : finish.whole;
-  const int32_t drawn = winner != kNowhere ? column_of(winner) : 0;  // all NaN: there must be a token
+  const int32_t drawn = winner != kNowhere ? column_of(winner) : kNoToken;  // a bad row has no probability, so no winner
   commit(p, slot, accepted, judge.greedy() ? static_cast<int32_t>(judge.p_stats[kCutId]) : drawn, memory);
 }
 

@@ -40,22 +40,28 @@ __device__ __forceinline__ Slice this_slice(int32_t columns) {
 
 inline dim3 slice_grid(int64_t rows, int32_t columns) { return dim3(static_cast<unsigned>(rows * slices_of(columns))); }
 
-// Columns after the end of the row are NaN, which is never kept and never wins.
+// Columns after the end of the row are -inf, like masked ones: they have no probability and never win.
 __device__ __forceinline__ void load_columns(const float* row, int32_t columns, int32_t first, float (&values)[kColumns]) {
 #pragma unroll
-  for (int i = 0; i < kColumns; ++i) values[i] = first + i < columns ? row[first + i] : __uint_as_float(0x7fffffffu);
+  for (int i = 0; i < kColumns; ++i) values[i] = first + i < columns ? row[first + i] : -INFINITY;
 }
 
 // The standing of an entry in the order (value descending, id ascending), as one number: of two entries, the one with the
-// larger number comes first. A NaN has the standing kNowhere.
+// larger number comes first. No number has the standing of kNowhere, kBad or kBeforeAll.
 using Standing = unsigned long long;
 constexpr Standing kNowhere = 0;
 constexpr Standing kBeforeAll = ~0ull;
+constexpr Standing kBad = kBeforeAll - 1;  // of NaN and +inf among logits
 
 __device__ __forceinline__ Standing standing_of(float value, int32_t id) {
   const unsigned bits = __float_as_uint(value == 0.0f ? 0.0f : value);  // -0 equals 0
   const unsigned ascending = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-  return isnan(value) ? kNowhere : static_cast<Standing>(ascending) << 32 | ~static_cast<unsigned>(id);
+  return static_cast<Standing>(ascending) << 32 | ~static_cast<unsigned>(id);
+}
+
+// The standing of a logit. A masked one has none. One that spoils its row comes first, so the first entry tells of it.
+__device__ __forceinline__ Standing standing_of_logit(float z, int32_t id) {
+  return spoils_its_row(z) ? kBad : z > -INFINITY ? standing_of(z, id) : kNowhere;
 }
 
 __device__ __forceinline__ float value_of(Standing standing) {

@@ -32,10 +32,13 @@ Tensor row_stats(const Tensor& logits, const Tensor& temperature, const Tensor& 
 
 void sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, const Tensor& position, const Tensor& tokens,
             int64_t m, const OptionalTensor& id_of, const OptionalTensor& missed, const OptionalTensor& parity, bool next_half,
-            const OptionalTensor& q_logits, const OptionalTensor& q_stats) {
-  const LogitsSizes sizes = check_sample(logits, stats, seed, position, tokens, m, id_of, missed, parity, q_logits, q_stats);
-  const Call call{{"logits", logits}, {"stats", stats},   {"seed", seed},     {"position", position}, {"tokens", tokens},
-                  {"id_of", id_of},   {"missed", missed}, {"parity", parity}, {"q_logits", q_logits}, {"q_stats", q_stats}};
+            const OptionalTensor& q_logits, const OptionalTensor& q_stats, const OptionalTensor& spec_len,
+            const OptionalTensor& bad, int64_t drafted) {
+  const LogitsSizes sizes =
+      check_sample(logits, stats, seed, position, tokens, m, id_of, missed, parity, q_logits, q_stats, spec_len, bad, drafted);
+  const Call call{{"logits", logits},     {"stats", stats},     {"seed", seed},         {"position", position},
+                  {"tokens", tokens},     {"id_of", id_of},     {"missed", missed},     {"parity", parity},
+                  {"q_logits", q_logits}, {"q_stats", q_stats}, {"spec_len", spec_len}, {"bad", bad}};
   cuda::SampleParams params{.logits = logits.const_data_ptr<float>(),
                             .stats = stats.const_data_ptr<float>(),
                             .seed = seed.const_data_ptr<int64_t>(),
@@ -43,6 +46,8 @@ void sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, const
                             .id_of = pointer_or_null<int32_t>(id_of),
                             .missed = pointer_or_null<uint8_t>(missed),
                             .parity = pointer_or_null<int32_t>(parity),
+                            .spec_len = spec_len.has_value() ? spec_len->mutable_data_ptr<int32_t>() : nullptr,
+                            .bad = bad.has_value() ? bad->mutable_data_ptr<int32_t>() : nullptr,
                             .tokens = tokens.mutable_data_ptr<int32_t>(),
                             .q_logits = nullptr,
                             .q_stats = nullptr,
@@ -56,7 +61,8 @@ void sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, const
                             .rows = int32(sizes.rows),
                             .rows_a_slot = int32(sizes.rows_a_slot),
                             .vocabulary = int32(sizes.vocabulary),
-                            .m = int32(m)};
+                            .m = int32(m),
+                            .drafted = int32(drafted)};
   if (q_logits.has_value()) {
     params.q_logits = q_logits->mutable_data_ptr<float>();
     params.q_stats = q_stats->mutable_data_ptr<float>();
@@ -96,12 +102,12 @@ void fork(const Tensor& logits, const Tensor& spec_tokens, const Tensor& spec_le
 
 void verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTensor& q_logits, const OptionalTensor& q_stats,
             const Tensor& q_address, const OptionalTensor& draft_id_of, const Tensor& spec_tokens, const Tensor& spec_len,
-            const Tensor& hit, const OptionalTensor& parent, const Tensor& parity, const Tensor& seed, const Tensor& eos,
-            const Tensor& ignore_eos, const Tensor& max_length, const Tensor& tokens, const Tensor& length,
+            const Tensor& hit, const Tensor& bad, const OptionalTensor& parent, const Tensor& parity, const Tensor& seed,
+            const Tensor& eos, const Tensor& ignore_eos, const Tensor& max_length, const Tensor& tokens, const Tensor& length,
             const Tensor& last_token, const Tensor& done, const Tensor& outcome, const Tensor& path, const Tensor& report) {
   const VerifySizes sizes =
-      check_verify(p_logits, p_stats, q_logits, q_stats, q_address, draft_id_of, spec_tokens, spec_len, hit, parent, parity,
-                   seed, eos, ignore_eos, max_length, tokens, length, last_token, done, outcome, path, report);
+      check_verify(p_logits, p_stats, q_logits, q_stats, q_address, draft_id_of, spec_tokens, spec_len, hit, bad, parent,
+                   parity, seed, eos, ignore_eos, max_length, tokens, length, last_token, done, outcome, path, report);
   const Call call{{"p_logits", p_logits},
                   {"p_stats", p_stats},
                   {"q_logits", q_logits},
@@ -111,6 +117,7 @@ void verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTensor&
                   {"spec_tokens", spec_tokens},
                   {"spec_len", spec_len},
                   {"hit", hit},
+                  {"bad", bad},
                   {"parent", parent},
                   {"parity", parity},
                   {"seed", seed},
@@ -133,6 +140,7 @@ void verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTensor&
                             .spec_tokens = spec_tokens.const_data_ptr<int32_t>(),
                             .spec_len = spec_len.const_data_ptr<int32_t>(),
                             .hit = hit.const_data_ptr<uint8_t>(),
+                            .bad = bad.const_data_ptr<int32_t>(),
                             .parent = pointer_or_null<int32_t>(parent),
                             .parity = parity.const_data_ptr<int32_t>(),
                             .seed = seed.const_data_ptr<int64_t>(),
@@ -196,10 +204,10 @@ void cache_lookup(const Tensor& outcome, const Tensor& guess, const Tensor& gues
                   const Tensor& length, const Tensor& last_token, const Tensor& max_length, const Tensor& done,
                   const OptionalTensor& nodes_within, const Tensor& parity, const Tensor& draft_length,
                   const Tensor& draft_last_token, const Tensor& spec_tokens, const Tensor& spec_len, const Tensor& hit,
-                  const Tensor& missed, const Tensor& q_address) {
+                  const Tensor& missed, const Tensor& q_address, const Tensor& bad) {
   const LookupSizes sizes =
       check_cache_lookup(outcome, guess, guess_k, branch_tokens, length, last_token, max_length, done, nodes_within, parity,
-                         draft_length, draft_last_token, spec_tokens, spec_len, hit, missed, q_address);
+                         draft_length, draft_last_token, spec_tokens, spec_len, hit, missed, q_address, bad);
   const Call call{{"outcome", outcome},
                   {"guess", guess},
                   {"guess_k", guess_k},
@@ -216,7 +224,8 @@ void cache_lookup(const Tensor& outcome, const Tensor& guess, const Tensor& gues
                   {"spec_len", spec_len},
                   {"hit", hit},
                   {"missed", missed},
-                  {"q_address", q_address}};
+                  {"q_address", q_address},
+                  {"bad", bad}};
   C10_CUDA_CHECK(cuda::cache_lookup({.outcome = outcome.const_data_ptr<int32_t>(),
                                      .guess = guess.const_data_ptr<int32_t>(),
                                      .guess_k = guess_k.const_data_ptr<int32_t>(),
@@ -234,6 +243,7 @@ void cache_lookup(const Tensor& outcome, const Tensor& guess, const Tensor& gues
                                      .hit = hit.mutable_data_ptr<uint8_t>(),
                                      .missed = missed.mutable_data_ptr<uint8_t>(),
                                      .q_address = q_address.mutable_data_ptr<int32_t>(),
+                                     .bad = bad.mutable_data_ptr<int32_t>(),
                                      .slots = int32(sizes.slots),
                                      .budget = int32(sizes.budget),
                                      .lookahead = int32(sizes.lookahead),

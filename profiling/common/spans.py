@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.workload import check_not_degraded
+from common.workload import check_complete
 from ssd import Completion, Engine, SamplingParams
 from ssd.models.prompts import Prompt
 from ssd.runtime.trace import Span
@@ -15,7 +15,7 @@ def recorded_decode(engine: Engine, prompts: Sequence[Prompt], params: SamplingP
     engine.trace.record()
     with engine.trace.named("profiled"):
         completions = engine.decode(list(prompts), params)
-    check_not_degraded(completions)
+    check_complete(completions)
     return engine.trace.spans, completions
 
 

@@ -107,7 +107,7 @@ class Workload:
             completions = engine.decode(self.prompts, params)
         else:
             completions = [engine.decode(prompt, params) for prompt in self.prompts]
-        check_not_degraded(completions)
+        check_complete(completions)
         return completions
 
     def describe(self) -> dict[str, Any]:
@@ -121,10 +121,13 @@ class Workload:
         return {"machine": machine.describe_gpu() if self.on_gpu else machine.describe(), "settings": settings}
 
 
-def check_not_degraded(completions: Sequence[Completion]) -> None:
-    """Exit if the draft failed: the rest of such a decode ran in mode ar, whatever mode was to be measured."""
+def check_complete(completions: Sequence[Completion]) -> None:
+    """Exit if the draft failed, because the rest of such a decode ran in mode ar, or if the target could not finish."""
     if any(completion.degraded for completion in completions):
         raise SystemExit("the draft failed; nothing was measured.")
+    for completion in completions:
+        if completion.error is not None:
+            raise SystemExit(f"{completion.error.removesuffix('.')}; nothing was measured.")
 
 
 def prepared(args: argparse.Namespace) -> Workload:

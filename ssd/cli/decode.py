@@ -64,6 +64,11 @@ def decode(
             _print(completions, as_json)
     if stats:
         _print_stats(completions)
+    for index, completion in enumerate(completions):
+        if completion.error is not None:
+            raise SsdError(
+                f"prompt {index} of {len(completions)}: {completion.error}" if len(completions) > 1 else completion.error
+            )
 
 
 def _prompts(prompt: str | None, path: Path | None, field: str) -> list[str]:

@@ -246,6 +246,8 @@ class _Runner:
                 self._timelines[name] = engine.trace.timeline()
         completion = stream.completion
         assert completion is not None
+        if completion.error is not None:
+            raise SsdError(completion.error)
         if completion.degraded or completion.stats.mode != mode:
             raise SsdError(f"the draft failed in mode {mode}, so there is nothing to compare; try another --draft.")
         return completion

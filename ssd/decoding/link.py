@@ -28,7 +28,7 @@ from ssd.runtime.executor import Executor, Run
 
 Program = Callable[[], Any]
 
-COLUMNS = 3  # columns after the tokens of a speculation that is sent: length, hit and q address
+COLUMNS = 4  # columns after the tokens of a speculation that is sent: length, hit, q address and bad
 
 
 class Link:
@@ -133,7 +133,7 @@ class TwoDevices(Link):
         """The tables to send: the speculation and, if q is held, the distributions of its tokens."""
         speculation = self.draft_side.speculation.first(n)
         address = speculation.q_address
-        columns = torch.stack([speculation.length, speculation.hit.int(), address.clamp_max(0)], dim=1)
+        columns = torch.stack([speculation.length, speculation.hit.int(), address.clamp_max(0), speculation.bad], dim=1)
         leaving = [torch.cat([speculation.tokens, columns], dim=1)]
         if speculation.q_logits is not None and speculation.q_stats is not None:
             slot = torch.arange(n, device=address.device)
@@ -144,11 +144,12 @@ class TwoDevices(Link):
     def speculation_arrives(self, n: int) -> None:
         """Update the target's speculation from the one that it received."""
         speculation, arrived = self.target_side.speculation.first(n), self._packed_speculation[:n]
-        tokens, (length, hit, address) = arrived[:, :-COLUMNS], arrived[:, -COLUMNS:].unbind(1)
+        tokens, (length, hit, address, bad) = arrived[:, :-COLUMNS], arrived[:, -COLUMNS:].unbind(1)
         speculation.tokens.copy_(tokens)
         speculation.length.copy_(length)
         speculation.hit.copy_(hit)
         speculation.q_address.copy_(address)
+        speculation.bad.copy_(bad)
         if speculation.q_logits is not None and speculation.q_stats is not None:
             for q, received in zip((speculation.q_logits, speculation.q_stats), self._q, strict=True):
                 q[:, 0, 0].copy_(received[:n])

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ssd import ops
 from ssd.decoding.state import SlotTables
 from ssd.runtime.executor import Executor, Reading, Run
 
@@ -42,41 +43,46 @@ class Reports:
     accepted: Tensor  # [n]
     proposed: Tensor  # [n]
     hit: Tensor  # [n]
+    bad: Tensor  # [n]
     newest: Tensor  # [n, T]
 
     @staticmethod
     def width(nodes: int) -> int:
         """Columns of a packed report, for a verification of T nodes."""
-        return 5 + nodes
+        return 6 + nodes
 
     @classmethod
     def unpack(cls, report: Tensor) -> Reports:
         """Views of a packed table, [n, width]."""
-        length, done, accepted, proposed, hit = report[:, :5].unbind(1)
-        return cls(length, done, accepted, proposed, hit, newest=report[:, 5:])
+        length, done, accepted, proposed, hit, bad = report[:, :6].unbind(1)
+        return cls(length, done, accepted, proposed, hit, bad, newest=report[:, 6:])
 
 
 @dataclass(frozen=True)
 class SlotReport:
     """One slot after a verification.
 
-    length: number of tokens whose K/V is stored, one less than the sequence has. accepted: number of the `proposed` tokens that
-    the target accepted, even if there was no room to commit all; −1 after a prefill. hit: whether the proposed tokens came from
-    the speculation cache. newest: the last tokens of the sequence, in order, as many as a round commits at most.
+    length: number of tokens whose K/V is stored, one less than the sequence has. done: whether the sequence has ended. failed:
+    whether it has ended because the target's logits for its next token are not finite. accepted: number of the `proposed`
+    tokens that the target accepted, even if there was no room to commit all; −1 after a prefill. hit: whether the proposed
+    tokens came from the speculation cache. bad: whether logits of the draft that are not finite shortened the speculation or
+    took guesses away. newest: the last tokens of the sequence, in order, as many as a round commits at most.
     """
 
     length: int
     done: bool
+    failed: bool
     accepted: int
     proposed: int
     hit: bool
+    bad: bool
     newest: list[int]
 
     @classmethod
     def of(cls, row: list[int]) -> SlotReport:
         """row: one slot's row of the packed `Reports`, on the host."""
-        length, done, accepted, proposed, hit, *newest = row
-        return cls(length, bool(done), accepted, proposed, bool(hit), newest)
+        length, done, accepted, proposed, hit, bad, *newest = row
+        return cls(length, bool(done), done == ops.FAILED, accepted, proposed, bool(hit), bool(bad), newest)
 
 
 @dataclass

@@ -15,6 +15,8 @@ from ssd.decoding.round import DraftFailed, Round, SlotReport, Verification
 from ssd.decoding.verifier import Verifier
 from ssd.runtime.executor import Executor, Run
 
+BAD_ROUNDS = 8  # after so many in a row the draft counts as failed
+
 
 class Speculative:
     """Rounds that draft on the spot and verify. link: the messages between the two sides."""
@@ -27,6 +29,7 @@ class Speculative:
         self.link = link
         self.executor = executor
         self._outcome_sent: list[Run] = []  # the run that the draft's next program waits for
+        self._bad_rounds = 0  # in a row, up to the last round
 
     def stage(self, request: Admitted) -> None:
         """Write a request into the staging tables, so that its prompt can be stored."""
@@ -82,3 +85,14 @@ class Speculative:
         assert round.drafting is not None
         with DraftFailed.guard():
             round.drafting.wait()
+            self._count_bad_round(reports)
+
+    def _count_bad_round(self, reports: Sequence[SlotReport]) -> None:
+        """Raise an error after BAD_ROUNDS rounds in a row in which logits of the draft were not finite.
+
+        reports: one for each sequence in the round.
+        """
+        if reports:
+            self._bad_rounds = self._bad_rounds + 1 if any(report.bad for report in reports) else 0
+        if self._bad_rounds >= BAD_ROUNDS:
+            raise FloatingPointError(f"its logits had NaN, +inf or no finite number in {BAD_ROUNDS} rounds in a row")

@@ -59,3 +59,4 @@ class SpeculativeSpeculative(Speculative):
         """Learn from the outcomes that the round's look-up saw. reports: one for each sequence in the round."""
         with DraftFailed.guard():
             self.cache.learn(round, reports)
+            self._count_bad_round(reports)

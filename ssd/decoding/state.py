@@ -55,7 +55,7 @@ class SequenceState(SlotTables):
     length: Tensor  # [S] int32
     last_token: Tensor  # [S] int32
     max_length: Tensor  # [S] int32, tokens at which the sequence is finished
-    done: Tensor  # [S] uint8
+    done: Tensor  # [S] uint8, 1 at the end of the sequence, ops.FAILED where the target has no next token
     page_table: Tensor  # [S, P] int32, of both models
     outcome: Tensor  # [S, 2, 2] int32 by parity: (accepted count, next token); in a chain the count is the node, see `Branches`
     seed: Tensor  # [S] int64
@@ -147,6 +147,9 @@ class Speculation(SlotTables):
     """The tables that the draft hands to the target: up to K tokens per slot, and the distributions they were drawn from. For a
     tree, K counts its nodes except the root.
 
+    A row of logits is bad if it has NaN or +inf, or if no logit is finite (`ops.row_stats`). A bad row of the draft ends the
+    speculation there; in a tree, its node has no children. A shorter speculation keeps the output exact.
+
     Distributions and outcomes have two halves. In a round, the look-up flips `parity`. The fallback draws into half `parity`;
     the verification reads this half and writes its outcome to it. The branches, for the next round, draw into half 1 − parity.
     """
@@ -155,6 +158,7 @@ class Speculation(SlotTables):
     length: Tensor  # [S] int32, the number of valid tokens
     hit: Tensor  # [S] uint8, whether the tokens came from the speculation cache
     q_address: Tensor  # [S] int32: a branch, B (drafted on the spot), or −1 (not drawn), see `QRows`
+    bad: Tensor  # [S] int32, 1 where a bad row of the draft shortened the speculation or took guesses away
     parity: Tensor  # [1] int32, the half of q and of the outcomes in use
     q_logits: Tensor | None = None  # [S, 2, B + 1, K, Vd] float32, allocated for the first request that samples
     q_stats: Tensor | None = None  # [S, 2, B + 1, K, STATS] float32
@@ -169,6 +173,7 @@ class Speculation(SlotTables):
             length=torch.zeros(slots, dtype=torch.int32, device=device),
             hit=torch.zeros(slots, dtype=torch.uint8, device=device),
             q_address=torch.full((slots,), -1, dtype=torch.int32, device=device),
+            bad=torch.zeros(slots, dtype=torch.int32, device=device),
             parity=torch.zeros(1, dtype=torch.int32, device=device),
         )
 
@@ -214,8 +219,8 @@ class Branches(SlotTables):
     length: Tensor  # [S] int32
     last_token: Tensor  # [S] int32
     guess: Tensor  # [S, B] int32, the token
-    guess_node: Tensor  # [S, B] int32, the node before the token, −1 where there is no guess
-    branch_tokens: Tensor  # [S, B, K] int32
+    guess_node: Tensor  # [S, B] int32, the node before the token, negative where there is no guess
+    branch_tokens: Tensor  # [S, B, K] int32, −1 after a bad row
     scratch: Tensor  # [S, B, K] int32, KV slots of the branches' own tokens
     missed: Tensor  # [S] uint8, the slots whose speculation the fallback has to fill
     seen: Tensor  # [S, 4] int32, the outcomes that the last look-up saw: the rows of `Seen` (round.py)
@@ -275,7 +280,8 @@ class DraftTables(Tables):
         """Latch each sequence's length and last token, and hand out the branch of its outcome.
 
         A slot without such a branch is a miss: its speculation gets no tokens yet, and the length K, or less near max_length.
-        nodes_within: for a tree, see `ops.cache_lookup`.
+        A branch that a bad row of the draft cut short gives a speculation of its length. nodes_within: for a tree, see
+        `ops.cache_lookup`.
         """
         state, speculation, branches = self.state, self.speculation, self.branches
         ops.cache_lookup(
@@ -296,4 +302,5 @@ class DraftTables(Tables):
             hit=speculation.hit,
             missed=branches.missed,
             q_address=speculation.q_address,
+            bad=speculation.bad,
         )

@@ -102,6 +102,7 @@ class Verifier:
             spec_tokens=speculation.tokens,
             spec_len=speculation.length,
             hit=speculation.hit,
+            bad=speculation.bad,
             parent=parent,
             parity=speculation.parity,
             seed=state.seed,

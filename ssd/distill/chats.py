@@ -24,6 +24,7 @@ from ssd.errors import SsdError, one_line
 from ssd.models.pair import OnProgress
 from ssd.models.tokenizer import Tokenizer
 from ssd.options import SamplingParams
+from ssd.requests import Completion
 
 HELD_OUT_EVERY = 40  # one chat in so many is held out for the report
 
@@ -100,7 +101,7 @@ def _messages(engine: Engine, tokenizer: Tokenizer, count: int, rng: random.Rand
     stop = (end,) if end else ()
     params = [SamplingParams(**MESSAGE, max_new_tokens=MESSAGE_TOKENS, stop=stop, seed=rng.getrandbits(62)) for _ in openings]
     turns = [tokenizer.user_turn(text) for text in openings]
-    completions = engine.decode(turns, params)
+    completions = _decoded(engine, turns, params)
     messages = []
     for first_words, turn, completion in zip(openings, turns, completions, strict=True):
         # Decode together with the turn's last token, so that a space between the two is kept. Stop at the first special token.
@@ -124,9 +125,18 @@ def _answers(
         chats.append(Chat(domain, message, prompt, [], greedy))
         sampling: dict[str, Any] = {} if greedy else SAMPLED
         params.append(SamplingParams(**sampling, max_new_tokens=answer_tokens, seed=rng.getrandbits(62)))
-    for chat, completion in zip(chats, engine.decode([chat.prompt for chat in chats], params) if chats else (), strict=True):
+    for chat, completion in zip(chats, _decoded(engine, [chat.prompt for chat in chats], params), strict=True):
         chat.answer = completion.token_ids
     return chats
+
+
+def _decoded(engine: Engine, prompts: list[list[int]], params: list[SamplingParams]) -> list[Completion]:
+    """The completions of any number of prompts. Raises SsdError for one that the target could not finish."""
+    completions = engine.decode(prompts, params) if prompts else []
+    for completion in completions:
+        if completion.error is not None:
+            raise SsdError(completion.error)
+    return completions
 
 
 def read(file: Path) -> list[Chat]:

@@ -253,7 +253,7 @@ class Core:
             report = verification.slots[row]
             # The newest token is not counted: its K/V is not stored yet.
             committed = report.length + 1 - len(request.prompt) - len(request.token_ids)
-            if not request.finished and committed > 0:
+            if not request.finished and (committed > 0 or report.failed):
                 grown.append((row, request, report, committed))
         if round is not None:
             self.failover.learn(round, [report for _, _, report, _ in grown])
@@ -272,15 +272,17 @@ class Core:
     def _append_tokens(
         self, request: Request, verification: Verification, row: int, report: SlotReport, committed: int
     ) -> None:
-        """Append the committed tokens. Release the request if they end it."""
+        """Append the committed tokens. Release the request if they end it, or if the target has no next token."""
         first = len(request.token_ids)
-        ending = request.append(report.newest[-committed:])
+        ending = request.append(report.newest[len(report.newest) - committed :])
         if request.params.logprobs:
             output = verification.output
             rows = output.path[row, : len(request.token_ids) - first].long()
             request.append_logprobs(output.logits[row, rows], first)
         request.degraded |= self.failover.failure is not None
-        if ending is None and report.done:
+        if ending is None and report.failed:
+            ending = request.flush() or request.lack_next_token()
+        elif ending is None and report.done:
             ended = request.token_ids[-1] in self._eos and not request.params.ignore_eos
             ending = request.flush() or ("eos" if ended else "length")
         if ending is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import tiny
 from cli.cases import Refusal, Result, Run
 from ssd.cli import decode as module
 from ssd.cli.decode import decode as command
@@ -43,7 +44,7 @@ def objects(decode: Run) -> Any:
 
 def test_json_has_the_whole_completion(objects: Any) -> None:
     (found,) = objects("the rain", "--mode", "ssd", "--logprobs", 2)
-    assert found.keys() == {"text", "token_ids", "finish_reason", "logprobs", "degraded", "stats"}
+    assert found.keys() == {"text", "token_ids", "finish_reason", "error", "logprobs", "degraded", "stats"}
     assert found["stats"]["mode"] == "ssd"
     assert found["degraded"] is False
     assert len(found["logprobs"]) == len(found["token_ids"])
@@ -98,6 +99,34 @@ def test_stop_strings_end_the_text(objects: Any) -> None:
     (found,) = objects("the rain", "--ignore-eos", "--stop", "never spelt", "--stop", stop)
     assert found["finish_reason"] == "stop"
     assert found["text"] == whole["text"].split(stop)[0]
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A target whose logits are NaN once a z is in the text."""
+    vocabulary = tiny.vocabulary_of_bytes()
+    tiny.write_model(tmp_path / "broken", tokenizer=vocabulary, vocab_size=len(vocabulary))
+    tiny.spoil_token(tmp_path / "broken", vocabulary.index("z"))
+    return tmp_path / "broken"
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["text", "json"])
+def test_a_prompt_that_the_target_cannot_finish_is_reported_after_the_output(
+    run: Run, broken: Path, tmp_path: Path, as_json: list[str]
+) -> None:
+    """One prompt of a file gives NaN; the others are decoded and printed."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("rain", "a zoo", "sun")))
+    options = ["--mode", "ar", "--target", broken, "--threads", 1, "--dtype", "float32", "-n", 4, *as_json]
+    result = run("decode", "--prompts", file, *options)
+    assert result.status == 1
+    assert result.err.startswith("ssd: prompt 1 of 3: the target's logits for output token 1 ")
+    if as_json:
+        found = [json.loads(line) for line in result.out.splitlines()]
+        assert [each["finish_reason"] for each in found] == ["length", "error", "length"]
+        assert [each["error"] is None for each in found] == [True, False, True]
+    one = run("decode", "a zoo", *options)
+    assert one.status == 1 and one.err.startswith("ssd: the target's logits for output token 1 ")
 
 
 @pytest.mark.parametrize("fan_out", ["measured", "geometric", "uniform", "2,2,0,0,4"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import tiny
 from cli.cases import Result, Run
 from ssd.cli import demo as module
 from ssd.cli.demo import DRAFT_SPEED, Row, reachable_pace, verdict
@@ -86,6 +87,15 @@ def test_a_draft_that_failed_is_never_shown_as_speculation(demo: Run, broken_dra
     result = demo("--draft", broken_draft)
     assert result.status == 1
     assert result.err.splitlines()[-1].startswith("ssd: the draft failed in mode sd")
+
+
+def test_a_target_that_is_not_finite_is_shown_as_an_error(run: Run, tmp_path: Path) -> None:
+    vocabulary = tiny.vocabulary_of_bytes()
+    tiny.write_model(tmp_path, tokenizer=vocabulary, vocab_size=len(vocabulary))
+    tiny.spoil_token(tmp_path, vocabulary.index("z"))
+    result = run("demo", "a zoo", "--target", tmp_path, "--draft", "self:1", "--threads", 1, "--dtype", "float32")
+    assert result.status == 1
+    assert result.err.splitlines()[-1].startswith("ssd: the target's logits for output token 1 ")
 
 
 # What the figures say ---------------------------------------------------------------------------------------------------------

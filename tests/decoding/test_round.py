@@ -15,15 +15,16 @@ NOTHING: Any = None
 
 
 def test_a_report_unpacked_on_the_host_equals_the_packed_values() -> None:
-    done, hit = torch.tensor([0, 1], dtype=torch.uint8), torch.tensor([1, 0], dtype=torch.uint8)
-    packed = torch.zeros(2, Reports.width(nodes=3), dtype=torch.int32)
-    values = (i32([7, 9]), done, i32([2, -1]), i32([3, 0]), hit, i32([[5, 6, 7], [8, 9, 10]]))
+    packed = torch.zeros(3, Reports.width(nodes=3), dtype=torch.int32)
+    columns = ([7, 9, 4], [0, 1, 2], [2, -1, 1], [3, 0, 1], [1, 0, 0], [0, 0, 1], [[5, 6, 7], [8, 9, 10], [2, 3, 4]])
+    values = [i32(column) for column in columns]
     for field, value in zip(fields(Reports), values, strict=True):
         getattr(Reports.unpack(packed), field.name).copy_(value)
-    assert packed.tolist() == [[7, 0, 2, 3, 1, 5, 6, 7], [9, 1, -1, 0, 0, 8, 9, 10]]
+    assert packed.tolist() == [[7, 0, 2, 3, 1, 0, 5, 6, 7], [9, 1, -1, 0, 0, 0, 8, 9, 10], [4, 2, 1, 1, 0, 1, 2, 3, 4]]
     assert [SlotReport.of(row) for row in packed.tolist()] == [
-        SlotReport(length=7, done=False, accepted=2, proposed=3, hit=True, newest=[5, 6, 7]),
-        SlotReport(length=9, done=True, accepted=-1, proposed=0, hit=False, newest=[8, 9, 10]),
+        SlotReport(length=7, done=False, failed=False, accepted=2, proposed=3, hit=True, bad=False, newest=[5, 6, 7]),
+        SlotReport(length=9, done=True, failed=False, accepted=-1, proposed=0, hit=False, bad=False, newest=[8, 9, 10]),
+        SlotReport(length=4, done=True, failed=True, accepted=1, proposed=1, hit=False, bad=True, newest=[2, 3, 4]),
     ]
 
 
@@ -32,7 +33,7 @@ def test_an_unpacked_report_is_a_view_of_its_table() -> None:
     Reports.unpack(packed[1:]).done.fill_(1)
     Reports.unpack(packed).newest.fill_(6)
     assert [SlotReport.of(row) for row in packed.tolist()] == [
-        SlotReport(0, done, 0, 0, False, [6] * 4) for done in (False, True)
+        SlotReport(0, done, False, 0, 0, False, False, [6] * 4) for done in (False, True)
     ]
 
 

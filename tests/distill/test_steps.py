@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 import tiny
 from models.test_transformer import BOUND, FAMILIES, error, random_ids, teacher_forced
 from models.test_transformer import build as build_transformer
+from ssd import Engine
 from ssd.distill import student, training
-from ssd.distill.chats import Chat, overlaps, read
+from ssd.distill.chats import Chat, _answers, overlaps, read
 from ssd.distill.openings import OPENINGS, SHARES, opening
 from ssd.distill.report import tokens_per_round
 from ssd.distill.training import Texts
@@ -53,6 +54,17 @@ def test_the_student_is_the_decoder_that_the_engine_runs(tmp_path: Path, family:
 )
 def test_a_student_starts_from_the_outermost_layers(count: int, num_layers: int, layers: list[int]) -> None:
     assert student.outer_layers(count, num_layers) == layers
+
+
+def test_an_answer_that_the_target_cannot_finish_is_not_learned_from(tmp_path: Path) -> None:
+    vocabulary = tiny.vocabulary_of_bytes()
+    tiny.write_model(tmp_path, tokenizer=vocabulary, vocab_size=len(vocabulary))
+    tiny.spoil_token(tmp_path, vocabulary.index("z"))
+    with Engine(str(tmp_path), None, "ar", dtype="float32", threads=1) as engine:
+        assert engine.tokenizer is not None
+        messages = [("code", "rain"), ("code", "a zoo")]
+        with pytest.raises(SsdError, match="the target's logits for output token 1 "):
+            _answers(engine, engine.tokenizer, messages, 4, random.Random(0))
 
 
 def test_a_students_vocabulary_has_the_most_frequent_ids_of_the_answers() -> None:

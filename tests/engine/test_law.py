@@ -31,7 +31,10 @@ from ops.cases import sampling
 from ops.mutants import compiler, load_mutants
 from ops.statistics import chi_square_p
 from ssd import Completion, SamplingParams, ops
+from ssd.decoding.drafters.model import ModelDrafter
 from ssd.decoding.fallback import FallbackPolicy
+from ssd.kv.cache import KVCache, Rows
+from ssd.models.transformer import Transformer
 
 V = 6
 FIRST = 3  # the number of tokens whose joint law is checked
@@ -78,7 +81,7 @@ GRID = [
     ),
 ]
 REST = [configuration for configuration in GRID if configuration not in DEFAULT]
-LEVEL = 0.001 / len(DEFAULT + REST)
+LEVEL = 0.001 / (len(DEFAULT + REST) + 5)  # with those of NOT_FINITE
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +161,65 @@ def test_decoding_follows_the_targets_law(
     if how.mode == "ssd":
         hits, look_ups = hits_and_look_ups(completions)
         assert 0.2 * look_ups < hits < 0.8 * look_ups
+
+
+# A draft that is not always finite --------------------------------------------------------------------------------------------
+
+NOT_FINITE = [
+    Configuration("sd"),
+    Configuration("sd", tree=(2, 2)),
+    Configuration("sd", "trimmed", "processed", tree=(3, 1), saguaro_c=0.3),
+    Configuration("ssd", saguaro_c=0.3),
+    Configuration("ssd", fan_out="geometric", fallback="ngram"),
+]
+
+
+def spoil_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every draft's row after token 2 or 4 of the output NaN. No number of such rounds makes a draft count as failed."""
+    monkeypatch.setattr("ssd.decoding.speculative.BAD_ROUNDS", 10**9)
+    forward = Transformer.forward
+
+    def run(model: Transformer, rows: Rows, cache: KVCache) -> Tensor:
+        hidden = forward(model, rows, cache)
+        bad = ((rows.ids == 2) | (rows.ids == 4)) & (rows.positions >= len(PROMPT))
+        return hidden.masked_fill(bad[:, None], float("nan")) if any(model is m and cache is c for m, c in drafts) else hidden
+
+    drafts: list[Any] = []
+    make_drafter = ModelDrafter.__init__
+
+    def make(drafter: ModelDrafter, *values: Any, **named: Any) -> None:
+        make_drafter(drafter, *values, **named)
+        drafts.append((drafter.model, drafter.kv_cache))
+
+    monkeypatch.setattr(ModelDrafter, "__init__", make)
+    monkeypatch.setattr(Transformer, "forward", run)
+
+
+@pytest.mark.parametrize("how", NOT_FINITE, ids=str)
+def test_a_draft_that_is_not_always_finite_keeps_the_targets_law(
+    engine: MakeEngine, language: Path, next_logits: Tensor, monkeypatch: pytest.MonkeyPatch, how: Configuration
+) -> None:
+    spoil_drafts(monkeypatch)
+    completions = decode(engine, language, monkeypatch, how, DRAWS)
+    assert p_value(completions, law(next_logits, PROCESSINGS[how.processing])) > LEVEL
+    accepted = sum(c.stats.accepted_at[0] if c.stats.accepted_at else 0 for c in completions)
+    assert accepted > 0.1 * sum(c.stats.rounds for c in completions)
+
+
+@pytest.mark.parametrize("how", [Configuration("sd"), Configuration("sd", tree=(2, 2)), Configuration("ssd")], ids=str)
+def test_the_law_rejects_a_token_from_a_row_that_is_not_finite(
+    engine: MakeEngine, language: Path, next_logits: Tensor, monkeypatch: pytest.MonkeyPatch, how: Configuration
+) -> None:
+    """A bad row proposes token 0, which is verified as if it had no probability of being drawn."""
+
+    def sample(**arguments: Any) -> None:
+        ops.sample(**arguments | {"spec_len": None, "bad": None})
+        arguments["tokens"].clamp_min_(0)
+
+    spoil_drafts(monkeypatch)
+    monkeypatch.setattr("ssd.decoding.drafters.model.ops", SimpleNamespace(sample=sample))
+    completions = decode(engine, language, monkeypatch, how, 3_000)
+    assert p_value(completions, law(next_logits, PROCESSINGS[how.processing])) < LEVEL
 
 
 # Mistakes that it must find ---------------------------------------------------------------------------------------------------

@@ -232,11 +232,12 @@ def verify_state(
 
 
 def verify_written(slots: int, nodes: int, newest: int | None = None) -> dict[str, Tensor]:
-    """More arguments of verify: what it writes for the host, and `hit`, which it reports. newest: tokens in a report."""
+    """More arguments of verify: what it writes for the host, and what it reports. newest: tokens in a report."""
     return {
         "hit": torch.zeros(slots, dtype=torch.uint8),
+        "bad": torch.zeros(slots, dtype=torch.int32),
         "path": torch.full((slots, nodes), -9, dtype=torch.int32),
-        "report": torch.full((slots, 5 + (newest or nodes)), -9, dtype=torch.int32),
+        "report": torch.full((slots, 6 + (newest or nodes)), -9, dtype=torch.int32),
     }
 
 

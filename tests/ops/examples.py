@@ -128,6 +128,7 @@ def decision_examples() -> list[tuple[str, Arguments]]:
         "hit": torch.zeros(3, dtype=torch.uint8),
         "missed": torch.zeros(3, dtype=torch.uint8),
         "q_address": torch.zeros(3, dtype=torch.int32),
+        "bad": torch.zeros(3, dtype=torch.int32),
     }
     ngram = {
         "tokens": ints(0, 2, (3, 9), g),
@@ -137,9 +138,10 @@ def decision_examples() -> list[tuple[str, Arguments]]:
         "spec_len": i32([3, 2, 3]),
         "q_address": i32([4, 4, 4]),
     }
+    ends = {"spec_len": i32([2, 2, 2]), "bad": torch.zeros(3, dtype=torch.int32), "drafted": 1}
     return [
         ("row_stats", {"logits": logits, **settings, "saguaro_f": 2, "saguaro_c": 0.5}),
-        ("sample", draw | {"id_of": id_of, "missed": byte, **q}),
+        ("sample", draw | {"id_of": id_of, "missed": byte, **q, **ends}),
         ("sample", draw),
         ("fork", fork | {"id_of": id_of}),
         ("fork", fork),

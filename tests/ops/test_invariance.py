@@ -189,7 +189,8 @@ def cache_lookup(g: torch.Generator, dtype: torch.dtype) -> Rows:
     def run(index: Tensor) -> list[Tensor]:
         rows = (len(index),)
         written = [torch.zeros(*rows, *more, dtype=torch.int32) for more in [(), (), (4,), ()]]
-        written += [torch.zeros(rows, dtype=torch.uint8) for _ in range(2)] + [torch.zeros(rows, dtype=torch.int32)]
+        written += [torch.zeros(rows, dtype=torch.uint8) for _ in range(2)]
+        written += [torch.zeros(rows, dtype=torch.int32) for _ in range(2)]
         ops.cache_lookup(
             outcome[index], guess[index], guess_k[index], branch_tokens[index], *(x[index] for x in state),
             done[index], None, i32([1]), *written,

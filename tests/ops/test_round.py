@@ -75,6 +75,7 @@ def decode(lookahead: int, budget: int, settings: tuple[Tensor, Tensor, Tensor],
         "spec_len": torch.full((SLOTS,), lookahead, dtype=torch.int32),
         "hit": torch.zeros(SLOTS, dtype=torch.uint8),
         "q_address": torch.full((SLOTS,), budget, dtype=torch.int32),
+        "bad": torch.zeros(SLOTS, dtype=torch.int32),
     }
     missed = torch.zeros(SLOTS, dtype=torch.uint8)
     rounds, hits, hits_after_accepted = 0, 0, 0

@@ -3,6 +3,8 @@ example."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -103,8 +105,12 @@ def random_round(
     greedy: float = 0.2,
     undrawn: float = 0.2,
     parity: int = 0,
+    spoil: Callable[[Tensor], None] = lambda p_logits: None,
 ) -> Round:
-    """Random p and q that are similar; proposals drawn from q, or chosen without drawing (δ). Padding and unused q are NaN."""
+    """Random p and q that are similar; proposals drawn from q, or chosen without drawing (δ). Padding and unused q are NaN.
+
+    spoil: changes p's logits, [slots, nodes, vocabulary], after q is made from them.
+    """
     g = generator(seed)
     chain = parents is None
     parents = (parents or [list(range(-1, lookahead))] * slots)[: fewer(slots if parents is None else len(parents))]
@@ -124,6 +130,7 @@ def random_round(
 
     p_logits = 2 * torch.randn(slots, nodes, vocabulary, generator=g)
     drawn_from = 0.8 * p_logits[:, :, id_of] + 0.8 * torch.randn(slots, nodes, width, generator=g)
+    spoil(p_logits)
     q_logits = torch.full((slots, 2, addresses, nodes, width), NAN)
     q_logits[torch.arange(slots), parity, q_address.clamp_min(0).long()] = drawn_from
     q_logits[q_address < 0] = NAN
@@ -204,8 +211,9 @@ def assert_verdicts(case: Round) -> None:
     parity = int(before["parity"])
     for s, verdict in enumerate(case.expected):
         n = int(before["length"][s])
-        committed = [int(before["spec_tokens"][s, node - 1]) for node in verdict.accepted] + [verdict.token]
-        nodes = [0, *verdict.accepted]
+        failed = verdict.token == -1
+        committed = [int(before["spec_tokens"][s, node - 1]) for node in verdict.accepted] + [verdict.token] * (not failed)
+        nodes = [0, *verdict.accepted][: len(committed)]
         sequence = before["tokens"][s].tolist()
         sequence[n + 1 : n + 1 + len(committed)] = committed
         said = {
@@ -221,8 +229,8 @@ def assert_verdicts(case: Round) -> None:
             "outcome": [len(verdict.accepted), verdict.token],
             "tokens": sequence,
             "length": n + len(committed),
-            "last_token": committed[-1],
-            "done": 0,
+            "last_token": sequence[n + len(committed)],
+            "done": ops.FAILED if failed else 0,
         }, f"slot {s}"
 
 
@@ -443,20 +451,20 @@ def reported(newest: int, **changes: Tensor) -> list[int]:
 
 def test_a_report_has_the_state_after_the_commit_and_the_newest_tokens() -> None:
     hit = torch.ones(1, dtype=torch.uint8)
-    assert reported(4) == [6, 0, 1, 3, 0, 30, 40, 1, 9]
-    assert reported(1, hit=hit, eos=i32([9])) == [6, 1, 1, 3, 1, 9]
+    assert reported(4) == [6, 0, 1, 3, 0, 0, 30, 40, 1, 9]
+    assert reported(1, hit=hit, bad=i32([1]), eos=i32([9])) == [6, 1, 1, 3, 1, 1, 9]
 
 
 def test_a_report_says_what_was_accepted_even_if_it_did_not_fit() -> None:
-    assert reported(3, max_length=i32([6])) == [5, 1, 1, 3, 0, 30, 40, 1]
+    assert reported(3, max_length=i32([6])) == [5, 1, 1, 3, 0, 0, 30, 40, 1]
 
 
 def test_a_report_of_a_short_sequence_begins_with_its_first_token() -> None:
-    assert reported(9) == [6, 0, 1, 3, 0, 0, 0, 0, 10, 20, 30, 40, 1, 9]
+    assert reported(9) == [6, 0, 1, 3, 0, 0, 0, 0, 0, 10, 20, 30, 40, 1, 9]
 
 
 def test_a_done_slot_reports_its_state_and_that_nothing_was_decided() -> None:
-    assert reported(2, done=torch.ones(1, dtype=torch.uint8), spec_len=i32([0])) == [4, 1, -1, 0, 0, 30, 40]
+    assert reported(2, done=torch.ones(1, dtype=torch.uint8), spec_len=i32([0])) == [4, 1, -1, 0, 0, 0, 30, 40]
 
 
 def test_all_slots_may_share_one_table_of_parents() -> None:
@@ -531,6 +539,15 @@ def test_a_rank_is_the_place_of_the_guess_in_fork() -> None:
     assert [rank(token) for token in guess[0].tolist()] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("spoilt", [NAN, -math.inf])
+def test_a_token_that_is_never_guessed_ranks_after_all_guesses(spoilt: float) -> None:
+    """It is masked, or its logit is not a number."""
+    byte, seen = torch.zeros(1, dtype=torch.uint8), torch.zeros(1, 4, dtype=torch.int32)
+    tables = (i32([[[0, 2], [-1, -1]]]), i32([0]), torch.zeros(1, 0, dtype=torch.int32), i32([0]), byte, byte)
+    ops.rank_outcomes(f32([[[5, 6, spoilt, 4]]]), *tables, None, 3, seen)
+    assert seen.tolist() == [[0, 0, 0, 4]]
+
+
 @pytest.mark.parametrize("budget, expected", [(2, 4), (9, 9)])
 def test_a_token_that_the_draft_lacks_ranks_after_all_guesses(budget: int, expected: int) -> None:
     assert rank(5, draft_id_of=i32([0, 1, 2, 3, -1, -1, -1]), budget=budget) == expected
@@ -564,6 +581,7 @@ def lookup_arguments(
         "hit": torch.full((slots,), 9, dtype=torch.uint8),
         "missed": torch.full((slots,), 9, dtype=torch.uint8),
         "q_address": torch.full((slots,), -9, dtype=torch.int32),
+        "bad": torch.full((slots,), -9, dtype=torch.int32),
     }
 
 
@@ -646,15 +664,20 @@ def test_cache_lookup_equals_the_oracle(seed: int, budget: int, lookahead: int, 
     slots = 30
     outcomes = torch.stack([ints(0, 3, (slots,), g), ints(0, 4, (slots,), g)], dim=1)
     guess_k, guess = ints(-1, 3, (slots, budget), g), ints(0, 4, (slots, budget), g)
+    guess_k[::5, : budget // 2] = -2  # the guesses after a bad row
     arguments = lookup_arguments(outcomes.tolist(), guess_k.tolist(), guess.tolist(), lookahead, parity)
+    missing = torch.rand(slots, budget, lookahead, generator=g) < 0.2  # after a bad row
+    arguments["branch_tokens"] = torch.where(missing, -1, arguments["branch_tokens"])
     arguments["length"], arguments["max_length"] = ints(0, 9, (slots,), g), ints(1, 15, (slots,), g)
     arguments["done"] = ints(0, 2, (slots,), g).to(torch.uint8)
     after = look_up(arguments)
     for s in range(slots):
         pairs = list(zip(guess_k[s].tolist(), guess[s].tolist(), strict=True))
         limits = (int(arguments["length"][s]), int(arguments["max_length"][s]), bool(arguments["done"][s]))
-        branch, room = reference.lookup(tuple(outcomes[s].tolist()), pairs, *limits, lookahead)
-        assert int(after["spec_len"][s]) == room
+        branches = arguments["branch_tokens"][s].tolist() or [[0] * lookahead]
+        branch, length, bad = reference.lookup(tuple(outcomes[s].tolist()), pairs, branches, *limits)
+        assert int(after["spec_len"][s]) == length
+        assert int(after["bad"][s]) == bad
         assert bool(after["hit"][s]) == (branch >= 0)
         assert bool(after["missed"][s]) == (branch < 0 and not limits[2])
         if branch >= 0:

@@ -72,6 +72,8 @@ struct Entry {
   int32_t id;
 };
 
+constexpr int kBadRow = -1;
+
 struct Kernels {
   const char* name;
   void (*linear_bf16)(const LinearTile<bf16>&);
@@ -82,8 +84,8 @@ struct Kernels {
   // y[d] = x[d] / rms(x) * weight[d]
   void (*rms_norm_bf16)(const bf16* x, const bf16* weight, float eps, int64_t d, bf16* y);
   void (*rms_norm_float)(const float* x, const float* weight, float eps, int64_t d, float* y);
-  // Writes the n largest entries, in the order (value descending, id ascending), without NaN and without the id `excluded` (-1:
-  // none). Returns how many there are.
+  // Writes the n largest entries, in the order (value descending, id ascending), without -inf and without the id `excluded`
+  // (-1: none). Returns how many there are, or kBadRow if the row is bad (common/distribution.h).
   int (*largest)(const float* logits, int64_t size, int n, int32_t excluded, Entry* out);
   // out[i] = the probability of entry first + i, logits[i], under `stats` (common/distribution.h).
   void (*probabilities)(const float* logits, const float* stats, int32_t first, int64_t n, float* out);

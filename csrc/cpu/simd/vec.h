@@ -1,5 +1,5 @@
 // Vec, sixteen floats, with the same functions for every instruction set. Everything here is private to the file that includes
-// it.
+// it. No comparison with NaN holds: all_at_most is false if a lane is NaN.
 #pragma once
 
 #include <bit>
@@ -33,7 +33,7 @@ inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
-inline bool any_greater(Vec a, float b) { return _mm512_cmp_ps_mask(a.v, _mm512_set1_ps(b), _CMP_GT_OQ) != 0; }
+inline bool all_at_most(Vec a, float b) { return _mm512_cmp_ps_mask(a.v, _mm512_set1_ps(b), _CMP_NLE_UQ) == 0; }
 inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
@@ -78,10 +78,10 @@ inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_a
 inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
 inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
-inline bool any_greater(Vec a, float b) {
+inline bool all_at_most(Vec a, float b) {
   const __m256 bound = _mm256_set1_ps(b);
-  const __m256 either = _mm256_or_ps(_mm256_cmp_ps(a.lo, bound, _CMP_GT_OQ), _mm256_cmp_ps(a.hi, bound, _CMP_GT_OQ));
-  return _mm256_movemask_ps(either) != 0;
+  const __m256 either = _mm256_or_ps(_mm256_cmp_ps(a.lo, bound, _CMP_NLE_UQ), _mm256_cmp_ps(a.hi, bound, _CMP_NLE_UQ));
+  return _mm256_movemask_ps(either) == 0;
 }
 inline float reduce_add(Vec a) {
   const __m256 eight = _mm256_add_ps(a.lo, a.hi);
@@ -158,10 +158,10 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 inline Vec max(Vec a, Vec b) {
   return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
-inline bool any_greater(Vec a, float b) {
-  bool any = false;
-  for (int i = 0; i < kBlock; ++i) any |= a.v[i] > b;
-  return any;
+inline bool all_at_most(Vec a, float b) {
+  bool all = true;
+  for (int i = 0; i < kBlock; ++i) all &= a.v[i] <= b;
+  return all;
 }
 inline float reduce_add(Vec a) {
   for (int width = kBlock / 2; width > 0; width /= 2)

@@ -29,21 +29,25 @@ void rms_norm_float(const float* x, const float* weight, float eps, int64_t d, f
 int largest(const float* logits, int64_t size, int n, int32_t excluded, Entry* out) {
   if (n <= 0) return 0;
   int count = 0;
+  bool finite = false, spoilt = false;
   // Ids come in ascending order, so only a strictly larger value replaces an entry.
   const auto offer = [&](int32_t id) {
     const float value = logits[id];
-    if (id == excluded || std::isnan(value) || !(count < n || value > out[n - 1].value)) return;
+    spoilt = spoilt || spoils_its_row(value);
+    if (spoilt || value == -std::numeric_limits<float>::infinity()) return;
+    finite = true;
+    if (id == excluded || !(count < n || value > out[n - 1].value)) return;
     int place = count < n ? count++ : n - 1;
     for (; place > 0 && value > out[place - 1].value; --place) out[place] = out[place - 1];
     out[place] = {value, id};
   };
   int64_t i = 0;
   for (; i + kBlock <= size; i += kBlock) {
-    if (count == n && !any_greater(load(logits + i), out[n - 1].value)) continue;
+    if (count == n && all_at_most(load(logits + i), out[n - 1].value)) continue;
     for (int lane = 0; lane < kBlock; ++lane) offer(static_cast<int32_t>(i + lane));
   }
   for (; i < size; ++i) offer(static_cast<int32_t>(i));
-  return count;
+  return finite && !spoilt ? count : kBadRow;
 }
 
 void probabilities(const float* logits, const float* stats, int32_t first, int64_t n, float* out) {

@@ -74,7 +74,7 @@ class ModelDrafter:
 
         extended: whether `extend` stores the trunk in each round. Otherwise the token before the last one may not be stored
         yet: it is not if it was the last proposed token and was accepted. So the first pass runs it too, perhaps for the second
-        time.
+        time. A bad row ends the speculation.
         """
         speculation, branches, tree = tables.speculation, tables.branches, self.tree
         for depth, children in enumerate(tree.children):
@@ -82,7 +82,8 @@ class ModelDrafter:
             every = 2 if depth == 0 and not extended else 1
             rows = tree.rows(tables.state, speculation.tokens, branches.length, range(nodes.start + 1 - every, nodes.stop))
             tokens = speculation.tokens[:, drawn.start - 1 : drawn.stop - 1]
-            self.step(tables, rows, tokens, QRows(branches.budget, nodes), children, every, branches.missed)
+            drafted = nodes.stop - 1
+            self.step(tables, rows, tokens, QRows(branches.budget, nodes), children, every, branches.missed, drafted)
 
     def extend(self, tables: DraftTables) -> Tensor:
         """Store the last committed token and the speculation in the trunk.
@@ -104,12 +105,15 @@ class ModelDrafter:
         m: int = 1,
         every: int = 1,
         missed: Tensor | None = None,
+        drafted: int | None = None,
         next_half: bool = False,
     ) -> None:
         """Run one forward pass, draw m tokens after the last row of each group of `every` rows, and keep the distributions.
 
-        tokens: [n, R / n / every · m] int32, gets the target ids, −1 where fewer than m tokens have a probability. q_rows,
-        next_half: the location in q for the distributions, see `Speculation`. missed: [n] uint8, the slots that get tokens.
+        tokens: [n, R / n / every · m] int32, gets the target ids, −1 where fewer than m tokens have a probability, as in a bad
+        row. q_rows, next_half: the location in q for the distributions, see `Speculation`. missed: [n] uint8, the slots that
+        get tokens. drafted: the number of the speculation's nodes drafted before, where a bad row ends it; None for a branch,
+        which the look-up cuts.
         """
         state, speculation = tables.state, tables.speculation
         logits = self.model.next_logits(rows, self.kv_cache, every)
@@ -128,4 +132,7 @@ class ModelDrafter:
             next_half=next_half,
             q_logits=q_logits,
             q_stats=q_stats,
+            spec_len=None if drafted is None else speculation.length,
+            bad=None if drafted is None else speculation.bad,
+            drafted=drafted or 0,
         )
