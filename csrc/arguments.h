@@ -5,10 +5,12 @@
 // refuses wrong values (an id out of range, a length); CUDA does not, because the host does not read a device's memory.
 #pragma once
 
+#include <limits>
 #include <string_view>
 
 #include "checks.h"
 #include "common/distribution.h"
+#include "common/report.h"
 
 namespace ssd {
 
@@ -34,7 +36,7 @@ struct NormSizes {
 
 inline NormSizes check_rms_norm(const Tensor& x, const Tensor& weight, RunDtypes dtypes) {
   check_run_dtype(x, "x", dtypes);
-  check(x, "x", x.scalar_type(), {-1, -1});
+  check(x, "x", x.scalar_type(), {-1, -1}, 1);
   check(weight, "weight", x.scalar_type(), {x.size(1)});
   return {.rows = x.size(0), .width = x.size(1)};
 }
@@ -101,6 +103,16 @@ inline LinearSizes check_linear(const Tensor& x, const Tensor& weight, int64_t o
   check(residual, "residual", x.scalar_type(), {rows, columns});
   TORCH_CHECK(residual.has_value() == (epilogue == Epilogue::kAdd), "residual goes with the epilogue add, and only with it");
   return {.rows = rows, .inputs = inputs, .outputs = out_features, .columns = columns, .epilogue = epilogue, .int8 = int8};
+}
+
+inline LinearSizes check_logits(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& out,
+                                RunDtypes dtypes, PackedShape packed_shape(const WeightSizes&),
+                                std::optional<at::ScalarType> packed_int8 = std::nullopt) {
+  check(out, "out", at::kFloat, {-1, -1});
+  TORCH_CHECK(out.size(1) > 0, "out must have at least one column");
+  const LinearSizes sizes = check_linear(x, weight, out.size(1), "none", bias, std::nullopt, dtypes, packed_shape, packed_int8);
+  check(out, "out", at::kFloat, {sizes.rows, sizes.columns});
+  return sizes;
 }
 
 struct RopeSizes {
@@ -170,69 +182,133 @@ inline AttentionSizes check_paged_attention(const Tensor& q, const Tensor& k_cac
 }
 
 struct MoveSizes {
-  int64_t planes, kv_slots, slot_bytes, moves;  // a plane is one layer's K or V
+  int64_t planes, kv_slots, slot_bytes, page_size;  // a plane is one layer's K or V
+  int64_t slots, table_width, nodes;
 };
 
-inline MoveSizes check_move_kv(const Tensor& kv, const Tensor& src, const Tensor& dst, RunDtypes dtypes) {
+inline MoveSizes check_move_kv(const Tensor& kv, const Tensor& page_table, const Tensor& length, const Tensor& path,
+                               RunDtypes dtypes) {
   check_run_dtype(kv, "kv", dtypes);
   check(kv, "kv", kv.scalar_type(), {-1, 2, -1, -1, -1, -1});
-  check(src, "src", at::kInt, {-1});
-  check(dst, "dst", at::kInt, {src.size(0)});
+  check(page_table, "page_table", at::kInt, {-1, -1});
+  const int64_t slots = page_table.size(0);
+  check(length, "length", at::kInt, {slots}, 0);
+  check(path, "path", at::kInt, {slots, -1});
   return {.planes = 2 * kv.size(0),
           .kv_slots = kv.size(2) * kv.size(3),
           .slot_bytes = kv.size(4) * kv.size(5) * static_cast<int64_t>(kv.element_size()),
-          .moves = src.size(0)};
+          .page_size = kv.size(3),
+          .slots = slots,
+          .table_width = page_table.size(1),
+          .nodes = path.size(1)};
+}
+
+// The rows of a forward pass ----------------------------------------------------------------------------------------------------
+
+struct TreeRowsSizes {
+  int64_t slots, rows, capacity, nodes, table_width;
+};
+
+inline TreeRowsSizes check_tree_rows(const Tensor& tokens, const Tensor& spec_tokens, const Tensor& length,
+                                     const Tensor& page_table, const OptionalTensor& parent, int64_t page_size, int64_t first,
+                                     int64_t count, int64_t depth) {
+  check(tokens, "tokens", at::kInt, {-1, -1});
+  const int64_t slots = tokens.size(0);
+  check(spec_tokens, "spec_tokens", at::kInt, {slots, -1});
+  const int64_t nodes = spec_tokens.size(1) + 1;
+  check(length, "length", at::kInt, {slots});
+  check(page_table, "page_table", at::kInt, {slots, -1});
+  check(parent, "parent", at::kInt, {nodes});
+  TORCH_CHECK(tokens.size(1) > 0, "tokens must have at least one column");
+  TORCH_CHECK(page_size > 0, "page_size must be positive, not ", page_size);
+  TORCH_CHECK(first >= -1, "first must be at least -1, the token before the root, not ", first);
+  TORCH_CHECK(count >= 0 && count <= nodes - first, "count must be 0 to ", nodes - first, ", the nodes from first on, not ",
+              count);
+  TORCH_CHECK(parent.has_value() ? depth >= 1 && depth < nodes : depth == 0, "depth must be ",
+              parent.has_value() ? "1 to the number of proposals for a tree, not " : "0 without parent, not ", depth);
+  return {.slots = slots, .rows = slots * count, .capacity = tokens.size(1), .nodes = nodes, .table_width = page_table.size(1)};
+}
+
+struct BranchRowsSizes {
+  int64_t slots, budget, lookahead;
+};
+
+inline BranchRowsSizes check_branch_rows(const Tensor& guess, const Tensor& guess_k, const Tensor& branch_tokens,
+                                         const Tensor& length, const Tensor& scratch, int64_t step) {
+  check(guess, "guess", at::kInt, {-1, -1});
+  const int64_t slots = guess.size(0), budget = guess.size(1);
+  check(guess_k, "guess_k", at::kInt, {slots, budget});
+  check(branch_tokens, "branch_tokens", at::kInt, {slots, budget, -1});
+  const int64_t lookahead = branch_tokens.size(2);
+  check(length, "length", at::kInt, {slots});
+  check(scratch, "scratch", at::kInt, {slots, budget, lookahead});
+  TORCH_CHECK(step >= 0 && step < lookahead, "step must be 0 to ", lookahead - 1, ", not ", step);
+  return {.slots = slots, .budget = budget, .lookahead = lookahead};
 }
 
 // Distributions, and drawing from them ----------------------------------------------------------------------------------------
 
 struct LogitsSizes {
-  int64_t rows, vocabulary;
+  int64_t rows, vocabulary, rows_a_slot;
 };
+
+// The rows of a slot are adjacent, and every slot has as many.
+inline int64_t rows_a_slot(int64_t rows, int64_t slots, const char* name) {
+  TORCH_CHECK(slots > 0 ? rows % slots == 0 : rows == 0, "logits must have as many rows for each of the ", slots, " slots of ",
+              name, ", not ", rows, " in all");
+  return slots > 0 ? rows / slots : 0;
+}
 
 inline LogitsSizes check_row_stats(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
                                    const Tensor& min_p, int64_t saguaro_f, double saguaro_c) {
   check(logits, "logits", at::kFloat, {-1, -1});
   const int64_t rows = logits.size(0), vocabulary = logits.size(1);
-  check(temperature, "temperature", at::kFloat, {rows});
-  check(top_k, "top_k", at::kInt, {rows});
-  check(top_p, "top_p", at::kFloat, {rows});
-  check(min_p, "min_p", at::kFloat, {rows});
+  check(temperature, "temperature", at::kFloat, {-1});
+  const int64_t slots = temperature.size(0);
+  check(top_k, "top_k", at::kInt, {slots});
+  check(top_p, "top_p", at::kFloat, {slots});
+  check(min_p, "min_p", at::kFloat, {slots});
   TORCH_CHECK(vocabulary > 0 && vocabulary < (1 << 24), "logits must have 1 to 2^24 - 1 columns, not ", vocabulary);
   TORCH_CHECK(saguaro_c > 0.0 && saguaro_c <= 1.0, "saguaro_c must be in (0, 1], not ", saguaro_c);
   TORCH_CHECK(saguaro_f >= 0, "saguaro_f must not be negative, not ", saguaro_f);
-  return {.rows = rows, .vocabulary = vocabulary};
+  return {.rows = rows, .vocabulary = vocabulary, .rows_a_slot = rows_a_slot(rows, slots, "temperature")};
 }
 
 inline LogitsSizes check_sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, const Tensor& position,
-                                int64_t m, const OptionalTensor& id_of, const OptionalTensor& spec_len,
-                                const OptionalTensor& bad, int64_t drafted) {
+                                const Tensor& tokens, int64_t m, const OptionalTensor& id_of, const OptionalTensor& missed,
+                                const OptionalTensor& parity, const OptionalTensor& q_logits, const OptionalTensor& q_stats,
+                                const OptionalTensor& spec_len, const OptionalTensor& bad, int64_t drafted) {
   check(logits, "logits", at::kFloat, {-1, -1});
   const int64_t rows = logits.size(0), vocabulary = logits.size(1);
   check(stats, "stats", at::kFloat, {rows, kStats});
-  check(seed, "seed", at::kLong, {rows});
-  check(position, "position", at::kInt, {rows});
-  check(id_of, "id_of", at::kInt, {vocabulary});
+  check(seed, "seed", at::kLong, {-1});
+  const int64_t slots = seed.size(0), of_a_slot = rows_a_slot(rows, slots, "seed");
+  check(position, "position", at::kInt, {rows}, 0);
   TORCH_CHECK(m >= 1, "m must be at least 1, not ", m);
-  TORCH_CHECK(vocabulary > 0, "logits must have at least one column");
-  check(spec_len, "spec_len", at::kInt, {-1});
+  check(tokens, "tokens", at::kInt, {slots, of_a_slot * m}, 0);
+  check(id_of, "id_of", at::kInt, {vocabulary});
+  check(missed, "missed", at::kByte, {slots});
+  check(parity, "parity", at::kInt, {1});
+  check(q_logits, "q_logits", at::kFloat, {slots, 2, of_a_slot, vocabulary}, 1);
+  check(q_stats, "q_stats", at::kFloat, {slots, 2, of_a_slot, kStats}, 1);
+  TORCH_CHECK(q_logits.has_value() == q_stats.has_value() && (!q_logits.has_value() || parity.has_value()),
+              "q_logits, q_stats and parity go together");
+  check(spec_len, "spec_len", at::kInt, {slots});
   TORCH_CHECK(spec_len.has_value() == bad.has_value(), "spec_len and bad go together");
-  const int64_t slots = spec_len.has_value() ? spec_len->size(0) : rows;
   check(bad, "bad", at::kInt, {slots});
-  TORCH_CHECK(slots > 0 ? rows % slots == 0 : rows == 0, "logits must have the same number of rows for each of ", slots,
-              " slots, not ", rows, " in all");
   TORCH_CHECK(drafted >= 0, "drafted must not be negative, not ", drafted);
-  return {.rows = rows, .vocabulary = vocabulary};
+  TORCH_CHECK(vocabulary > 0, "logits must have at least one column");
+  return {.rows = rows, .vocabulary = vocabulary, .rows_a_slot = of_a_slot};
 }
 
 // The speculation cache and its verification ----------------------------------------------------------------------------------
 
 struct ForkSizes {
-  int64_t slots, lookahead, vocabulary;
+  int64_t slots, lookahead, vocabulary, budget;
 };
 
 inline ForkSizes check_fork(const Tensor& logits, const Tensor& spec_tokens, const Tensor& spec_len, const Tensor& table,
-                            const Tensor& hit, int64_t budget, const OptionalTensor& id_of) {
+                            const Tensor& hit, const Tensor& guess, const Tensor& guess_k, const OptionalTensor& id_of) {
   check(logits, "logits", at::kFloat, {-1, -1, -1});
   const int64_t slots = logits.size(0), width = logits.size(1), vocabulary = logits.size(2);
   TORCH_CHECK(width >= 1, "logits must have K + 1 rows a slot, not none");
@@ -240,23 +316,26 @@ inline ForkSizes check_fork(const Tensor& logits, const Tensor& spec_tokens, con
   check(spec_len, "spec_len", at::kInt, {slots});
   check(table, "table", at::kInt, {2, width, width});
   check(hit, "hit", at::kByte, {slots});
+  check(guess, "guess", at::kInt, {slots, -1});
+  check(guess_k, "guess_k", at::kInt, {slots, guess.size(1)});
   check(id_of, "id_of", at::kInt, {vocabulary});
-  TORCH_CHECK(budget >= 0, "budget must not be negative, not ", budget);
-  return {.slots = slots, .lookahead = width - 1, .vocabulary = vocabulary};
+  return {.slots = slots, .lookahead = width - 1, .vocabulary = vocabulary, .budget = guess.size(1)};
 }
 
 constexpr int64_t kMaxNodes = 64;  // of a tree of proposals, the root included
 
 struct VerifySizes {
   int64_t slots, nodes, vocabulary, draft_vocabulary, addresses, q_rows, eos_count, capacity;
+  int64_t parent_stride, newest;  // newest: tokens in a report
 };
 
 inline VerifySizes check_verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTensor& q_logits,
                                 const OptionalTensor& q_stats, const Tensor& q_address, const OptionalTensor& draft_id_of,
-                                const Tensor& spec_tokens, const Tensor& spec_len, const OptionalTensor& parent,
-                                const Tensor& parity, const Tensor& seed, const Tensor& eos, const Tensor& ignore_eos,
-                                const Tensor& max_length, const Tensor& tokens, const Tensor& length, const Tensor& last_token,
-                                const Tensor& done, const Tensor& outcome) {
+                                const Tensor& spec_tokens, const Tensor& spec_len, const Tensor& hit, const Tensor& bad,
+                                const OptionalTensor& parent, const Tensor& parity, const Tensor& seed, const Tensor& eos,
+                                const Tensor& ignore_eos, const Tensor& max_length, const Tensor& tokens, const Tensor& length,
+                                const Tensor& last_token, const Tensor& done, const Tensor& outcome, const Tensor& path,
+                                const Tensor& report) {
   check(p_logits, "p_logits", at::kFloat, {-1, -1, -1});
   const int64_t slots = p_logits.size(0), nodes = p_logits.size(1), vocabulary = p_logits.size(2);
   TORCH_CHECK(nodes >= 1 && nodes <= kMaxNodes, "p_logits must have 1 to ", kMaxNodes, " rows a slot, not ", nodes);
@@ -273,7 +352,9 @@ inline VerifySizes check_verify(const Tensor& p_logits, const Tensor& p_stats, c
   check(draft_id_of, "draft_id_of", at::kInt, {vocabulary});
   check(spec_tokens, "spec_tokens", at::kInt, {slots, nodes - 1});
   check(spec_len, "spec_len", at::kInt, {slots});
-  check(parent, "parent", at::kInt, {slots, nodes});
+  check(hit, "hit", at::kByte, {slots});
+  check(bad, "bad", at::kInt, {slots});
+  check(parent, "parent", at::kInt, {slots, nodes}, 1);
   check(parity, "parity", at::kInt, {1});
   check(seed, "seed", at::kLong, {slots});
   check(eos, "eos", at::kInt, {-1});
@@ -284,6 +365,10 @@ inline VerifySizes check_verify(const Tensor& p_logits, const Tensor& p_stats, c
   check(last_token, "last_token", at::kInt, {slots});
   check(done, "done", at::kByte, {slots});
   check(outcome, "outcome", at::kInt, {slots, 2, 2});
+  check(path, "path", at::kInt, {slots, nodes});
+  check(report, "report", at::kInt, {slots, -1});
+  TORCH_CHECK(report.size(1) > kReportColumns && report.size(1) <= kReportColumns + kMaxNodes, "report must have ",
+              kReportColumns + 1, " to ", kReportColumns + kMaxNodes, " columns, not ", report.size(1));
   return {.slots = slots,
           .nodes = nodes,
           .vocabulary = vocabulary,
@@ -291,18 +376,55 @@ inline VerifySizes check_verify(const Tensor& p_logits, const Tensor& p_stats, c
           .addresses = addresses,
           .q_rows = q_rows,
           .eos_count = eos.size(0),
-          .capacity = tokens.size(1)};
+          .capacity = tokens.size(1),
+          .parent_stride = parent.has_value() ? parent->stride(0) : 0,
+          .newest = report.size(1) - kReportColumns};
+}
+
+struct RankSizes {
+  int64_t slots, nodes, vocabulary, target_vocabulary;
+};
+
+inline void check_draft_context(int64_t draft_context) {
+  TORCH_CHECK(draft_context > 0 && draft_context <= std::numeric_limits<int32_t>::max() - 2,
+              "draft_context must be positive and below 2^31 - 2, not ", draft_context);
+}
+
+inline RankSizes check_rank_outcomes(const Tensor& logits, const Tensor& outcome, const Tensor& parity,
+                                     const Tensor& spec_tokens, const Tensor& spec_len, const Tensor& hit, const Tensor& done,
+                                     const Tensor& length, const OptionalTensor& draft_id_of, int64_t budget,
+                                     int64_t draft_context, const Tensor& seen) {
+  check(logits, "logits", at::kFloat, {-1, -1, -1});
+  const int64_t slots = logits.size(0), nodes = logits.size(1), vocabulary = logits.size(2);
+  TORCH_CHECK(nodes >= 1, "logits must have K + 1 rows a slot, not none");
+  TORCH_CHECK(vocabulary > 0, "logits must have at least one column");
+  check(outcome, "outcome", at::kInt, {slots, 2, 2});
+  check(parity, "parity", at::kInt, {1});
+  check(spec_tokens, "spec_tokens", at::kInt, {slots, nodes - 1});
+  check(spec_len, "spec_len", at::kInt, {slots});
+  check(hit, "hit", at::kByte, {slots});
+  check(done, "done", at::kByte, {slots});
+  check(draft_id_of, "draft_id_of", at::kInt, {-1});
+  check(length, "length", at::kInt, {slots});
+  check(seen, "seen", at::kInt, {slots, kSeenColumns});
+  check_draft_context(draft_context);
+  TORCH_CHECK(budget >= 0, "budget must not be negative, not ", budget);
+  return {.slots = slots,
+          .nodes = nodes,
+          .vocabulary = vocabulary,
+          .target_vocabulary = draft_id_of.has_value() ? draft_id_of->size(0) : vocabulary};
 }
 
 struct LookupSizes {
-  int64_t slots, budget, lookahead;
+  int64_t slots, budget, lookahead, depth;  // depth: levels of a tree
 };
 
 inline LookupSizes check_cache_lookup(const Tensor& outcome, const Tensor& guess, const Tensor& guess_k,
                                       const Tensor& branch_tokens, const Tensor& length, const Tensor& last_token,
-                                      const Tensor& max_length, const Tensor& done, const Tensor& parity,
-                                      const Tensor& draft_length, const Tensor& draft_last_token, const Tensor& spec_tokens,
-                                      const Tensor& spec_len, const Tensor& hit, const Tensor& q_address, const Tensor& bad) {
+                                      const Tensor& max_length, const Tensor& done, const OptionalTensor& nodes_within,
+                                      int64_t draft_context, const Tensor& parity, const Tensor& draft_length,
+                                      const Tensor& draft_last_token, const Tensor& spec_tokens, const Tensor& spec_len,
+                                      const Tensor& hit, const Tensor& missed, const Tensor& q_address, const Tensor& bad) {
   check(outcome, "outcome", at::kInt, {-1, 2, 2});
   const int64_t slots = outcome.size(0);
   check(guess, "guess", at::kInt, {slots, -1});
@@ -314,26 +436,39 @@ inline LookupSizes check_cache_lookup(const Tensor& outcome, const Tensor& guess
   check(last_token, "last_token", at::kInt, {slots});
   check(max_length, "max_length", at::kInt, {slots});
   check(done, "done", at::kByte, {slots});
+  check(nodes_within, "nodes_within", at::kInt, {-1});
+  TORCH_CHECK(!nodes_within.has_value() || nodes_within->size(0) > 0,
+              "nodes_within must have an entry for every depth, not none");
+  check_draft_context(draft_context);
   check(parity, "parity", at::kInt, {1});
   check(draft_length, "draft_length", at::kInt, {slots});
   check(draft_last_token, "draft_last_token", at::kInt, {slots});
   check(spec_tokens, "spec_tokens", at::kInt, {slots, lookahead});
   check(spec_len, "spec_len", at::kInt, {slots});
   check(hit, "hit", at::kByte, {slots});
+  check(missed, "missed", at::kByte, {slots});
   check(q_address, "q_address", at::kInt, {slots});
   check(bad, "bad", at::kInt, {slots});
-  return {.slots = slots, .budget = budget, .lookahead = lookahead};
+  return {.slots = slots,
+          .budget = budget,
+          .lookahead = lookahead,
+          .depth = nodes_within.has_value() ? nodes_within->size(0) - 1 : lookahead};
 }
 
 struct NgramSizes {
-  int64_t slots, capacity;
+  int64_t slots, capacity, lookahead;
 };
 
-inline NgramSizes check_ngram_propose(const Tensor& tokens, const Tensor& length, int64_t lookahead) {
+inline NgramSizes check_ngram_propose(const Tensor& tokens, const Tensor& length, const Tensor& missed,
+                                      const Tensor& spec_tokens, const Tensor& spec_len, const Tensor& q_address) {
   check(tokens, "tokens", at::kInt, {-1, -1});
-  check(length, "length", at::kInt, {tokens.size(0)});
-  TORCH_CHECK(lookahead >= 0, "lookahead must not be negative, not ", lookahead);
-  return {.slots = tokens.size(0), .capacity = tokens.size(1)};
+  const int64_t slots = tokens.size(0);
+  check(length, "length", at::kInt, {slots});
+  check(missed, "missed", at::kByte, {slots});
+  check(spec_tokens, "spec_tokens", at::kInt, {slots, -1});
+  check(spec_len, "spec_len", at::kInt, {slots});
+  check(q_address, "q_address", at::kInt, {slots});
+  return {.slots = slots, .capacity = tokens.size(1), .lookahead = spec_tokens.size(1)};
 }
 
 }  // namespace ssd

@@ -177,6 +177,7 @@ def draws() -> Iterator[Case]:
         size = rows * VOCABULARY * 4
         many = [logits_of(rows) for _ in range(rotation(size, least_calls=8))]
         seed, position = torch.arange(rows, device="cuda"), torch.arange(rows, device="cuda", dtype=torch.int32)
+        drawn = torch.zeros(rows, 1, device="cuda", dtype=torch.int32)
         for name in SETTINGS:
             sampling = settings_of(rows, name)
             parameters = {"rows": rows, "vocabulary": VOCABULARY, "settings": name}
@@ -198,7 +199,7 @@ def draws() -> Iterator[Case]:
                 "sample",
                 f"{count(rows, 'row')}, {name}",
                 parameters,
-                [partial(ops.sample, z, its_stats, seed, position) for z, its_stats in zip(many, stats, strict=True)],
+                [partial(ops.sample, z, its_stats, seed, position, drawn) for z, its_stats in zip(many, stats, strict=True)],
                 size,
                 {"torch softmax, exponential_, argmax": [partial(torch_sample, z) for z in many]},
             )
@@ -223,14 +224,28 @@ def speculation() -> Iterator[Case]:
         spec_tokens = torch.randint(VOCABULARY, (slots, LOOKAHEAD), device="cuda", dtype=torch.int32)
         spec_len = torch.full((slots,), LOOKAHEAD, device="cuda", dtype=torch.int32)
         hit = torch.ones(slots, device="cuda", dtype=torch.uint8)
+        guess, guess_k = (torch.zeros(slots, BUDGET, device="cuda", dtype=torch.int32) for _ in range(2))
         parameters = {"slots": slots, "lookahead": LOOKAHEAD, "budget": BUDGET, "vocabulary": VOCABULARY}
         yield Case(
             "fork",
             f"{count(slots, 'slot')}, K = {LOOKAHEAD}, B = {BUDGET}",
             parameters,
-            [partial(ops.fork, z, spec_tokens, spec_len, table, hit, BUDGET) for z in p],
+            [partial(ops.fork, z, spec_tokens, spec_len, table, hit, guess, guess_k) for z in p],
             size,
             {"torch.topk": [partial(torch.topk, z, BUDGET // nodes + 1, dim=2) for z in p]},
+        )
+        outcome, parity = i32([[[1, 7], [1, 7]]] * slots), i32([0])
+        seen, done = torch.zeros(slots, 4, device="cuda", dtype=torch.int32), torch.zeros_like(hit)
+        length, limits = torch.zeros(slots, device="cuda", dtype=torch.int32), (None, BUDGET, ops.NO_LIMIT)
+        yield Case(
+            "rank_outcomes",
+            f"{count(slots, 'slot')}, K = {LOOKAHEAD}",
+            parameters,
+            [
+                partial(ops.rank_outcomes, z, outcome, parity, spec_tokens, spec_len, hit, done, length, *limits, seen)
+                for z in p
+            ],
+            slots * VOCABULARY * 4,
         )
         for name in ("temperature 1", "greedy"):
             yield verify_case(p, slots, name, parameters)
@@ -255,8 +270,9 @@ def verify_case(p: list[Tensor], slots: int, name: str, parameters: dict[str, An
         drawn_stats = ops.row_stats(drawn, *settings_of(slots * LOOKAHEAD, name))
         q_stats = torch.zeros(slots, 2, 1, LOOKAHEAD, ops.STATS, device="cuda")
         q_stats[:, 0, 0] = drawn_stats.unflatten(0, (slots, LOOKAHEAD))
-        positions = torch.arange(LOOKAHEAD, device="cuda", dtype=torch.int32).repeat(slots) + 1
-        spec = ops.sample(drawn, drawn_stats, seeds.repeat_interleave(LOOKAHEAD) + 1000 * i, positions).view(slots, LOOKAHEAD)
+        positions = torch.arange(LOOKAHEAD, device="cuda", dtype=torch.int32).repeat(slots)
+        spec = torch.zeros(slots, LOOKAHEAD, device="cuda", dtype=torch.int32)
+        ops.sample(drawn, drawn_stats, seeds + 1000 * i, positions, spec)
         state = {
             "parity": i32([0]),
             "seed": seeds + 1000 * i,
@@ -268,9 +284,24 @@ def verify_case(p: list[Tensor], slots: int, name: str, parameters: dict[str, An
             "last_token": i32([0] * slots),
             "done": torch.zeros(slots, device="cuda", dtype=torch.uint8),
             "outcome": torch.zeros(slots, 2, 2, device="cuda", dtype=torch.int32),
+            "path": torch.zeros(slots, nodes, device="cuda", dtype=torch.int32),
+            "report": torch.zeros(slots, 6 + nodes, device="cuda", dtype=torch.int32),
         }
         states += [(value, value.clone()) for value in state.values()]
-        arguments = (p_logits, p_stats, q_logits, q_stats, i32([0] * slots), None, spec, i32([LOOKAHEAD] * slots), None)
+        hit = torch.zeros(slots, device="cuda", dtype=torch.uint8)
+        arguments = (
+            p_logits,
+            p_stats,
+            q_logits,
+            q_stats,
+            i32([0] * slots),
+            None,
+            spec,
+            i32([LOOKAHEAD] * slots),
+            hit,
+            i32([0] * slots),
+            None,
+        )
         calls.append(partial(ops.verify, *arguments, **state))
 
     def reset() -> None:
@@ -302,8 +333,8 @@ def lookup_case(slots: int) -> Case:
     guess, guess_k, branches = int_table(slots, BUDGET), int_table(slots, BUDGET), int_table(slots, BUDGET, LOOKAHEAD)
     state = [int_table(slots), int_table(slots), i32([4000] * slots), torch.zeros(slots, device="cuda", dtype=torch.uint8)]
     written = [i32([0]), int_table(slots), int_table(slots), int_table(slots, LOOKAHEAD), int_table(slots)]
-    written += [torch.zeros(slots, device="cuda", dtype=torch.uint8), int_table(slots), int_table(slots)]
-    arguments = (int_table(slots, 2, 2), guess, guess_k, branches, *state, *written)
+    written += [*(torch.zeros(slots, device="cuda", dtype=torch.uint8) for _ in range(2)), int_table(slots), int_table(slots)]
+    arguments = (int_table(slots, 2, 2), guess, guess_k, branches, *state, None, ops.NO_LIMIT, *written)
     parameters = {"slots": slots, "lookahead": LOOKAHEAD, "budget": BUDGET}
     return Case(
         "cache_lookup", f"{count(slots, 'slot')}", parameters, [partial(ops.cache_lookup, *arguments)] * 64, branches.nbytes
@@ -314,7 +345,9 @@ def ngram_case(slots: int, capacity: int = 4096) -> Case:
     tokens = torch.randint(50, (slots, capacity), device="cuda", dtype=torch.int32)
     length = i32([capacity - 10] * slots)
     parameters = {"slots": slots, "tokens": capacity, "lookahead": LOOKAHEAD}
-    calls: list[Call] = [partial(ops.ngram_propose, tokens, length, LOOKAHEAD)] * 64
+    missed = torch.ones(slots, device="cuda", dtype=torch.uint8)
+    written = [torch.zeros(slots, LOOKAHEAD, device="cuda", dtype=torch.int32), i32([LOOKAHEAD] * slots), i32([0] * slots)]
+    calls: list[Call] = [partial(ops.ngram_propose, tokens, length, missed, *written)] * 64
     return Case("ngram_propose", f"{count(slots, 'slot')} of {capacity}", parameters, calls, tokens.nbytes)
 
 
@@ -360,11 +393,21 @@ def small_kernels(width: int = 4096, heads: int = 32, kv_heads: int = 8, dim: in
             many(ops.rope_store_kv, q, k, v, cos_sin, positions, positions, kv[0, 0], kv[0, 1]),
             2 * (q.nbytes + k.nbytes + v.nbytes),
         )
-    src, dst = i32(range(100, 100 + moves)), i32(range(moves))
+    for slots in (1, 8):
+        tokens, spec_tokens = (torch.zeros(slots, n, device="cuda", dtype=torch.int32) for n in (4096, LOOKAHEAD))
+        lengths, page_table = i32([4000] * slots), torch.ones(slots, 256, device="cuda", dtype=torch.int32)
+        yield Case(
+            "tree_rows",
+            f"{count(slots, 'slot')}, K = {LOOKAHEAD}",
+            {"slots": slots, "lookahead": LOOKAHEAD},
+            [partial(ops.tree_rows, tokens, spec_tokens, lengths, page_table, None, PAGE_SIZE, 0, LOOKAHEAD + 1)] * 64,
+            slots * (LOOKAHEAD + 1) * 6 * 4,
+        )
+    pages, length, path = i32([range(16)]), i32([0]), i32([[0, *range(100, 100 + moves)]])
     yield Case(
         "move_kv",
         f"{moves} KV slots of {layers} layers",
         {"moves": moves, "layers": layers},
-        [partial(ops.move_kv, kv, src, dst)] * 64,
+        [partial(ops.move_kv, kv, pages, length, path)] * 64,
         2 * moves * layers * 2 * kv_heads * dim * 2,
     )

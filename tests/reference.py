@@ -121,13 +121,47 @@ def paged_attention(
     return out.to(q.dtype)
 
 
-def move_kv(kv: Tensor, src: Tensor, dst: Tensor) -> Tensor:
+def move_kv(kv: Tensor, page_table: Tensor, length: Tensor, path: Tensor) -> Tensor:
     kv = kv.clone()
-    kv_slots = kv.flatten(2, 3)
-    for a, b in zip(src.tolist(), dst.tolist(), strict=True):
-        if a >= 0 and b >= 0:
-            kv_slots[:, :, b] = kv_slots[:, :, a]
+    kv_slots, page_size = kv.flatten(2, 3), kv.shape[3]
+    for s, nodes in enumerate(path.tolist()):
+        for step, node in enumerate(nodes[1:], 1):
+            if node < 0:
+                break
+            src, dst = (kv_slot(page_table[s], int(length[s]) + i, page_size) for i in (node, step))
+            kv_slots[:, :, dst] = kv_slots[:, :, src]
     return kv
+
+
+# The rows of a forward pass --------------------------------------------------------------------------------------------------
+
+
+def kv_slot(pages: Tensor, position: int, page_size: int) -> int:
+    return int(pages[position // page_size]) * page_size + position % page_size
+
+
+def tree_row(
+    tokens: Tensor, spec_tokens: Tensor, length: int, pages: Tensor, parent: list[int] | None, page_size: int, node: int
+) -> tuple[int, int, int, int, list[int]]:
+    """One node of one sequence: (id, position, KV slot, keys in the prefix, KV slots of the suffix)."""
+    stored_at = max(0, length + node)
+    token = int(tokens[stored_at]) if node <= 0 else int(spec_tokens[node - 1])
+    slot = kv_slot(pages, stored_at, page_size)
+    if parent is None or node <= 0:
+        return token, stored_at, slot, stored_at + 1, []
+    ancestors = [node]
+    while parent[ancestors[0]] > 0:
+        ancestors.insert(0, parent[ancestors[0]])
+    suffix = [kv_slot(pages, length + i, page_size) for i in ancestors]
+    return token, length + len(ancestors), slot, length + 1, suffix
+
+
+def branch_row(
+    guess: int, guess_k: int, branch_tokens: list[int], length: int, scratch: list[int], step: int
+) -> tuple[int, int, int, int, list[int]]:
+    """One step of one branch, as `tree_row` describes a node."""
+    trunk = length + 1 + max(guess_k, 0)
+    return ([guess, *branch_tokens][step], trunk + step, scratch[step], trunk, scratch[: step + 1])
 
 
 # Randomness ------------------------------------------------------------------------------------------------------------------
@@ -301,13 +335,15 @@ def lookup(
     length: int,
     max_length: int,
     done: bool,
+    draft_context: int,
 ) -> tuple[int, int, bool]:
     """Returns (the branch, or −1 for a miss; the next speculation's length; whether a bad row of the draft took something).
 
     guesses: (k, token), where k is −2 after a bad row. branches: the tokens of each guess, −1 after a bad row.
     """
-    room = 0 if done else max(0, min(len(branches[0]), max_length - length - 2))
-    if done or outcome[0] < 0:
+    proposes = not done and length < draft_context
+    room = max(0, min(len(branches[0]), max_length - length - 2, draft_context - length)) if proposes else 0
+    if not proposes or outcome[0] < 0:
         return -1, room, False
     took_guesses = any(k == -2 for k, _ in guesses)
     if outcome not in guesses:
@@ -315,6 +351,22 @@ def lookup(
     branch = guesses.index(outcome)
     whole = [*branches[branch][:room], -1].index(-1)
     return branch, whole, took_guesses or whole < room
+
+
+def rank_outcome(
+    logits: Tensor, node: int, token: int, spec_tokens: list[int], spec_len: int, draft_id_of: list[int] | None, budget: int
+) -> int:
+    """The rank of an outcome's token in the draft's logits after its node, [K+1, Vd], without the drafted token there."""
+
+    def column(of: int) -> int:
+        return of if draft_id_of is None else draft_id_of[of]
+
+    vocabulary = logits.shape[1]
+    if not 0 <= column(token) < vocabulary or not float(logits[node, column(token)]) > -math.inf:
+        return max(vocabulary, budget)
+    drafted = column(spec_tokens[node]) if node < spec_len else -1
+    candidates = [i for i in ordered(logits[node]) if i != drafted or i == column(token)]
+    return candidates.index(column(token))
 
 
 def ngram_propose(tokens: list[int], lookahead: int) -> list[int]:

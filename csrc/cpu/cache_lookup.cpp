@@ -10,11 +10,15 @@ namespace {
 
 void cache_lookup(const Tensor& outcome, const Tensor& guess, const Tensor& guess_k, const Tensor& branch_tokens,
                   const Tensor& length, const Tensor& last_token, const Tensor& max_length, const Tensor& done,
-                  const Tensor& parity, const Tensor& draft_length, const Tensor& draft_last_token, const Tensor& spec_tokens,
-                  const Tensor& spec_len, const Tensor& hit, const Tensor& q_address, const Tensor& bad) {
-  const auto [slots, budget, lookahead] =
-      check_cache_lookup(outcome, guess, guess_k, branch_tokens, length, last_token, max_length, done, parity, draft_length,
-                         draft_last_token, spec_tokens, spec_len, hit, q_address, bad);
+                  const OptionalTensor& nodes_within, int64_t draft_context, const Tensor& parity, const Tensor& draft_length,
+                  const Tensor& draft_last_token, const Tensor& spec_tokens, const Tensor& spec_len, const Tensor& hit,
+                  const Tensor& missed, const Tensor& q_address, const Tensor& bad) {
+  const auto [slots, budget, lookahead, depth] = check_cache_lookup(
+      outcome, guess, guess_k, branch_tokens, length, last_token, max_length, done, nodes_within, draft_context, parity,
+      draft_length, draft_last_token, spec_tokens, spec_len, hit, missed, q_address, bad);
+  const int32_t* nodes = pointer_or_null<int32_t>(nodes_within);
+  for (int64_t d = 0; nodes != nullptr && d <= depth; ++d)
+    TORCH_CHECK(nodes[d] >= 0 && nodes[d] <= lookahead, "nodes_within[", d, "] is ", nodes[d], ", outside 0..", lookahead);
   int32_t* half = parity.mutable_data_ptr<int32_t>();
   TORCH_CHECK(*half == 0 || *half == 1, "parity must be 0 or 1, not ", *half);
 
@@ -22,18 +26,21 @@ void cache_lookup(const Tensor& outcome, const Tensor& guess, const Tensor& gues
     const int32_t* decided = outcome.const_data_ptr<int32_t>() + (s * 2 + *half) * 2;
     const int32_t* counts = guess_k.const_data_ptr<int32_t>() + s * budget;
     const int32_t* guesses = guess.const_data_ptr<int32_t>() + s * budget;
-    const bool looks_up = decided[0] >= 0 && done.const_data_ptr<uint8_t>()[s] == 0;
+    const int32_t n = length.const_data_ptr<int32_t>()[s];
+    const bool fits = n < draft_context, proposes = fits && done.const_data_ptr<uint8_t>()[s] == 0;
+    const bool looks_up = decided[0] >= 0 && proposes;
     int64_t branch = budget;
     for (int64_t b = 0; b < budget && branch == budget && looks_up; ++b)
       if (counts[b] == decided[0] && guesses[b] == decided[1]) branch = b;
     bool spoilt = looks_up && std::find(counts, counts + budget, kBadGuess) != counts + budget;
 
-    const int32_t n = length.const_data_ptr<int32_t>()[s];
-    draft_length.mutable_data_ptr<int32_t>()[s] = n;
+    draft_length.mutable_data_ptr<int32_t>()[s] = fits ? n : 0;
     draft_last_token.mutable_data_ptr<int32_t>()[s] = last_token.const_data_ptr<int32_t>()[s];
-    // The sequence has n + 1 tokens, and a round commits up to spec_len + 1 more.
-    const int64_t room = static_cast<int64_t>(max_length.const_data_ptr<int32_t>()[s]) - n - 2;
-    int64_t proposed = done.const_data_ptr<uint8_t>()[s] != 0 ? 0 : std::clamp<int64_t>(room, 0, lookahead);
+    // The sequence has n + 1 tokens, and a round commits up to spec_len + 1 more. The draft's last row is at n + spec_len - 1.
+    const int64_t room = std::min<int64_t>(max_length.const_data_ptr<int32_t>()[s] - int64_t{2}, draft_context) - n;
+    const int64_t levels = proposes ? std::clamp<int64_t>(room, 0, depth) : 0;
+    int64_t proposed = nodes != nullptr ? nodes[levels] : levels;
+    missed.mutable_data_ptr<uint8_t>()[s] = branch == budget && proposed > 0 ? 1 : 0;
     hit.mutable_data_ptr<uint8_t>()[s] = branch < budget ? 1 : 0;
     q_address.mutable_data_ptr<int32_t>()[s] = static_cast<int32_t>(branch);
     int32_t* speculation = spec_tokens.mutable_data_ptr<int32_t>() + s * lookahead;

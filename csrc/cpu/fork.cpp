@@ -1,7 +1,5 @@
 // fork: guesses the outcomes of the verification in flight (arXiv 2603.03251, section 4).
 
-#include <ATen/ops/empty.h>
-
 #include <algorithm>
 #include <vector>
 
@@ -13,12 +11,11 @@
 namespace ssd {
 namespace {
 
-std::tuple<Tensor, Tensor> fork(const Tensor& logits, const Tensor& spec_tokens, const Tensor& spec_len, const Tensor& table,
-                                const Tensor& hit, int64_t budget, const OptionalTensor& id_of) {
-  const ForkSizes sizes = check_fork(logits, spec_tokens, spec_len, table, hit, budget, id_of);
+void fork(const Tensor& logits, const Tensor& spec_tokens, const Tensor& spec_len, const Tensor& table, const Tensor& hit,
+          const Tensor& guess, const Tensor& guess_k, const OptionalTensor& id_of) {
+  const ForkSizes sizes = check_fork(logits, spec_tokens, spec_len, table, hit, guess, guess_k, id_of);
   const int64_t slots = sizes.slots, lookahead = sizes.lookahead, width = lookahead + 1, size = sizes.vocabulary;
-  Tensor guess = at::empty({slots, budget}, spec_len.options());
-  Tensor guess_k = at::empty({slots, budget}, spec_len.options());
+  const int64_t budget = sizes.budget;
   const int32_t* ids = pointer_or_null<int32_t>(id_of);
 
   parallel_for(slots, 1, [&](int64_t begin, int64_t end) {
@@ -33,7 +30,7 @@ std::tuple<Tensor, Tensor> fork(const Tensor& logits, const Tensor& spec_tokens,
       int64_t place = 0;
       for (int64_t k = 0; k <= length; ++k) {
         TORCH_CHECK(fan_out[k] >= 0 && place + fan_out[k] <= budget, "table's row for spec_len ", length,
-                    " must sum to budget = ", budget);
+                    " must sum to the budget of ", budget);
         // An outcome with k < L cannot continue with the drafted token, because k would then be larger.
         int32_t excluded = k < length ? spec_tokens.const_data_ptr<int32_t>()[s * lookahead + k] : -1;
         if (ids != nullptr && excluded >= 0) {
@@ -49,10 +46,10 @@ std::tuple<Tensor, Tensor> fork(const Tensor& logits, const Tensor& spec_tokens,
           counts[place] = real ? static_cast<int32_t>(k) : found == kBadRow ? kBadGuess : kNoGuess;
         }
       }
-      TORCH_CHECK(place == budget, "table's row for spec_len ", length, " must sum to budget = ", budget, ", not ", place);
+      TORCH_CHECK(place == budget, "table's row for spec_len ", length, " must sum to the budget of ", budget, ", not to ",
+                  place);
     }
   });
-  return {guess, guess_k};
 }
 
 }  // namespace

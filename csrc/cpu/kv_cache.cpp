@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "../common/paging.h"
 #include "parallel.h"
 #include "run_dtype.h"
 
@@ -69,22 +70,36 @@ void rope_store_kv(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
   });
 }
 
-void move_kv(const Tensor& kv, const Tensor& src, const Tensor& dst) {
-  const MoveSizes sizes = check_move_kv(kv, src, dst, kCpuDtypes);
-  const int64_t kv_slots = sizes.kv_slots;
+void move_kv(const Tensor& kv, const Tensor& page_table, const Tensor& length, const Tensor& path) {
+  const MoveSizes sizes = check_move_kv(kv, page_table, length, path, kCpuDtypes);
   const auto bytes = static_cast<size_t>(sizes.slot_bytes);
-  const int32_t* from = src.const_data_ptr<int32_t>();
-  const int32_t* to = dst.const_data_ptr<int32_t>();
-  for (int64_t i = 0; i < sizes.moves; ++i) {
-    TORCH_CHECK(from[i] < kv_slots, "src[", i, "] is ", from[i], ", outside the cache's ", kv_slots, " KV slots");
-    TORCH_CHECK(to[i] < kv_slots, "dst[", i, "] is ", to[i], ", outside the cache's ", kv_slots, " KV slots");
+  const int64_t nodes = sizes.nodes, positions = sizes.table_width * sizes.page_size;
+  struct Move {
+    int64_t from, to;
+  };
+  std::vector<Move> moves;
+  for (int64_t s = 0; s < sizes.slots; ++s) {
+    const int64_t n = length.const_data_ptr<int32_t>()[s * length.stride(0)];
+    const int32_t* accepted = path.const_data_ptr<int32_t>() + s * nodes;
+    const auto slot_at = [&](int64_t position, const char* name) {
+      TORCH_CHECK(position >= 0 && position < positions, name, " leads to position ", position, " of slot ", s,
+                  ", outside the page_table's ", positions);
+      const int64_t slot = kv_slot(page_table.const_data_ptr<int32_t>() + s * sizes.table_width, static_cast<int32_t>(position),
+                                   static_cast<int32_t>(sizes.page_size));
+      TORCH_CHECK(slot >= 0 && slot < sizes.kv_slots, "page_table leads to KV slot ", slot, ", outside the cache's ",
+                  sizes.kv_slots);
+      return slot;
+    };
+    for (int64_t i = 1; i < nodes && accepted[i] >= 0; ++i) {
+      TORCH_CHECK(accepted[i] < nodes, "path[", s, ", ", i, "] is ", accepted[i], ", outside -1..", nodes - 1);
+      moves.push_back({slot_at(n + accepted[i], "length"), slot_at(n + i, "length")});
+    }
   }
   auto* base = static_cast<char*>(kv.mutable_data_ptr());
   for (int64_t plane = 0; plane < sizes.planes; ++plane) {
-    char* cache = base + static_cast<size_t>(plane * kv_slots) * bytes;
-    for (int64_t i = 0; i < sizes.moves; ++i)
-      if (from[i] >= 0 && to[i] >= 0)
-        std::memmove(cache + static_cast<size_t>(to[i]) * bytes, cache + static_cast<size_t>(from[i]) * bytes, bytes);
+    char* cache = base + static_cast<size_t>(plane * sizes.kv_slots) * bytes;
+    for (const auto& [from, to] : moves)
+      std::memmove(cache + static_cast<size_t>(to) * bytes, cache + static_cast<size_t>(from) * bytes, bytes);
   }
 }
 

@@ -138,14 +138,11 @@ void run(const LinearTile<float>& tile) { kernels().linear_float(tile); }
 void run(const LinearTile<bf16, uint8_t>& tile) { kernels().linear_int8_bf16(tile); }
 void run(const LinearTile<float, uint8_t>& tile) { kernels().linear_int8_float(tile); }
 
-Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::string_view epilogue_name,
-              const OptionalTensor& bias, const OptionalTensor& residual, bool float32_out) {
-  const LinearSizes sizes =
-      check_linear(x, weight, out_features, epilogue_name, bias, residual, kCpuDtypes, packed_shape, at::kByte);
+// y: [rows, columns], run dtype or float32.
+void multiply(const Tensor& x, const Tensor& weight, const LinearSizes& sizes, const OptionalTensor& bias,
+              const OptionalTensor& residual, const Tensor& y, bool float32_out) {
   const bool gated = sizes.epilogue == Epilogue::kSiluMul;
   const int64_t rows = sizes.rows, columns = sizes.columns, padded_in = padded(sizes.inputs, sizes.int8);
-
-  Tensor y = at::empty({rows, columns}, x.options().dtype(float32_out ? at::kFloat : x.scalar_type()));
   const Tensor x_tiles = sizes.int8                               ? round_rows(x, padded_in)
                          : rows == 1 && padded_in == sizes.inputs ? x
                                                                   : tile_rows(x, padded_in);
@@ -177,7 +174,19 @@ Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::
     parallel_for(blocks_of(columns), 1, work, packed + weight.numel());
   };
   with_run_dtype(x, [&]<typename T>(T) { sizes.int8 ? run_blocks(T{}, uint8_t{}) : run_blocks(T{}, T{}); });
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::string_view epilogue_name,
+              const OptionalTensor& bias, const OptionalTensor& residual, bool float32_out) {
+  const LinearSizes sizes =
+      check_linear(x, weight, out_features, epilogue_name, bias, residual, kCpuDtypes, packed_shape, at::kByte);
+  Tensor y = at::empty({sizes.rows, sizes.columns}, x.options().dtype(float32_out ? at::kFloat : x.scalar_type()));
+  multiply(x, weight, sizes, bias, residual, y, float32_out);
   return y;
+}
+
+void logits(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& out) {
+  multiply(x, weight, check_logits(x, weight, bias, out, kCpuDtypes, packed_shape, at::kByte), bias, std::nullopt, out, true);
 }
 
 }  // namespace
@@ -185,6 +194,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::
 TORCH_LIBRARY_IMPL(ssd, CPU, m) {
   m.impl("pack_weight", pack_weight);
   m.impl("linear", linear);
+  m.impl("logits", logits);
 }
 
 }  // namespace ssd

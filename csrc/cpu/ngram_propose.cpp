@@ -1,8 +1,6 @@
 // ngram_propose: finds the longest earlier match of the sequence's own ending and proposes the tokens that followed it. This
 // costs no forward pass, so that one sequence that missed does not stall a whole batch (arXiv 2603.03251, Theorem 17).
 
-#include <ATen/ops/zeros.h>
-
 #include <algorithm>
 #include <vector>
 
@@ -34,23 +32,26 @@ Match longest_match(const int32_t* sequence, int64_t last, std::vector<int64_t>&
   return best;
 }
 
-std::tuple<Tensor, Tensor> ngram_propose(const Tensor& tokens, const Tensor& length, int64_t lookahead) {
-  const auto [slots, capacity] = check_ngram_propose(tokens, length, lookahead);
-  Tensor spec_tokens = at::zeros({slots, lookahead}, length.options());
-  Tensor spec_len = at::zeros({slots}, length.options());
-  parallel_for(slots, 1, [&, capacity = capacity](int64_t begin, int64_t end) {
+void ngram_propose(const Tensor& tokens, const Tensor& length, const Tensor& missed, const Tensor& spec_tokens,
+                   const Tensor& spec_len, const Tensor& q_address) {
+  const NgramSizes sizes = check_ngram_propose(tokens, length, missed, spec_tokens, spec_len, q_address);
+  const int64_t capacity = sizes.capacity, lookahead = sizes.lookahead;
+  parallel_for(sizes.slots, 1, [&](int64_t begin, int64_t end) {
     std::vector<int64_t> scratch;
     for (int64_t s = begin; s < end; ++s) {
+      if (missed.const_data_ptr<uint8_t>()[s] == 0) continue;
       const int64_t last = length.const_data_ptr<int32_t>()[s];
       TORCH_CHECK(last >= 0 && last < capacity, "length[", s, "] is ", last, ", outside 0..", capacity - 1);
       const int32_t* sequence = tokens.const_data_ptr<int32_t>() + s * capacity;
       const Match match = longest_match(sequence, last, scratch);
       const int64_t count = match.tokens == 0 ? 0 : std::min(lookahead, last - match.end);
-      std::copy_n(sequence + match.end + 1, count, spec_tokens.mutable_data_ptr<int32_t>() + s * lookahead);
-      spec_len.mutable_data_ptr<int32_t>()[s] = static_cast<int32_t>(count);
+      int32_t* speculation = spec_tokens.mutable_data_ptr<int32_t>() + s * lookahead;
+      std::fill_n(std::copy_n(sequence + match.end + 1, count, speculation), lookahead - count, 0);
+      int32_t& room = spec_len.mutable_data_ptr<int32_t>()[s];
+      room = static_cast<int32_t>(std::min<int64_t>(room, count));
+      q_address.mutable_data_ptr<int32_t>()[s] = -1;
     }
   });
-  return {spec_tokens, spec_len};
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 // embed and rms_norm: one pass over a row each.
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 
 #include <cstring>
 
@@ -36,11 +35,11 @@ void normalise(const bf16* x, const bf16* weight, float eps, int64_t d, bf16* y)
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   const auto [rows, d] = check_rms_norm(x, weight, kCpuDtypes);
-  Tensor y = at::empty_like(x);
+  Tensor y = at::empty({rows, d}, x.options());
   with_run_dtype(x, [&, d = d]<typename T>(T) {
     parallel_for(rows, kRowsAThread, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r)
-        normalise(data<T>(x) + r * d, data<T>(weight), static_cast<float>(eps), d, mutable_data<T>(y) + r * d);
+        normalise(data<T>(x) + r * x.stride(0), data<T>(weight), static_cast<float>(eps), d, mutable_data<T>(y) + r * d);
     });
   });
   return y;

@@ -1,7 +1,6 @@
 // row_stats and sample: the distribution of each row, and drawing tokens from it.
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
 
 #include <algorithm>
 #include <cmath>
@@ -116,64 +115,84 @@ void stats_of_row(const float* logits, int64_t size, const Processing& how, floa
 
 Tensor row_stats(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const Tensor& min_p,
                  int64_t saguaro_f, double saguaro_c) {
-  const auto [rows, size] = check_row_stats(logits, temperature, top_k, top_p, min_p, saguaro_f, saguaro_c);
+  const LogitsSizes sizes = check_row_stats(logits, temperature, top_k, top_p, min_p, saguaro_f, saguaro_c);
+  const int64_t rows = sizes.rows, size = sizes.vocabulary;
   Tensor stats = at::empty({rows, kStats}, logits.options());
   float* out = stats.mutable_data_ptr<float>();
   parallel_for(rows, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(static_cast<size_t>(size));
     for (int64_t r = begin; r < end; ++r) {
-      const Processing how{temperature.const_data_ptr<float>()[r], top_p.const_data_ptr<float>()[r],
-                           min_p.const_data_ptr<float>()[r],       static_cast<float>(saguaro_c),
-                           top_k.const_data_ptr<int32_t>()[r],     saguaro_f};
+      const int64_t s = r / sizes.rows_a_slot;
+      const Processing how{temperature.const_data_ptr<float>()[s], top_p.const_data_ptr<float>()[s],
+                           min_p.const_data_ptr<float>()[s],       static_cast<float>(saguaro_c),
+                           top_k.const_data_ptr<int32_t>()[s],     saguaro_f};
       stats_of_row(logits.const_data_ptr<float>() + r * size, size, how, scratch.data(), out + r * kStats);
     }
   });
   return stats;
 }
 
-// Ends the speculations of bad rows. tokens: [rows, m], drawn after `drafted` tokens of each.
-void end_speculations(const int32_t* tokens, int64_t rows, int64_t m, const Tensor& spec_len, const Tensor& bad,
-                      int64_t drafted) {
-  const int64_t per_slot = rows / std::max<int64_t>(1, spec_len.size(0));
-  for (int64_t r = 0; r < rows; ++r) {
-    int32_t& length = spec_len.mutable_data_ptr<int32_t>()[r / per_slot];
-    if (tokens[r * m] != kNoToken || length <= drafted) continue;
-    bad.mutable_data_ptr<int32_t>()[r / per_slot] = 1;
-    if (per_slot == 1) length = static_cast<int32_t>(drafted);
+// Ends the speculations of bad rows, whose first token is missing, after `drafted` tokens. wanted: [slots] or null.
+void end_speculations(const Tensor& tokens, int64_t rows_a_slot, int64_t m, const uint8_t* wanted, const Tensor& spec_len,
+                      const Tensor& bad, int64_t drafted) {
+  for (int64_t s = 0; s < spec_len.size(0); ++s) {
+    if (wanted != nullptr && wanted[s] == 0) continue;
+    int32_t& length = spec_len.mutable_data_ptr<int32_t>()[s];
+    if (length <= drafted) continue;
+    const int32_t* drawn = tokens.const_data_ptr<int32_t>() + s * tokens.stride(0);
+    bool spoilt = false;
+    for (int64_t row = 0; row < rows_a_slot; ++row) spoilt = spoilt || drawn[row * m * tokens.stride(1)] == kNoToken;
+    if (!spoilt) continue;
+    bad.mutable_data_ptr<int32_t>()[s] = 1;
+    if (rows_a_slot == 1) length = static_cast<int32_t>(drafted);
   }
 }
 
-Tensor sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, const Tensor& position, int64_t m,
-              const OptionalTensor& id_of, const OptionalTensor& spec_len, const OptionalTensor& bad, int64_t drafted) {
-  const auto [rows, size] = check_sample(logits, stats, seed, position, m, id_of, spec_len, bad, drafted);
-  Tensor tokens = at::full({rows, m}, -1, logits.options().dtype(at::kInt));
-  int32_t* out = tokens.mutable_data_ptr<int32_t>();
+void sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, const Tensor& position, const Tensor& tokens,
+            int64_t m, const OptionalTensor& id_of, const OptionalTensor& missed, const OptionalTensor& parity, bool next_half,
+            const OptionalTensor& q_logits, const OptionalTensor& q_stats, const OptionalTensor& spec_len,
+            const OptionalTensor& bad, int64_t drafted) {
+  const LogitsSizes sizes =
+      check_sample(logits, stats, seed, position, tokens, m, id_of, missed, parity, q_logits, q_stats, spec_len, bad, drafted);
+  const int64_t rows = sizes.rows, size = sizes.vocabulary;
   const int32_t* ids = pointer_or_null<int32_t>(id_of);
+  const uint8_t* wanted = pointer_or_null<uint8_t>(missed);
+  int64_t half = parity.has_value() ? parity->const_data_ptr<int32_t>()[0] : 0;
+  TORCH_CHECK(half == 0 || half == 1, "parity must be 0 or 1, not ", half);
+  if (next_half) half = 1 - half;
   parallel_for(rows, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> times;
     std::vector<Entry> best(static_cast<size_t>(m));
     for (int64_t r = begin; r < end; ++r) {
       const float* row = logits.const_data_ptr<float>() + r * size;
       const float* row_stats = stats.const_data_ptr<float>() + r * kStats;
+      const int64_t s = r / sizes.rows_a_slot, of_slot = r % sizes.rows_a_slot;
+      const auto keep = [&](const Tensor& q, const float* values, int64_t count) {
+        float* kept = q.mutable_data_ptr<float>() + s * q.stride(0) + half * q.stride(1) + of_slot * q.stride(2);
+        std::copy_n(values, count, kept);
+      };
+      if (q_logits.has_value()) keep(*q_logits, row, size), keep(*q_stats, row_stats, kStats);
+      if (wanted != nullptr && wanted[s] == 0) continue;
       int found = 0;
       if (is_greedy(row_stats)) {
         found = kernels().largest(row, size, static_cast<int>(m), -1, best.data());
       } else {
         times.resize(static_cast<size_t>(size));
         kernels().probabilities(row, row_stats, 0, size, times.data());
-        kernels().race_times(times.data(), size, seed.const_data_ptr<int64_t>()[r], position.const_data_ptr<int32_t>()[r],
+        kernels().race_times(times.data(), size, seed.const_data_ptr<int64_t>()[s],
+                             position.const_data_ptr<int32_t>()[r * position.stride(0)] + 1,
                              static_cast<uint32_t>(Purpose::kDraft), times.data());
         for (float& time : times) time = -time;  // the earliest is the largest
         found = kernels().largest(times.data(), size, static_cast<int>(m), -1, best.data());
       }
-      for (int i = 0; i < found; ++i) {
+      int32_t* drawn = tokens.mutable_data_ptr<int32_t>() + s * tokens.stride(0) + of_slot * m * tokens.stride(1);
+      for (int64_t i = 0; i < m; ++i) {
         const int32_t column = best[static_cast<size_t>(i)].id;
-        out[r * m + i] = ids != nullptr ? ids[column] : column;
+        drawn[i * tokens.stride(1)] = i >= found ? kNoToken : ids != nullptr ? ids[column] : column;
       }
     }
   });
-  if (spec_len.has_value()) end_speculations(out, rows, m, *spec_len, *bad, drafted);
-  return tokens;
+  if (spec_len.has_value()) end_speculations(tokens, sizes.rows_a_slot, m, wanted, *spec_len, *bad, drafted);
 }
 
 }  // namespace

@@ -1,8 +1,6 @@
 // verify: the exact walk down a chain or tree of proposals, and the commit of its outcome (Leviathan et al. 2023; for siblings,
 // sampling without replacement). A chain is a tree whose nodes have one child each.
 
-#include <ATen/ops/full.h>
-
 #include <algorithm>
 #include <limits>
 #include <vector>
@@ -157,25 +155,40 @@ Verdict walk_down(const Walk& walk) {
   }
 }
 
-Tensor verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTensor& q_logits, const OptionalTensor& q_stats,
-              const Tensor& q_address, const OptionalTensor& draft_id_of, const Tensor& spec_tokens, const Tensor& spec_len,
-              const OptionalTensor& parent, const Tensor& parity, const Tensor& seed, const Tensor& eos,
-              const Tensor& ignore_eos, const Tensor& max_length, const Tensor& tokens, const Tensor& length,
-              const Tensor& last_token, const Tensor& done, const Tensor& outcome) {
+void verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTensor& q_logits, const OptionalTensor& q_stats,
+            const Tensor& q_address, const OptionalTensor& draft_id_of, const Tensor& spec_tokens, const Tensor& spec_len,
+            const Tensor& hit, const Tensor& bad, const OptionalTensor& parent, const Tensor& parity, const Tensor& seed,
+            const Tensor& eos, const Tensor& ignore_eos, const Tensor& max_length, const Tensor& tokens, const Tensor& length,
+            const Tensor& last_token, const Tensor& done, const Tensor& outcome, const Tensor& path, const Tensor& report) {
   const VerifySizes sizes =
-      check_verify(p_logits, p_stats, q_logits, q_stats, q_address, draft_id_of, spec_tokens, spec_len, parent, parity, seed,
-                   eos, ignore_eos, max_length, tokens, length, last_token, done, outcome);
+      check_verify(p_logits, p_stats, q_logits, q_stats, q_address, draft_id_of, spec_tokens, spec_len, hit, bad, parent,
+                   parity, seed, eos, ignore_eos, max_length, tokens, length, last_token, done, outcome, path, report);
   const int64_t slots = sizes.slots, nodes = sizes.nodes, vocabulary = sizes.vocabulary, capacity = sizes.capacity;
   const int64_t draft_vocabulary = sizes.draft_vocabulary, addresses = sizes.addresses, q_rows = sizes.q_rows;
   const int64_t half = parity.const_data_ptr<int32_t>()[0];
   TORCH_CHECK(half == 0 || half == 1, "parity must be 0 or 1, not ", half);
 
-  Tensor path = at::full({slots, nodes}, -1, spec_len.options());
+  const auto report_slot = [&](int64_t s, const int32_t* decided) {
+    int32_t* row = report.mutable_data_ptr<int32_t>() + s * (kReportColumns + sizes.newest);
+    const int32_t n = length.const_data_ptr<int32_t>()[s];
+    row[kReportLength] = n;
+    row[kReportDone] = done.const_data_ptr<uint8_t>()[s];
+    row[kReportAccepted] = decided[0];
+    row[kReportProposed] = spec_len.const_data_ptr<int32_t>()[s];
+    row[kReportHit] = hit.const_data_ptr<uint8_t>()[s];
+    row[kReportBad] = bad.const_data_ptr<int32_t>()[s];
+    for (int64_t i = 0; i < sizes.newest; ++i)
+      row[kReportColumns + i] = tokens.const_data_ptr<int32_t>()[s * capacity + newest_position(n, i, sizes.newest, capacity)];
+  };
   parallel_for(slots, 1, [&](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s) {
       int32_t* result = outcome.mutable_data_ptr<int32_t>() + (s * 2 + half) * 2;
       result[0] = result[1] = -1;
-      if (done.const_data_ptr<uint8_t>()[s] != 0) continue;
+      std::fill_n(path.mutable_data_ptr<int32_t>() + s * nodes, nodes, -1);
+      if (done.const_data_ptr<uint8_t>()[s] != 0) {
+        report_slot(s, result);
+        continue;
+      }
       const int64_t proposed = spec_len.const_data_ptr<int32_t>()[s];
       const int32_t address = q_address.const_data_ptr<int32_t>()[s];
       const int32_t n = length.const_data_ptr<int32_t>()[s];
@@ -196,7 +209,7 @@ Tensor verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTenso
           .q_stats = drawn ? q_stats->const_data_ptr<float>() + q_row * kStats : nullptr,
           .draft_id_of = pointer_or_null<int32_t>(draft_id_of),
           .tokens = proposals,
-          .parent = parent.has_value() ? parent->const_data_ptr<int32_t>() + s * nodes : nullptr,
+          .parent = parent.has_value() ? parent->const_data_ptr<int32_t>() + s * sizes.parent_stride : nullptr,
           .nodes = proposed + 1,
           .vocabulary = vocabulary,
           .draft_vocabulary = draft_vocabulary,
@@ -228,9 +241,9 @@ Tensor verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTenso
       length.mutable_data_ptr<int32_t>()[s] = n + static_cast<int32_t>(committed);
       if (committed > 0) last_token.mutable_data_ptr<int32_t>()[s] = sequence[n + committed];
       done.mutable_data_ptr<uint8_t>()[s] = finished ? kFinished : decided <= accepted ? kFailed : kRunning;
+      report_slot(s, result);
     }
   });
-  return path;
 }
 
 }  // namespace

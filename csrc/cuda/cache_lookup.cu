@@ -17,7 +17,8 @@ __global__ void __launch_bounds__(kThreads) cache_lookup_kernel(CacheLookupParam
   const int32_t half = *p.parity & 1, lane = static_cast<int32_t>(threadIdx.x % kWarp);
   for (int64_t s = threadIdx.x / kWarp; s < p.slots; s += kWarps) {
     const int32_t accepted = p.outcome[(s * 2 + half) * 2], token = p.outcome[(s * 2 + half) * 2 + 1];
-    const bool finished = p.done[s] != 0, looks_up = accepted >= 0 && !finished;
+    const int32_t n = p.length[s];
+    const bool fits = n < p.draft_context, proposes = fits && p.done[s] == 0, looks_up = accepted >= 0 && proposes;
     int32_t branch = p.budget;
     bool spoilt = false;
     for (int32_t first = 0; first < p.budget && looks_up; first += kWarp) {
@@ -27,10 +28,10 @@ __global__ void __launch_bounds__(kThreads) cache_lookup_kernel(CacheLookupParam
       spoilt = __ballot_sync(kFullMask, k == kBadGuess) != 0 || spoilt;
     }
     const bool hit = branch < p.budget;
-    const int32_t n = p.length[s];
-    // The sequence has n + 1 tokens, and a round commits up to spec_len + 1 more.
-    const int64_t room = static_cast<int64_t>(p.max_length[s]) - n - 2;
-    int32_t proposed = finished || room < 0 ? 0 : static_cast<int32_t>(room < p.lookahead ? room : p.lookahead);
+    // The sequence has n + 1 tokens, and a round commits up to spec_len + 1 more. The draft's last row is at n + spec_len - 1.
+    const int64_t room = min(static_cast<int64_t>(p.max_length[s]) - 2, static_cast<int64_t>(p.draft_context)) - n;
+    const int32_t levels = !proposes || room < 0 ? 0 : static_cast<int32_t>(room < p.depth ? room : p.depth);
+    int32_t proposed = p.nodes_within != nullptr ? p.nodes_within[levels] : levels;
     const int32_t* drafted = p.branch_tokens + (s * p.budget + branch) * p.lookahead;
     for (int32_t first = 0; first < p.lookahead; first += kWarp) {
       const int32_t i = first + lane, drawn = hit && i < p.lookahead ? drafted[i] : 0;
@@ -41,10 +42,11 @@ __global__ void __launch_bounds__(kThreads) cache_lookup_kernel(CacheLookupParam
       spoilt = true;
     }
     if (lane == 0) {
-      p.draft_length[s] = n;
+      p.draft_length[s] = fits ? n : 0;
       p.draft_last_token[s] = p.last_token[s];
       p.spec_len[s] = proposed;
       p.hit[s] = hit ? 1 : 0;
+      p.missed[s] = !hit && proposed > 0 ? 1 : 0;
       p.q_address[s] = branch;
       p.bad[s] = spoilt ? 1 : 0;
     }

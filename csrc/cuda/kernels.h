@@ -30,9 +30,10 @@ struct EmbedParams {
 cudaError_t embed(const EmbedParams& params, cudaStream_t stream);
 
 struct RmsNormParams {
-  const void* x;       // [rows, width]
+  const void* x;       // [rows, width], rows x_stride elements apart; 16-byte aligned if width and x_stride are multiples of 8
   const void* weight;  // [width]
   void* out;           // [rows, width]
+  int64_t x_stride;
   int32_t rows;
   int32_t width;
   float eps;
@@ -113,28 +114,73 @@ size_t paged_attention_workspace(const PagedAttentionParams& params);
 cudaError_t paged_attention(const PagedAttentionParams& params, cudaStream_t stream);
 
 struct MoveKvParams {
-  void* kv;            // [planes, kv_slots, row_bytes], planes = layers * 2 (K and V); 16-byte aligned
-  const int32_t* src;  // [moves] KV slots; a negative one skips the move
-  const int32_t* dst;  // [moves]
+  void* kv;                   // [planes, kv_slots, row_bytes], planes = layers * 2 (K and V); 16-byte aligned
+  const int32_t* page_table;  // [slots, table_width]
+  const int32_t* length;      // [slots], length_stride elements apart
+  const int32_t* path;        // [slots, nodes]; a path ends at its first negative entry
+  int64_t length_stride;
   int64_t planes;
   int64_t kv_slots;   // pages * page_size
   int64_t row_bytes;  // kv_heads * head_dim * element size, a multiple of 16
-  int32_t moves;
+  int32_t slots;
+  int32_t nodes;
+  int32_t table_width;
+  int32_t page_size;
 };
 cudaError_t move_kv(const MoveKvParams& params, cudaStream_t stream);
+
+// The rows of a forward pass --------------------------------------------------------------------------------------------------
+
+struct RowTables {
+  int32_t *ids, *positions, *kv_slots, *row_seq, *prefix_len;  // [rows]
+  int32_t* suffix_slots;                                       // [rows, suffix width]; every element is written
+  int32_t* suffix_len;                                         // [rows]
+};
+
+struct TreeRowsParams {
+  const int32_t* tokens;       // [slots, capacity]
+  const int32_t* spec_tokens;  // [slots, nodes - 1]
+  const int32_t* length;       // [slots]
+  const int32_t* page_table;   // [slots, table_width]
+  const int32_t* parent;       // [nodes]; null for a chain
+  RowTables rows;              // [slots * count], suffix width: depth
+  int32_t slots;
+  int32_t capacity;
+  int32_t nodes;
+  int32_t table_width;
+  int32_t page_size;
+  int32_t first, count;  // of the nodes of a slot; first may be -1
+  int32_t depth;
+};
+cudaError_t tree_rows(const TreeRowsParams& params, cudaStream_t stream);
+
+struct BranchRowsParams {
+  const int32_t* guess;          // [slots, budget]
+  const int32_t* guess_k;        // [slots, budget]
+  const int32_t* branch_tokens;  // [slots, budget, lookahead]
+  const int32_t* length;         // [slots]
+  const int32_t* scratch;        // [slots, budget, lookahead]
+  RowTables rows;                // [slots * budget], suffix width: step + 1
+  int32_t slots;
+  int32_t budget;
+  int32_t lookahead;
+  int32_t step;
+};
+cudaError_t branch_rows(const BranchRowsParams& params, cudaStream_t stream);
 
 // Distributions, and drawing from them ----------------------------------------------------------------------------------------
 
 struct RowStatsParams {
   const float* logits;       // [rows, vocabulary]
-  const float* temperature;  // [rows]
-  const int32_t* top_k;      // [rows]
-  const float* top_p;        // [rows]
-  const float* min_p;        // [rows]
+  const float* temperature;  // [slots]
+  const int32_t* top_k;      // [slots]
+  const float* top_p;        // [slots]
+  const float* min_p;        // [slots]
   float* stats;              // [rows, kStats]
   void* workspace;           // row_stats_workspace(..) bytes, 16-byte aligned
   int32_t* arrivals;         // [rows]
   int32_t rows;
+  int32_t rows_a_slot;
   int32_t vocabulary;
   int32_t saguaro_f;
   float saguaro_c;
@@ -145,18 +191,26 @@ cudaError_t row_stats(const RowStatsParams& params, cudaStream_t stream);
 struct SampleParams {
   const float* logits;      // [rows, vocabulary]
   const float* stats;       // [rows, kStats]
-  const int64_t* seed;      // [rows]
-  const int32_t* position;  // [rows]
+  const int64_t* seed;      // [slots]
+  const int32_t* position;  // [rows], position_stride elements apart: of the rows' own tokens
   const int32_t* id_of;     // [vocabulary] or null
+  const uint8_t* missed;    // [slots] or null; tokens of a slot with 0 stay as they are
+  const int32_t* parity;    // [1], with q_logits
   int32_t* spec_len;        // [slots] or null
   int32_t* bad;             // [slots]; null if spec_len is
-  int32_t* tokens;          // [rows, m]
+  int32_t* tokens;          // [slots, rows_a_slot * m], tokens_strides elements apart
+  float* q_logits;          // [slots, 2, rows_a_slot, vocabulary], q_logits_strides elements apart; or null
+  float* q_stats;           // [slots, 2, rows_a_slot, kStats], q_stats_strides elements apart; or null
   void* workspace;          // sample_workspace(..) bytes, 16-byte aligned
   int32_t* arrivals;        // [rows]
+  int64_t position_stride;
+  int64_t tokens_strides[2];
+  int64_t q_logits_strides[3], q_stats_strides[3];
+  bool next_half;
   int32_t rows;
+  int32_t rows_a_slot;
   int32_t vocabulary;
   int32_t m;
-  int32_t slots;    // the rows of a slot are adjacent
   int32_t drafted;  // tokens of each speculation before these
 };
 size_t sample_workspace(const SampleParams& params);
@@ -192,7 +246,9 @@ struct VerifyParams {
   const int32_t* draft_id_of;  // [vocabulary] or null
   const int32_t* spec_tokens;  // [slots, nodes - 1]
   const int32_t* spec_len;     // [slots]
-  const int32_t* parent;       // [slots, nodes]; null for a chain
+  const uint8_t* hit;          // [slots]
+  const int32_t* bad;          // [slots]
+  const int32_t* parent;       // [slots, nodes], slots parent_stride elements apart; null for a chain
   const int32_t* parity;       // [1]
   const int64_t* seed;         // [slots]
   const int32_t* eos;          // [eos_count]
@@ -204,10 +260,13 @@ struct VerifyParams {
   uint8_t* done;               // [slots]
   int32_t* outcome;            // [slots, 2, 2]
   int32_t* path;               // [slots, nodes]; every element is written
+  int32_t* report;             // [slots, kReportColumns + newest]
   void* workspace;             // verify_workspace(..) bytes, 16-byte aligned
   int32_t* arrivals;           // [slots]
+  int64_t parent_stride;
   int32_t slots;
-  int32_t nodes;  // at most 64
+  int32_t nodes;   // at most 64
+  int32_t newest;  // at most 64
   int32_t vocabulary;
   int32_t draft_vocabulary;
   int32_t addresses;
@@ -218,6 +277,29 @@ struct VerifyParams {
 size_t verify_workspace(const VerifyParams& params);
 cudaError_t verify(const VerifyParams& params, cudaStream_t stream);
 
+struct RankOutcomesParams {
+  const float* logits;         // [slots, nodes, vocabulary]
+  const int32_t* outcome;      // [slots, 2, 2]
+  const int32_t* parity;       // [1]
+  const int32_t* spec_tokens;  // [slots, nodes - 1]
+  const int32_t* spec_len;     // [slots]
+  const uint8_t* hit;          // [slots]
+  const uint8_t* done;         // [slots]
+  const int32_t* length;       // [slots]
+  const int32_t* draft_id_of;  // [target_vocabulary] or null
+  int32_t* seen;               // [slots, kSeenColumns]
+  void* workspace;             // rank_outcomes_workspace(..) bytes, 16-byte aligned
+  int32_t* arrivals;           // [slots]
+  int32_t slots;
+  int32_t nodes;
+  int32_t vocabulary;
+  int32_t target_vocabulary;
+  int32_t budget;
+  int32_t draft_context;
+};
+size_t rank_outcomes_workspace(const RankOutcomesParams& params);
+cudaError_t rank_outcomes(const RankOutcomesParams& params, cudaStream_t stream);
+
 struct CacheLookupParams {
   const int32_t* outcome;        // [slots, 2, 2]
   const int32_t* guess;          // [slots, budget]
@@ -227,25 +309,31 @@ struct CacheLookupParams {
   const int32_t* last_token;     // [slots]
   const int32_t* max_length;     // [slots]
   const uint8_t* done;           // [slots]
+  const int32_t* nodes_within;   // [depth + 1] or null
   int32_t* parity;               // [1], flipped
   int32_t* draft_length;         // [slots]
   int32_t* draft_last_token;     // [slots]
   int32_t* spec_tokens;          // [slots, lookahead]
   int32_t* spec_len;             // [slots]
   uint8_t* hit;                  // [slots]
+  uint8_t* missed;               // [slots]
   int32_t* q_address;            // [slots]
   int32_t* bad;                  // [slots]
   int32_t slots;
   int32_t budget;
   int32_t lookahead;
+  int32_t depth;
+  int32_t draft_context;
 };
 cudaError_t cache_lookup(const CacheLookupParams& params, cudaStream_t stream);
 
 struct NgramProposeParams {
   const int32_t* tokens;  // [slots, capacity]
   const int32_t* length;  // [slots]; the last committed token is at tokens[length]
-  int32_t* spec_tokens;   // [slots, lookahead]; every element is written, 0 from spec_len on
+  const uint8_t* missed;  // [slots]; a slot with 0 stays as it is
+  int32_t* spec_tokens;   // [slots, lookahead]
   int32_t* spec_len;      // [slots]
+  int32_t* q_address;     // [slots]
   int32_t slots;
   int32_t capacity;
   int32_t lookahead;

@@ -83,12 +83,15 @@ __global__ void __launch_bounds__(kThreads) ngram_propose_kernel(NgramProposePar
   wait_for_previous_kernel();
   let_next_kernel_start();
   const int64_t slot = blockIdx.x;
+  if (p.missed[slot] == 0) return;
   const Sequence sequence{p.tokens + slot * p.capacity, max(min(p.length[slot], p.capacity - 1), -1)};
   const Match match = longest_match(sequence, shared_memory<int32_t>());
   const int32_t count = match.tokens == 0 ? 0 : min(p.lookahead, sequence.last - match.end);
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < p.lookahead; i += kThreads)
     p.spec_tokens[slot * p.lookahead + i] = i < count ? sequence.tokens[match.end + 1 + i] : 0;
-  if (threadIdx.x == 0) p.spec_len[slot] = count;
+  if (threadIdx.x != 0) return;
+  p.spec_len[slot] = min(p.spec_len[slot], count);
+  p.q_address[slot] = -1;
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kThreads) rms_norm_kernel(RmsNormParams p) {
   let_next_kernel_start();
   const int vectors = p.width / count;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * vectors;
-  const V* x = static_cast<const V*>(p.x) + first;
+  const V* x = static_cast<const V*>(p.x) + static_cast<int64_t>(blockIdx.x) * (p.x_stride / count);
   float squares = 0.0f;
   for (int i = static_cast<int>(threadIdx.x); i < vectors; i += kThreads) {
     const V row = x[i];
@@ -39,8 +39,9 @@ __global__ void __launch_bounds__(kThreads) rms_norm_kernel(RmsNormParams p) {
 cudaError_t rms_norm(const RmsNormParams& params, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(params.rows)), block(kThreads);
   constexpr size_t kSharedBytes = kThreads / kWarp * sizeof(float);
-  return params.width % 8 == 0 ? launch<rms_norm_kernel<8>>(grid, block, kSharedBytes, stream, params)
-                               : launch<rms_norm_kernel<1>>(grid, block, kSharedBytes, stream, params);
+  return params.width % 8 == 0 && params.x_stride % 8 == 0
+             ? launch<rms_norm_kernel<8>>(grid, block, kSharedBytes, stream, params)
+             : launch<rms_norm_kernel<1>>(grid, block, kSharedBytes, stream, params);
 }
 
 }  // namespace ssd::cuda

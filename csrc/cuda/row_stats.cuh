@@ -16,9 +16,10 @@ struct Processing {
 };
 
 __device__ __forceinline__ Processing processing_of(const RowStatsParams& p, int64_t row) {
-  const float temperature = p.temperature[row];
+  const int64_t slot = row / p.rows_a_slot;
+  const float temperature = p.temperature[slot];
   const bool draws = temperature != 0.0f;
-  Processing how{draws ? 1.0f / temperature : 0.0f, p.top_p[row], p.min_p[row], p.top_k[row], false, false, false, false};
+  Processing how{draws ? 1.0f / temperature : 0.0f, p.top_p[slot], p.min_p[slot], p.top_k[slot], false, false, false, false};
   how.limits_k = draws && how.top_k > 0 && how.top_k < p.vocabulary;
   how.limits_p = draws && how.top_p < 1.0f;
   how.limits_min = draws && how.min_p > 0.0f;

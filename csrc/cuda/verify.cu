@@ -12,6 +12,7 @@
 // with one block, and stores the scales. After the last rejection of a node no child is tried, so the residual is not
 // renormalised. Therefore a tree with one child a node gives the bits of the chain. Least cost: one launch, two for a tree, and
 // one read of two rows, which are in L2.
+#include "../common/report.h"
 #include "walk.cuh"
 
 namespace ssd::cuda {
@@ -172,6 +173,20 @@ __device__ Finish foremost(Finish finish, Memory& memory) {
   return finish;
 }
 
+// Writes the report of a slot, after its state is committed.
+__device__ void write_report(const VerifyParams& p, int64_t slot, int32_t length, int32_t done, int32_t accepted) {
+  const auto i = static_cast<int32_t>(threadIdx.x);
+  int32_t* report = p.report + slot * (kReportColumns + p.newest);
+  if (i < p.newest) report[kReportColumns + i] = p.tokens[slot * p.capacity + newest_position(length, i, p.newest, p.capacity)];
+  if (i != 0) return;
+  report[kReportLength] = length;
+  report[kReportDone] = done;
+  report[kReportAccepted] = accepted;
+  report[kReportProposed] = p.spec_len[slot];
+  report[kReportHit] = p.hit[slot];
+  report[kReportBad] = p.bad[slot];
+}
+
 // Writes the outcome, and commits as many of its tokens as the sequence has room for. Thread i has the i-th token. Without a
 // decided token, the accepted ones are committed and the sequence has failed.
 __device__ void commit(const VerifyParams& p, int64_t slot, int32_t accepted, int32_t decided, Memory& memory) {
@@ -187,12 +202,16 @@ __device__ void commit(const VerifyParams& p, int64_t slot, int32_t accepted, in
   if (i < committed && n >= 0 && n + 1 + i < p.capacity) p.tokens[slot * p.capacity + n + 1 + i] = token;
   if (i < p.nodes) p.path[slot * p.nodes + i] = i >= committed ? -1 : i == 0 ? 0 : memory.path[i - 1];
   if (i == committed - 1) p.last_token[slot] = token;
+  const int32_t length = static_cast<int32_t>(n) + committed;
+  const Done done = end < tokens ? kFinished : tokens <= accepted ? kFailed : kRunning;
+  __syncthreads();  // the report has tokens that other threads have written
+  write_report(p, slot, length, done, accepted);
   if (i != 0) return;
   int32_t* outcome = p.outcome + (slot * 2 + (*p.parity & 1)) * 2;
   outcome[0] = accepted;
   outcome[1] = decided;
-  p.length[slot] = static_cast<int32_t>(n) + committed;
-  p.done[slot] = end < tokens ? kFinished : tokens <= accepted ? kFailed : kRunning;
+  p.length[slot] = length;
+  p.done[slot] = done;
 }
 
 __global__ void __launch_bounds__(kSliceThreads, 4) verify_kernel(VerifyParams p) {
@@ -207,6 +226,7 @@ __global__ void __launch_bounds__(kSliceThreads, 4) verify_kernel(VerifyParams p
     const auto i = static_cast<int32_t>(threadIdx.x);
     if (slice.index == 0 && i < 2) p.outcome[(slot * 2 + (*p.parity & 1)) * 2 + i] = -1;
     if (slice.index == 0 && i < p.nodes) p.path[slot * p.nodes + i] = -1;
+    if (slice.index == 0) write_report(p, slot, p.length[slot], p.done[slot], -1);
     return;
   }
   int32_t accepted;

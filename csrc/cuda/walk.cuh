@@ -39,7 +39,7 @@ __device__ __forceinline__ void load_tree(const VerifyParams& p, int64_t slot, T
   if (i == 0) tree.present = min(max(p.spec_len[slot], 0), p.nodes - 1);
   if (i >= 1 && i < p.nodes) {
     const int32_t token = p.spec_tokens[slot * (p.nodes - 1) + i - 1];
-    const int32_t parent = p.parent != nullptr ? p.parent[slot * p.nodes + i] : i - 1;
+    const int32_t parent = p.parent != nullptr ? p.parent[slot * p.parent_stride + i] : i - 1;
     tree.token[i] = token < p.vocabulary ? token : -1;
     tree.parent[i] = parent < i ? parent : -1;
   }

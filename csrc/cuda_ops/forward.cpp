@@ -1,8 +1,8 @@
-// The ops of the forward pass on CUDA: embed, rms_norm, pack_weight, linear, rope_store_kv, paged_attention, move_kv.
-
-#include <ATen/ops/empty_like.h>
+// The ops of the forward pass on CUDA: embed, rms_norm, pack_weight, linear, logits, rope_store_kv, paged_attention, move_kv,
+// and its rows: tree_rows, branch_rows.
 
 #include <algorithm>
+#include <tuple>
 
 #include "call.h"
 
@@ -31,10 +31,11 @@ Tensor embed(const Tensor& ids, const Tensor& table) {
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   const NormSizes sizes = check_rms_norm(x, weight, kCudaDtypes);
   const Call call{{"x", x}, {"weight", weight}};
-  Tensor out = at::empty_like(x);
+  Tensor out = call.empty({sizes.rows, sizes.width}, x.scalar_type());
   C10_CUDA_CHECK(cuda::rms_norm({.x = x.const_data_ptr(),
                                  .weight = weight.const_data_ptr(),
                                  .out = out.mutable_data_ptr(),
+                                 .x_stride = x.stride(0),
                                  .rows = int32(sizes.rows),
                                  .width = int32(sizes.width),
                                  .eps = static_cast<float>(eps)},
@@ -77,14 +78,12 @@ Tensor pack_weight(const Tensor& weight, std::string_view epilogue_name, const O
   return packed;
 }
 
-Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::string_view epilogue_name,
-              const OptionalTensor& bias, const OptionalTensor& residual, bool float32_out) {
-  const LinearSizes sizes = check_linear(x, weight, out_features, epilogue_name, bias, residual, kCudaDtypes, packed_shape);
+// y: [rows, columns], run dtype or float32.
+void multiply(const Call& call, const Tensor& x, const Tensor& weight, const LinearSizes& sizes, const OptionalTensor& bias,
+              const OptionalTensor& residual, const Tensor& y, bool float32_out) {
   check_inputs(sizes.inputs, "x");
   check_aligned(x, "x");
   check_aligned(weight, "weight");
-  const Call call{{"x", x}, {"weight", weight}, {"bias", bias}, {"residual", residual}};
-  Tensor y = call.empty({sizes.rows, sizes.columns}, float32_out ? at::kFloat : x.scalar_type());
   C10_CUDA_CHECK(cuda::linear({.x = x.const_data_ptr(),
                                .weight = weight.const_data_ptr(),
                                .bias = raw_or_null(bias),
@@ -96,7 +95,21 @@ Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::
                                .epilogue = on_device(sizes.epilogue),
                                .float32_out = float32_out},
                               call.stream()));
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::string_view epilogue_name,
+              const OptionalTensor& bias, const OptionalTensor& residual, bool float32_out) {
+  const LinearSizes sizes = check_linear(x, weight, out_features, epilogue_name, bias, residual, kCudaDtypes, packed_shape);
+  const Call call{{"x", x}, {"weight", weight}, {"bias", bias}, {"residual", residual}};
+  Tensor y = call.empty({sizes.rows, sizes.columns}, float32_out ? at::kFloat : x.scalar_type());
+  multiply(call, x, weight, sizes, bias, residual, y, float32_out);
   return y;
+}
+
+void logits(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& out) {
+  const LinearSizes sizes = check_logits(x, weight, bias, out, kCudaDtypes, packed_shape);
+  const Call call{{"x", x}, {"weight", weight}, {"bias", bias}, {"out", out}};
+  multiply(call, x, weight, sizes, bias, std::nullopt, out, true);
 }
 
 void rope_store_kv(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos_sin, const Tensor& positions,
@@ -187,19 +200,80 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
   return out;
 }
 
-void move_kv(const Tensor& kv, const Tensor& src, const Tensor& dst) {
-  const MoveSizes sizes = check_move_kv(kv, src, dst, kCudaDtypes);
+void move_kv(const Tensor& kv, const Tensor& page_table, const Tensor& length, const Tensor& path) {
+  const MoveSizes sizes = check_move_kv(kv, page_table, length, path, kCudaDtypes);
   TORCH_CHECK(sizes.slot_bytes % 16 == 0, "kv must have KV slots of a multiple of 16 bytes on CUDA, not ", sizes.slot_bytes);
   check_aligned(kv, "kv");
-  const Call call{{"kv", kv}, {"src", src}, {"dst", dst}};
+  const Call call{{"kv", kv}, {"page_table", page_table}, {"length", length}, {"path", path}};
   C10_CUDA_CHECK(cuda::move_kv({.kv = kv.mutable_data_ptr(),
-                                .src = src.const_data_ptr<int32_t>(),
-                                .dst = dst.const_data_ptr<int32_t>(),
+                                .page_table = page_table.const_data_ptr<int32_t>(),
+                                .length = length.const_data_ptr<int32_t>(),
+                                .path = path.const_data_ptr<int32_t>(),
+                                .length_stride = length.stride(0),
                                 .planes = sizes.planes,
                                 .kv_slots = sizes.kv_slots,
                                 .row_bytes = sizes.slot_bytes,
-                                .moves = int32(sizes.moves)},
+                                .slots = int32(sizes.slots),
+                                .nodes = int32(sizes.nodes),
+                                .table_width = int32(sizes.table_width),
+                                .page_size = int32(sizes.page_size)},
                                call.stream()));
+}
+
+using RowTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+RowTensors empty_rows(const Call& call, int64_t rows, int64_t width) {
+  const auto column = [&] { return call.empty({rows}, at::kInt); };
+  return {column(), column(), column(), column(), column(), call.empty({rows, width}, at::kInt), column()};
+}
+
+cuda::RowTables tables_of(const RowTensors& rows) {
+  return std::apply([](const auto&... columns) { return cuda::RowTables{columns.template mutable_data_ptr<int32_t>()...}; },
+                    rows);
+}
+
+RowTensors tree_rows(const Tensor& tokens, const Tensor& spec_tokens, const Tensor& length, const Tensor& page_table,
+                     const OptionalTensor& parent, int64_t page_size, int64_t first, int64_t count, int64_t depth) {
+  const TreeRowsSizes sizes = check_tree_rows(tokens, spec_tokens, length, page_table, parent, page_size, first, count, depth);
+  const Call call{
+      {"tokens", tokens}, {"spec_tokens", spec_tokens}, {"length", length}, {"page_table", page_table}, {"parent", parent}};
+  RowTensors rows = empty_rows(call, sizes.rows, depth);
+  C10_CUDA_CHECK(cuda::tree_rows({.tokens = tokens.const_data_ptr<int32_t>(),
+                                  .spec_tokens = spec_tokens.const_data_ptr<int32_t>(),
+                                  .length = length.const_data_ptr<int32_t>(),
+                                  .page_table = page_table.const_data_ptr<int32_t>(),
+                                  .parent = pointer_or_null<int32_t>(parent),
+                                  .rows = tables_of(rows),
+                                  .slots = int32(sizes.slots),
+                                  .capacity = int32(sizes.capacity),
+                                  .nodes = int32(sizes.nodes),
+                                  .table_width = int32(sizes.table_width),
+                                  .page_size = int32(page_size),
+                                  .first = int32(first),
+                                  .count = int32(count),
+                                  .depth = int32(depth)},
+                                 call.stream()));
+  return rows;
+}
+
+RowTensors branch_rows(const Tensor& guess, const Tensor& guess_k, const Tensor& branch_tokens, const Tensor& length,
+                       const Tensor& scratch, int64_t step) {
+  const BranchRowsSizes sizes = check_branch_rows(guess, guess_k, branch_tokens, length, scratch, step);
+  const Call call{
+      {"guess", guess}, {"guess_k", guess_k}, {"branch_tokens", branch_tokens}, {"length", length}, {"scratch", scratch}};
+  RowTensors rows = empty_rows(call, sizes.slots * sizes.budget, step + 1);
+  C10_CUDA_CHECK(cuda::branch_rows({.guess = guess.const_data_ptr<int32_t>(),
+                                    .guess_k = guess_k.const_data_ptr<int32_t>(),
+                                    .branch_tokens = branch_tokens.const_data_ptr<int32_t>(),
+                                    .length = length.const_data_ptr<int32_t>(),
+                                    .scratch = scratch.const_data_ptr<int32_t>(),
+                                    .rows = tables_of(rows),
+                                    .slots = int32(sizes.slots),
+                                    .budget = int32(sizes.budget),
+                                    .lookahead = int32(sizes.lookahead),
+                                    .step = int32(step)},
+                                   call.stream()));
+  return rows;
 }
 
 }  // namespace
@@ -209,9 +283,12 @@ TORCH_LIBRARY_IMPL(ssd, CUDA, m) {
   m.impl("rms_norm", rms_norm);
   m.impl("pack_weight", pack_weight);
   m.impl("linear", linear);
+  m.impl("logits", logits);
   m.impl("rope_store_kv", rope_store_kv);
   m.impl("paged_attention", paged_attention);
   m.impl("move_kv", move_kv);
+  m.impl("tree_rows", tree_rows);
+  m.impl("branch_rows", branch_rows);
 }
 
 }  // namespace ssd

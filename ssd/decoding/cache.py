@@ -9,10 +9,8 @@ An outcome is (node, token): the last accepted node, and the token after it. In 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from ssd import ops
@@ -20,9 +18,8 @@ from ssd.decoding.drafters.model import ModelDrafter
 from ssd.decoding.drafters.ngram import propose_ngram
 from ssd.decoding.fallback import FallbackPolicy
 from ssd.decoding.fanout import Measured
-from ssd.decoding.round import Round, Seen, SlotReport
+from ssd.decoding.round import Round, SlotReport
 from ssd.decoding.state import DraftTables, QRows
-from ssd.kv.cache import Rows
 from ssd.runtime.executor import Executor
 
 
@@ -60,54 +57,38 @@ class SpeculationCache:
         neural: whether the draft model drafts for misses; otherwise they get n-grams.
         """
         tables = self.tables.first(n)
-        state, speculation = tables.state, tables.speculation
         self._note_outcomes(tables)
         tables.latch_and_look_up()
 
         def fall_back() -> None:
             with self._executor.trace.span("draft", "fallback" if neural else "n-gram", batch=n):
                 if neural:
-                    drafted = self.drafter.propose(tables, extended=True)
-                    hit = speculation.hit[:, None] != 0
-                    speculation.tokens.copy_(torch.where(hit, speculation.tokens, drafted))
+                    self.drafter.propose(tables, extended=True)
                 else:
-                    propose_ngram(state, speculation)
+                    propose_ngram(tables)
 
-        self._executor.when((speculation.hit == 0) & (speculation.length > 0), fall_back)
+        self._executor.when(tables.branches.missed, fall_back)
 
     def branch(self, n: int) -> None:
         """The program that prepares the branches of the round in flight: K + 1 forward passes, hidden by the target's pass."""
         tables = self.tables.first(n)
         if tables.context is None:
-            self._branch(tables, n)
+            self._branch(tables)
         else:
-            self._executor.when(tables.branches.length > 0, lambda: self._branch(tables, n))
+            self._executor.when(tables.branches.length, lambda: self._branch(tables))
 
-    def _branch(self, tables: DraftTables, n: int) -> None:
+    def _branch(self, tables: DraftTables) -> None:
         branches, tree = tables.branches, self.drafter.tree
+        assert tree.is_chain  # a branch of a tree would see its node's ancestors as a suffix, before its own tokens
         with self._executor.trace.span("draft", "extend"):
             z = self.drafter.extend(tables)  # [n, K + 1, Vd]
         with self._executor.trace.span("draft", "fork"):
             self._fork(tables, z)
-        next_half = 1 - tables.speculation.parity
-        sequence = torch.arange(n, dtype=torch.int32, device=z.device).repeat_interleave(branches.budget)
-        trunk = tree.next_position(branches.length, branches.guess_node.clamp_min(0)).flatten()  # [n·B] trunk keys seen
-        ids = branches.guess.flatten()
         for d in range(tree.depth):
             with self._executor.trace.span("draft", f"branch {d}"):
-                scratch = branches.scratch[:, :, : d + 1].reshape(-1, d + 1).contiguous()  # [n·B, d + 1] of the branch's tokens
-                rows = Rows(
-                    ids=ids,
-                    positions=trunk + d,
-                    kv_slots=scratch[:, d].contiguous(),
-                    row_seq=sequence,
-                    prefix_len=trunk,
-                    page_table=tables.state.page_table,
-                    suffix_slots=scratch,
-                    suffix_len=torch.full_like(trunk, d + 1),
-                )
-                ids = self.drafter.step(tables, rows, next_half, QRows(slice(branches.budget), d))[:, 0]
-                branches.branch_tokens[:, :, d] = ids.view(n, branches.budget)
+                q_rows = QRows(slice(branches.budget), d)
+                rows = branches.rows(tables.state.page_table, d)
+                self.drafter.step(tables, rows, branches.branch_tokens[:, :, d], q_rows, next_half=True)
 
     def learn(self, round: Round, reports: Mapping[int, SlotReport]) -> None:
         """Learn from the outcomes that a round's look-up saw, and write a better fan-out table for later rounds.
@@ -138,30 +119,32 @@ class SpeculationCache:
     def _fork(self, tables: DraftTables, z: Tensor) -> None:
         """Choose the guesses: the likeliest tokens after each node. z: [n, K + 1, Vd] float32, the draft's logits after it."""
         speculation, branches = tables.speculation, tables.branches
-        guess, guess_node = ops.fork(
-            z, speculation.tokens, speculation.length, self.fan_out_table, speculation.hit, branches.budget, self.drafter.id_of
+        ops.fork(
+            logits=z,
+            spec_tokens=speculation.tokens,
+            spec_len=speculation.length,
+            table=self.fan_out_table,
+            hit=speculation.hit,
+            guess=branches.guess,
+            guess_k=branches.guess_node,
+            id_of=self.drafter.id_of,
         )
-        assert branches.z is not None
-        branches.z.copy_(z)
-        branches.guess.copy_(guess)
-        branches.guess_node.copy_(guess_node)
 
     def _note_outcomes(self, tables: DraftTables) -> None:
         """Write to `Branches.seen` the rank of each outcome's token among the draft's guesses after the outcome's node."""
         state, speculation, branches = tables.state, tables.speculation, tables.branches
         assert branches.z is not None
-        outcome = state.outcome.index_select(1, speculation.parity.long())[:, 0]  # [n, 2] (node, next token)
-        known_outcome = outcome.long().clamp_min(0)
-        node, token = known_outcome[:, 0], known_outcome[:, 1:]
-        z = branches.z[torch.arange(len(node), device=node.device), node]  # [n, Vd]
-        column, known = self.drafter.columns_of(token)  # [n, 1]
-        drafted = speculation.tokens.long().gather(1, node[:, None].clamp_max(speculation.lookahead - 1))
-        excluded, drawn = self.drafter.columns_of(drafted)
-        value, ids = z.gather(1, column), torch.arange(z.shape[1], device=z.device)
-        known &= value > -math.inf  # NaN and masked tokens are never guessed
-        ahead = (z > value) | ((z == value) & (ids < column))
-        ahead &= ~(drawn & (node < speculation.length)[:, None] & (ids == excluded))
-        last_rank = max(z.shape[1], branches.budget)  # the rank of a token that the draft cannot propose
-        rank = torch.where(known[:, 0], ahead.sum(1), last_rank)
-        looked_up = (outcome[:, 0] >= 0) & (tables.idle() == 0)
-        branches.seen.copy_(Seen.pack(speculation.hit, speculation.length, node, rank, looked_up))
+        ops.rank_outcomes(
+            logits=branches.z,
+            outcome=state.outcome,
+            parity=speculation.parity,
+            spec_tokens=speculation.tokens,
+            spec_len=speculation.length,
+            hit=speculation.hit,
+            done=state.done,
+            length=state.length,
+            draft_id_of=self.drafter.draft_id_of,
+            budget=branches.budget,
+            draft_context=tables.draft_context,
+            seen=branches.seen,
+        )

@@ -52,5 +52,5 @@ def chunk_rows(staging: SequenceState, start: int, stop: int) -> Rows:
     A prompt is stored by itself and cut at fixed positions, so its K/V depends neither on other requests nor on the time of its
     admission.
     """
-    first = torch.full((1,), start, dtype=torch.int32, device=staging.length.device)
-    return staging.rows(staging.tokens[:, start:stop], first)
+    root = torch.full((1,), start, dtype=torch.int32, device=staging.length.device)
+    return staging.rows(staging.tokens[:, start + 1 : stop], root, 0, stop - start)

@@ -11,21 +11,32 @@ import torch
 from torch import Tensor
 
 from ssd import ops
+from ssd.decoding.state import SlotTables
 from ssd.runtime.executor import Executor, Reading, Run
 
 
 @dataclass
-class VerifyOutput:
+class VerifyOutput(SlotTables):
     """The results of a verification on the device; the next one overwrites them."""
 
     logits: Tensor  # [n, T, V] float32, p's
     path: Tensor  # [n, T] int32, the row that decided each committed token, −1 after the last
-    report: Tensor  # [n, Reports.width] int32, a row per slot, packed by `Reports`
+    report: Tensor  # [n, Reports.width] int32, a row per slot, packed as `Reports` says
+
+    @classmethod
+    def allocate(cls, slots: int, nodes: int, newest: int, vocab_size: int, device: torch.device) -> VerifyOutput:
+        """nodes: T. newest: number of newest tokens in a report. vocab_size: V."""
+        return cls(
+            logits=torch.empty(slots, nodes, vocab_size, dtype=torch.float32, device=device),
+            path=torch.full((slots, nodes), -1, dtype=torch.int32, device=device),
+            report=torch.zeros(slots, Reports.width(newest), dtype=torch.int32, device=device),
+        )
 
 
 @dataclass
 class Reports:
-    """The reports of a verification on the device, column by column; see `SlotReport`."""
+    """The reports of a verification on the device, column by column; see `SlotReport`. `ops.verify` writes them packed in one
+    table, in the order of these fields (csrc/common/report.h)."""
 
     length: Tensor  # [n]
     done: Tensor  # [n]
@@ -39,11 +50,6 @@ class Reports:
     def width(nodes: int) -> int:
         """Columns of a packed report, for a verification of T nodes."""
         return 6 + nodes
-
-    def pack(self) -> Tensor:
-        """One table, [n, width] int32."""
-        columns = (self.length, self.done, self.accepted, self.proposed, self.hit, self.bad)
-        return torch.cat([torch.stack([column.int() for column in columns], dim=1), self.newest], dim=1)
 
     @classmethod
     def unpack(cls, report: Tensor) -> Reports:
@@ -79,7 +85,7 @@ class SlotReport:
 
     @classmethod
     def of(cls, row: list[int]) -> SlotReport:
-        """row: one slot's row of `Reports.pack`, on the host."""
+        """row: one slot's row of the packed `Reports`, on the host."""
         length, done, accepted, proposed, hit, bad, *newest = row
         return cls(length, bool(done), done == ops.FAILED, accepted, proposed, bool(hit), bool(bad), newest)
 
@@ -105,7 +111,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Seen:
-    """One outcome, as a look-up saw it.
+    """One outcome, as a look-up saw it. `ops.rank_outcomes` writes these fields in a row.
 
     after_hit: whether the verified speculation came from the cache. spec_len: its number of tokens. k: the accepted count.
     rank: from 0, the next token's among the draft's guesses for k.
@@ -116,15 +122,9 @@ class Seen:
     k: int
     rank: int
 
-    @staticmethod
-    def pack(after_hit: Tensor, spec_len: Tensor, k: Tensor, rank: Tensor, looked_up: Tensor) -> Tensor:
-        """One table, [n, 4] int64: a row per slot, −1 where there was no look-up. All arguments: [n]."""
-        seen = torch.stack([after_hit.long(), spec_len.long(), k, rank], dim=1)
-        return torch.where(looked_up[:, None], seen, -1)
-
     @classmethod
     def of(cls, row: list[int]) -> Seen | None:
-        """row: one slot's row of `pack`, on the host. Returns None where there was no look-up."""
+        """row: one slot's row, on the host; −1 where there was no look-up. Returns None there."""
         after_hit, spec_len, k, rank = row
         return cls(bool(after_hit), spec_len, k, rank) if k >= 0 else None
 

@@ -117,35 +117,18 @@ class SequenceState(SlotTables):
         row.last_token.fill_(0)
 
     def row_stats(self, logits: Tensor, saguaro_f: int = 0, saguaro_c: float = SpeculationOptions.saguaro_c) -> Tensor:
-        """The processed distributions of logits [n, rows, V] float32, by each slot's parameters: [n, rows, STATS] float32."""
-        n, rows, vocabulary = logits.shape
-        settings = (self.temperature, self.top_k, self.top_p, self.min_p)
-        temperature, top_k, top_p, min_p = (table.repeat_interleave(rows) for table in settings)
-        flat = logits.reshape(n * rows, vocabulary)
-        stats = ops.row_stats(flat, temperature, top_k, top_p, min_p, saguaro_f, saguaro_c)
-        return stats.view(n, rows, ops.STATS)
+        """The processed distributions of logits [n·rows, V] float32, by each slot's parameters: [n·rows, STATS] float32."""
+        return ops.row_stats(logits, self.temperature, self.top_k, self.top_p, self.min_p, saguaro_f, saguaro_c)
 
-    def kv_slots(self, positions: Tensor) -> Tensor:
-        """The KV slots of positions [n, any] int32, in the same shape."""
-        page = self.page_table.gather(1, (positions // PAGE_SIZE).long())
-        return page * PAGE_SIZE + positions % PAGE_SIZE
+    def rows(
+        self, spec_tokens: Tensor, length: Tensor, first: int, count: int, parent: Tensor | None = None, depth: int = 0
+    ) -> Rows:
+        """The rows of `count` nodes per slot from node `first` on, see `ops.tree_rows`.
 
-    def rows(self, ids: Tensor, length: Tensor, start: int = 0) -> Rows:
-        """Rows of T consecutive tokens per slot, at positions length + start onwards. ids: [n, T] int32; length: [n] int32.
-
-        Each row sees its own key and all keys before it.
+        spec_tokens: [n, T − 1] int32; length: [n] int32, the roots' positions.
         """
-        n, width = ids.shape
-        positions = length[:, None] + torch.arange(start, start + width, dtype=torch.int32, device=ids.device)
-        sequence = torch.arange(n, dtype=torch.int32, device=ids.device)
-        return Rows(
-            ids=ids.flatten(),
-            positions=positions.flatten(),
-            kv_slots=self.kv_slots(positions).flatten(),
-            row_seq=sequence.repeat_interleave(width),
-            prefix_len=(positions + 1).flatten(),
-            page_table=self.page_table,
-        )
+        rows = ops.tree_rows(self.tokens, spec_tokens, length, self.page_table, parent, PAGE_SIZE, first, count, depth)
+        return Rows.of(rows, self.page_table) if parent is not None else Rows(*rows[:5], self.page_table)
 
 
 class QRows(NamedTuple):
@@ -214,14 +197,14 @@ class Speculation(SlotTables):
             self.q_logits = torch.empty(*shape, vocab_size, dtype=torch.float32, device=self.tokens.device)
             self.q_stats = torch.empty(*shape, ops.STATS, dtype=torch.float32, device=self.tokens.device)
 
-    def keep_distributions(self, half: Tensor, q_rows: QRows, logits: Tensor, stats: Tensor) -> None:
-        """Write the distributions that tokens are drawn from to q, if q is held.
+    def q_at(self, q_rows: QRows) -> tuple[Tensor | None, Tensor | None]:
+        """The place in q of the distributions that tokens are drawn from, or None if q is not held.
 
-        half: [1] int32. logits: [n, addresses or rows, Vd] float32. stats: [n, addresses or rows, STATS] float32.
+        Views [n, 2, addresses or rows, Vd] and [n, 2, addresses or rows, STATS].
         """
-        if self.q_logits is not None and self.q_stats is not None:
-            for q, values in ((self.q_logits, logits), (self.q_stats, stats)):
-                q[:, :, q_rows.address, q_rows.row].index_copy_(1, half.long(), values[:, None])
+        if self.q_logits is None or self.q_stats is None:
+            return None, None
+        return self.q_logits[:, :, q_rows.address, q_rows.row], self.q_stats[:, :, q_rows.address, q_rows.row]
 
 
 @dataclass
@@ -239,6 +222,7 @@ class Branches(SlotTables):
     guess_node: Tensor  # [S, B] int32, the node before the token, negative where there is no guess
     branch_tokens: Tensor  # [S, B, K] int32, −1 after a bad row
     scratch: Tensor  # [S, B, K] int32, KV slots of the branches' own tokens
+    missed: Tensor  # [S] uint8, the slots whose speculation the fallback has to fill
     seen: Tensor  # [S, 4] int32, the outcomes that the last look-up saw: the rows of `Seen` (round.py)
     z: Tensor | None = None  # [S, K + 1, Vd] float32, the logits that the guesses were chosen from
 
@@ -254,12 +238,18 @@ class Branches(SlotTables):
             guess_node=torch.full((slots, budget), -1, dtype=torch.int32, device=device),
             branch_tokens=torch.zeros(branches, dtype=torch.int32, device=device),
             scratch=first_scratch_slot + scratch,
+            missed=torch.zeros(slots, dtype=torch.uint8, device=device),
             seen=torch.full((slots, 4), -1, dtype=torch.int32, device=device),
         )
 
     @property
     def budget(self) -> int:
         return self.guess.shape[1]
+
+    def rows(self, page_table: Tensor, step: int) -> Rows:
+        """The rows of one step of every branch, see `ops.branch_rows`. page_table: [n, P] int32."""
+        rows = ops.branch_rows(self.guess, self.guess_node, self.branch_tokens, self.length, self.scratch, step)
+        return Rows.of(rows, page_table)
 
     def hold_z(self, vocab_size: int) -> None:
         """Allocate z, which only a draft with branches needs. vocab_size: Vd."""
@@ -287,23 +277,19 @@ class DraftTables(Tables):
         """The tables of slots 0..n−1, as views."""
         return DraftTables(self.state.first(n), self.staging, self.speculation.first(n), self.branches.first(n), self.context)
 
-    def idle(self) -> Tensor:
-        """[S] uint8, whether the draft proposes nothing: the slot is finished, or its sequence fills the draft's context."""
-        done = self.state.done
-        return done if self.context is None else done | (self.state.length >= self.context)
+    @property
+    def draft_context(self) -> int:
+        """The positions that the draft may read, for the ops."""
+        return self.context if self.context is not None else ops.NO_LIMIT
 
-    def latch_and_look_up(self) -> None:
+    def latch_and_look_up(self, nodes_within: Tensor | None = None) -> None:
         """Latch each sequence's length and last token, and hand out the branch of its outcome.
 
         A slot without such a branch is a miss: its speculation gets no tokens yet, and the length K, or less near max_length
-        and near the end of the draft's context. A hit and a miss are cut alike. A branch that a
-        bad row of the draft cut short gives a speculation of its length. An idle slot is no hit, and its length is 0. If
-        the draft has a context, its latched length is 0 too, so that its rows read only K/V that they have written themselves.
+        and near the end of the draft's context. A hit and a miss are cut alike. A branch that a bad row of the draft cut short
+        gives a speculation of its length. nodes_within: for a tree, see `ops.cache_lookup`.
         """
         state, speculation, branches = self.state, self.speculation, self.branches
-        idle, max_length = self.idle(), state.max_length
-        if self.context is not None:  # for a length n, the last draft row is at n + spec_len - 1
-            max_length = max_length.clamp_max(self.context + 2)
         ops.cache_lookup(
             outcome=state.outcome,
             guess=branches.guess,
@@ -311,16 +297,17 @@ class DraftTables(Tables):
             branch_tokens=branches.branch_tokens,
             length=state.length,
             last_token=state.last_token,
-            max_length=max_length,
-            done=idle,
+            max_length=state.max_length,
+            done=state.done,
+            nodes_within=nodes_within,
+            draft_context=self.draft_context,
             parity=speculation.parity,
             draft_length=branches.length,
             draft_last_token=branches.last_token,
             spec_tokens=speculation.tokens,
             spec_len=speculation.length,
             hit=speculation.hit,
+            missed=branches.missed,
             q_address=speculation.q_address,
             bad=speculation.bad,
         )
-        if self.context is not None:
-            branches.length.masked_fill_(idle != 0, 0)

@@ -39,22 +39,16 @@ class Tree:
         starts = [sum(widths[:d]) for d in range(self.depth + 2)]
         self.levels = [slice(a, b) for a, b in pairwise(starts)]
         self.nodes = starts[-1]
-        parent, depths = [-1], [0]
+        parent = [-1]
         for d, count in enumerate(self.children):
             for node in range(starts[d], starts[d + 1]):
                 parent += [node] * count
-                depths += [d + 1] * count
-        path = [[i] * self.depth for i in range(self.nodes)]  # entries after a node's depth are never read
-        for node in range(1, self.nodes):
-            path[node][: depths[node]] = [*path[parent[node]][: depths[node] - 1], node]
 
         def table(values: object) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=device)
 
         self.parent = table(parent)  # [T]
-        self._depth_of = table(depths)  # [T]
-        self._path = table(path)  # [T, depth] the ancestors without the root, then the node
-        self.nodes_within = table([b - 1 for b in starts[1:]])  # [depth + 1] nodes down to each depth, without the root
+        self._nodes_within = table([b - 1 for b in starts[1:]])  # [depth + 1] nodes down to each depth, without the root
 
     @property
     def is_chain(self) -> bool:
@@ -67,54 +61,26 @@ class Tree:
 
     def parent_table(self, n: int) -> Tensor | None:
         """The argument `parent` of `ops.verify` for n slots, [n, T] int32; None for a chain."""
-        return None if self.is_chain else self.parent.repeat(n, 1)
+        return None if self.is_chain else self.parent.expand(n, -1)
 
-    def cut(self, length: Tensor) -> None:
-        """Replace each sequence's room in tokens, [n] int32, by the number of nodes that may be proposed: whole levels only."""
-        if not self.is_chain:
-            length.copy_(self.nodes_within[length.clamp_max(self.depth).long()])
+    @property
+    def nodes_within(self) -> Tensor | None:
+        """The argument of `ops.cache_lookup`, [depth + 1] int32: only whole levels may be proposed; None for a chain."""
+        return None if self.is_chain else self._nodes_within
 
-    def rows(self, state: SequenceState, length: Tensor, ids: Tensor, nodes: slice) -> Rows:
-        """Rows of a range of the nodes, for every sequence.
+    def rows(self, state: SequenceState, spec_tokens: Tensor, length: Tensor, nodes: range) -> Rows:
+        """Rows of a range of the nodes, for every sequence. Node −1 is the token before the root.
 
-        ids: [n, nodes] int32; length: [n] int32, tokens stored before the root.
+        spec_tokens: [n, T − 1] int32; length: [n] int32, tokens stored before the root.
         """
         if self.is_chain:
-            return state.rows(ids, length, nodes.start)
-        n, count = ids.shape
-        depth = self._depth_of[nodes].repeat(n)  # [n·nodes]
-        node = torch.arange(nodes.start, nodes.stop, dtype=torch.int32, device=ids.device)
-        kv_slots = state.kv_slots(length[:, None] + node)  # [n, nodes]
-        path = self._path[nodes].flatten()
-        suffix = state.kv_slots(length[:, None] + path)  # [n, nodes·depth]
-        return Rows(
-            ids=ids.flatten().contiguous(),
-            positions=length.repeat_interleave(count) + depth,
-            kv_slots=kv_slots.flatten(),
-            row_seq=torch.arange(n, dtype=torch.int32, device=ids.device).repeat_interleave(count),
-            prefix_len=(length + 1).repeat_interleave(count),
-            page_table=state.page_table,
-            suffix_slots=suffix.view(n * count, self.depth),
-            suffix_len=depth,
-        )
-
-    def next_position(self, length: Tensor, node: Tensor) -> Tensor:
-        """The position after each node. For a chain it is also the number of keys that the token there sees before its own.
-
-        length: [n] int32, tokens stored before the root; node: [n, any] int32. Returns [n, any] int32.
-        """
-        assert self.is_chain  # a branch of a tree would see its node's ancestors as a suffix, before its own tokens
-        return length[:, None] + 1 + node
+            return state.rows(spec_tokens, length, nodes.start, len(nodes))
+        return state.rows(spec_tokens, length, nodes.start, len(nodes), self.parent, self.depth)
 
     def compact(self, cache: KVCache, state: SequenceState, length: Tensor, path: Tensor) -> None:
         """Move the K/V of the accepted nodes to directly after the root, so that the sequence is contiguous again.
 
         length: [n] int32, before the commit; path: [n, T] int32 from `ops.verify`.
         """
-        if self.is_chain:
-            return
-        steps = torch.arange(1, self.depth + 1, dtype=torch.int32, device=path.device)
-        node = path[:, 1 : self.depth + 1]
-        src = state.kv_slots(length[:, None] + node.clamp_min(0))
-        dst = state.kv_slots(length[:, None] + steps)
-        ops.move_kv(cache.kv, torch.where(node >= 0, src, -1).flatten(), dst.flatten())
+        if not self.is_chain:
+            ops.move_kv(cache.kv, state.page_table, length, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ssd import ops
@@ -38,6 +37,7 @@ class Verifier:
         self._executor = executor
         self._draft_id_of = draft_id_of
         self._empty_speculation = Speculation.allocate(1, 0, tables.state.done.device)
+        self._output = self._new_output(len(tables.state.done), tree.nodes)
 
     def stage(self, request: Admitted) -> None:
         """Write a request into the staging tables, so that its prompt can be stored. Called `alone`."""
@@ -51,13 +51,14 @@ class Verifier:
         """Store the last chunk, commit the first token (by an empty verification), and switch the slot on. Called `alone`."""
 
         def prefill() -> VerifyOutput:
-            staging = self.tables.staging
-            logits, path = self._decide(
-                staging, self._empty_speculation, self.model.logits(self._forward_chunk(start, stop)[-1:])
-            )
-            staging.outcome.fill_(-1)  # there is no guess of the first token: the first look-up is a miss
+            staging, output = self.tables.staging, self._new_output(1, 1)
+            self.model.logits(self._forward_chunk(start, stop)[-1:], out=output.logits[0])
+            self._decide(staging, self._empty_speculation, output)
+            # There is no guess of the first token: the first look-up is a miss.
+            staging.outcome.fill_(-1)
+            Reports.unpack(output.report).accepted.fill_(-1)
             self.tables.state.only(slot).copy_from(staging)
-            return VerifyOutput(logits, path, self._report(staging, self._empty_speculation))
+            return output
 
         return Verification.of(self._executor.once("target", "prefill", prefill, slot=slot), self._executor)
 
@@ -72,31 +73,36 @@ class Verifier:
     def verify(self, n: int) -> VerifyOutput:
         """The program of a round of the first n slots: verify every slot's speculation in one forward pass."""
         tree, state, speculation = self.tree, self.tables.state.first(n), self.tables.speculation.first(n)
-        ids = torch.cat([state.last_token[:, None], speculation.tokens], dim=1)  # [n, T]
-        rows = tree.rows(state, state.length, ids, slice(0, tree.nodes))
-        logits = self.model.next_logits(rows, self.kv_cache)
-        p_logits, path = self._decide(state, speculation, logits, tree.parent_table(n))
+        output = self._output.first(n)
+        rows = tree.rows(state, speculation.tokens, state.length, range(tree.nodes))
+        self.model.next_logits(rows, self.kv_cache, out=output.logits.view(-1, self.model.vocab_size))
+        self._decide(state, speculation, output, tree.parent_table(n))
         length_before = rows.positions[:: tree.nodes]  # the roots' positions: state.length is after the commit already
-        tree.compact(self.kv_cache, state, length_before, path)
-        return VerifyOutput(p_logits, path, self._report(state, speculation))
+        tree.compact(self.kv_cache, state, length_before, output.path)
+        return output
+
+    def _new_output(self, slots: int, nodes: int) -> VerifyOutput:
+        return VerifyOutput.allocate(slots, nodes, self.tree.nodes, self.model.vocab_size, self.tables.state.done.device)
 
     def _decide(
-        self, state: SequenceState, speculation: Speculation, logits: Tensor, parent: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Commit the outcome of a speculation. logits: [n·T, V] float32, p's. parent: [n, T] int32, None for a chain.
+        self, state: SequenceState, speculation: Speculation, output: VerifyOutput, parent: Tensor | None = None
+    ) -> None:
+        """Commit the outcome of a speculation by p's logits in `output`, and write the rest of `output`.
 
-        Returns the logits [n, T, V] and the path [n, T] int32.
+        parent: [n, T] int32, None for a chain.
         """
-        p_logits = logits.view(len(state.done), -1, self.model.vocab_size)
-        path = ops.verify(
-            p_logits=p_logits,
-            p_stats=state.row_stats(p_logits),
+        logits = output.logits
+        ops.verify(
+            p_logits=logits,
+            p_stats=state.row_stats(logits.view(-1, logits.shape[-1])).view(*logits.shape[:2], -1),
             q_logits=speculation.q_logits,
             q_stats=speculation.q_stats,
             q_address=speculation.q_address,
             draft_id_of=self._draft_id_of,
             spec_tokens=speculation.tokens,
             spec_len=speculation.length,
+            hit=speculation.hit,
+            bad=speculation.bad,
             parent=parent,
             parity=speculation.parity,
             seed=state.seed,
@@ -108,18 +114,6 @@ class Verifier:
             last_token=state.last_token,
             done=state.done,
             outcome=state.outcome,
+            path=output.path,
+            report=output.report,
         )
-        return p_logits, path
-
-    def _report(self, state: SequenceState, speculation: Speculation) -> Tensor:
-        """The packed report, [n, width] int32; see `Reports`."""
-        offset = torch.arange(1 - self.tree.nodes, 1, dtype=torch.int64, device=state.length.device)
-        return Reports(
-            length=state.length,
-            done=state.done,
-            accepted=state.outcome.index_select(1, speculation.parity.long())[:, 0, 0],
-            proposed=speculation.length,
-            hit=speculation.hit,
-            bad=speculation.bad,
-            newest=state.tokens.gather(1, (state.length[:, None] + offset).clamp_min(0)),
-        ).pack()

@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ssd.ops import RowTensors
+
 PAGE_SIZE = 16  # tokens per page, everywhere in the engine
 
 
@@ -26,6 +28,11 @@ class Rows:
     page_table: Tensor  # [S, P]
     suffix_slots: Tensor | None = None  # [R, W] KV slots of the keys after the prefix
     suffix_len: Tensor | None = None  # [R] number of suffix keys that the row sees
+
+    @classmethod
+    def of(cls, rows: RowTensors, page_table: Tensor) -> Rows:
+        """rows: from `ops.tree_rows` or `ops.branch_rows`."""
+        return cls(*rows[:5], page_table, *rows[5:])
 
 
 class KVShape(Protocol):

@@ -29,14 +29,14 @@ class Model(Protocol):
     def weight_bytes(self) -> int:
         """The bytes of weights that a decode step reads: every packed weight, once."""
 
-    def forward(self, rows: Rows, cache: KVCache) -> Tensor:
-        """Run the rows and write their K/V to the cache. Returns their normalised hidden states, [R, d]."""
+    def forward(self, rows: Rows, cache: KVCache, every: int = 1) -> Tensor:
+        """Run the rows and write their K/V to the cache.
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: [R, d]. Returns [R, vocab_size] float32."""
-
-    def next_logits(self, rows: Rows, cache: KVCache, every: int = 1) -> Tensor:
-        """A forward pass with its logits: after each row, or after the last row of each run of `every`.
-
-        Returns [R / every, vocab_size] float32.
+        Returns the normalised hidden states of all rows, or of the last row of each run of `every`: [R / every, d].
         """
+
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """hidden: [R, d]. Returns [R, vocab_size] float32: `out`, or a new tensor."""
+
+    def next_logits(self, rows: Rows, cache: KVCache, every: int = 1, out: Tensor | None = None) -> Tensor:
+        """A forward pass with its logits, see `forward` and `logits`. Returns [R / every, vocab_size] float32."""

@@ -166,8 +166,11 @@ class Transformer:
             linears += [layer.qkv, layer.attention_out, layer.gate_up, layer.down]
         return sum(linear.weight.nbytes for linear in linears)
 
-    def forward(self, rows: Rows, cache: KVCache) -> Tensor:
-        """Run the rows and write their K/V to the cache. Returns their normalised hidden states, [R, d]."""
+    def forward(self, rows: Rows, cache: KVCache, every: int = 1) -> Tensor:
+        """Run the rows and write their K/V to the cache.
+
+        Returns the normalised hidden states of all rows, or of the last row of each run of `every`: [R / every, d].
+        """
         config = self.config
         heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
         x = ops.embed(rows.ids, self._table)  # [R, d]
@@ -182,15 +185,15 @@ class Transformer:
             )  # fmt: skip
             x = layer.attention_out(attended.view(-1, heads * dim), x)
             x = layer.down(layer.gate_up(ops.rms_norm(x, layer.mlp_norm, config.rms_norm_eps)), x)
-        return ops.rms_norm(x, self._norm, config.rms_norm_eps)
+        return ops.rms_norm(x[every - 1 :: every], self._norm, config.rms_norm_eps)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: [R, d]. Returns [R, vocab_size] float32."""
-        return self._head(hidden, float32_out=True)
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """hidden: [R, d]. Returns [R, vocab_size] float32: `out`, or a new tensor."""
+        if out is None:
+            return self._head(hidden, float32_out=True)
+        ops.logits(hidden, self._head.weight, self._head.bias, out)
+        return out
 
-    def next_logits(self, rows: Rows, cache: KVCache, every: int = 1) -> Tensor:
-        """A forward pass with its logits: after each row, or after the last row of each run of `every`.
-
-        Returns [R / every, vocab_size] float32.
-        """
-        return self.logits(self.forward(rows, cache)[every - 1 :: every].contiguous())
+    def next_logits(self, rows: Rows, cache: KVCache, every: int = 1, out: Tensor | None = None) -> Tensor:
+        """A forward pass with its logits, see `forward` and `logits`. Returns [R / every, vocab_size] float32."""
+        return self.logits(self.forward(rows, cache, every), out)

@@ -151,7 +151,8 @@ class CudaDevice:
             return
         from ssd._C import Conditional  # exists only in a build for CUDA
 
-        flags = flags.to(torch.uint8)
+        if flags.dtype != torch.uint8:
+            flags = flags != 0
         node = Conditional(stream.stream.cuda_stream, flags.data_ptr(), flags.numel(), stream.body.cuda_stream, stream.part)
         try:
             # The body's memory must live as long as the graph. The body is captured on another stream, so it needs a pool of

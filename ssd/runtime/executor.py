@@ -215,7 +215,7 @@ class EagerExecutor(Executor):
         table.copy_(values)
 
     def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
-        if bool(flags.any()):
+        if any(flags.tolist()):
             program()
 
     def settle(self) -> None:

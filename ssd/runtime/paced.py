@@ -35,16 +35,16 @@ class PacedModel:
     def weight_bytes(self) -> int:
         return self._model.weight_bytes()
 
-    def forward(self, rows: Rows, cache: KVCache) -> Tensor:
+    def forward(self, rows: Rows, cache: KVCache, every: int = 1) -> Tensor:
         with self._least_time():
-            return self._model.forward(rows, cache)
+            return self._model.forward(rows, cache, every)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self._model.logits(hidden)
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        return self._model.logits(hidden, out)
 
-    def next_logits(self, rows: Rows, cache: KVCache, every: int = 1) -> Tensor:
+    def next_logits(self, rows: Rows, cache: KVCache, every: int = 1, out: Tensor | None = None) -> Tensor:
         with self._least_time():
-            return self._model.next_logits(rows, cache, every)
+            return self._model.next_logits(rows, cache, every, out)
 
     @contextmanager
     def _least_time(self) -> Iterator[None]:

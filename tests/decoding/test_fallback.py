@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ops.cases import i32
-from ssd import ops
 from ssd.decoding.drafters.ngram import propose_ngram
 from ssd.decoding.fallback import FallbackPolicy
 from ssd.decoding.speed_model import SsdModel
-from ssd.decoding.state import SequenceState, Speculation
+from ssd.decoding.state import Branches, DraftTables, SequenceState, Speculation
 from ssd.runtime.trace import Span
 
 LIMIT = 64
@@ -186,21 +183,30 @@ def test_auto_changes_to_n_grams_after_rounds_with_a_slow_draft() -> None:
 # Proposing n-grams ------------------------------------------------------------------------------------------------------------
 
 
+def sequences(*rows: list[int]) -> DraftTables:
+    """Sequences of these tokens, all of them missed, with room for three proposals."""
+    cpu, slots = torch.device("cpu"), len(rows)
+    state, speculation = SequenceState.allocate(slots, 12, 1, (), cpu), Speculation.allocate(slots, 3, cpu)
+    for slot, row in enumerate(rows):
+        state.tokens[slot, : len(row)] = i32(row)
+        state.length[slot] = len(row) - 1
+    speculation.length.fill_(3)
+    branches = Branches.allocate(slots, 0, 3, 0, cpu)
+    branches.missed.fill_(1)
+    return DraftTables(state, state, speculation, branches)
+
+
 @pytest.fixture
-def speculation(monkeypatch: pytest.MonkeyPatch) -> Speculation:
-    """Four slots before and after `propose_ngram`: a hit, two misses, and a miss with room for only one token. Slot i's n-gram
-    is [10·i, 10·i + 1, 10·i + 2], cut to 3, 2, 0 and 3 tokens."""
-    state = SequenceState.allocate(4, 8, 1, (), torch.device("cpu"))
-    before = Speculation.allocate(4, 3, torch.device("cpu"))
+def speculation() -> Speculation:
+    """Four slots after `propose_ngram`: a hit, a miss whose match two tokens follow, one without a match, and one with room for
+    only one token."""
+    tables = sequences([4, 4, 4, 4], [10, 11, 10], [20, 21, 22], [30, 31, 32, 33, 30])
+    before = tables.speculation
     before.tokens.copy_(i32([[1, 2, 3]] + [[0, 0, 0]] * 3))
     before.length.copy_(i32([3, 3, 3, 1]))
-    before.hit.copy_(torch.tensor([1, 0, 0, 0]))
     before.q_address.copy_(i32([5, 8, 8, 8]))
-    found = i32([[10 * i, 10 * i + 1, 10 * i + 2] for i in range(4)]), i32([3, 2, 0, 3])
-    monkeypatch.setattr(
-        "ssd.decoding.drafters.ngram.ops", SimpleNamespace(ngram_propose=lambda tokens, length, lookahead: found)
-    )
-    propose_ngram(state, before)
+    tables.branches.missed[0] = 0
+    propose_ngram(tables)
     return before
 
 
@@ -210,7 +216,8 @@ def test_a_hit_keeps_its_branch(speculation: Speculation) -> None:
 
 
 def test_a_miss_gets_the_tokens_that_followed_the_match(speculation: Speculation) -> None:
-    assert speculation.tokens[1, :2].tolist() == [10, 11]
+    assert speculation.tokens[1, :2].tolist() == [11, 10]
+    assert int(speculation.tokens[3, 0]) == 31
 
 
 def test_an_n_gram_is_cut_to_its_length_and_to_the_room_left(speculation: Speculation) -> None:
@@ -221,29 +228,17 @@ def test_an_n_gram_is_marked_as_not_drawn(speculation: Speculation) -> None:
     assert speculation.q_address[1:].tolist() == [-1, -1, -1]
 
 
-def test_the_whole_sequence_is_searched_including_its_last_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`tokens` is passed unchanged, and `length` is the index of the last committed token."""
-    asked = []
-
-    def note(tokens: torch.Tensor, length: torch.Tensor, lookahead: int) -> tuple[torch.Tensor, torch.Tensor]:
-        asked.append((tokens, length, lookahead))
-        return torch.zeros(1, lookahead, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
-
-    monkeypatch.setattr("ssd.decoding.drafters.ngram.ops", SimpleNamespace(ngram_propose=note))
-    state = SequenceState.allocate(1, 8, 1, (), torch.device("cpu"))
-    propose_ngram(state, Speculation.allocate(1, 3, torch.device("cpu")))
-    ((tokens, length, lookahead),) = asked
-    assert tokens is state.tokens and length is state.length and lookahead == 3
+def test_the_whole_sequence_is_searched_including_its_last_token() -> None:
+    tables = sequences([7, 5, 6, 7], [5, 6, 7, 8])
+    propose_ngram(tables)
+    assert tables.speculation.tokens[0].tolist() == [5, 6, 7]
+    assert tables.speculation.length.tolist() == [3, 0]
 
 
 def test_n_grams_follow_the_longest_earlier_match_of_the_ending() -> None:
     """In [1 2 3 9 | 2 3 8 | 1 2 3] the ending 1 2 3 occurs once before. In [2 3 8 | 2 3 9 | 2 3] the ending occurs twice, and
     the later one is used. 7 does not occur before."""
-    rows = [[1, 2, 3, 9, 2, 3, 8, 1, 2, 3], [2, 3, 8, 2, 3, 9, 2, 3], [1, 2, 7]]
-    state = SequenceState.allocate(3, 12, 1, (), torch.device("cpu"))
-    for slot, row in enumerate(rows):
-        state.tokens[slot, : len(row)] = i32(row)
-        state.length[slot] = len(row) - 1
-    tokens, length = ops.ngram_propose(state.tokens, state.length, 3)
-    found = [row[:count] for row, count in zip(tokens.tolist(), length.tolist(), strict=True)]
-    assert found == [[9, 2, 3], [9, 2, 3], []]
+    tables = sequences([1, 2, 3, 9, 2, 3, 8, 1, 2, 3], [2, 3, 8, 2, 3, 9, 2, 3], [1, 2, 7])
+    propose_ngram(tables)
+    found = zip(tables.speculation.tokens.tolist(), tables.speculation.length.tolist(), strict=True)
+    assert [row[:count] for row, count in found] == [[9, 2, 3], [9, 2, 3], []]

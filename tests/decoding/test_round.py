@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +15,12 @@ NOTHING: Any = None
 
 
 def test_a_report_unpacked_on_the_host_equals_the_packed_values() -> None:
-    done, hit = torch.tensor([0, 1, 2], dtype=torch.uint8), torch.tensor([1, 0, 0], dtype=torch.uint8)
-    newest = i32([[5, 6, 7], [8, 9, 10], [2, 3, 4]])
-    reports = Reports(i32([7, 9, 4]), done, i32([2, -1, 1]), i32([3, 0, 1]), hit, i32([0, 0, 1]), newest)
-    packed = reports.pack()
-    assert packed.shape == (3, Reports.width(nodes=3))
-    assert packed.dtype == torch.int32
+    packed = torch.zeros(3, Reports.width(nodes=3), dtype=torch.int32)
+    columns = ([7, 9, 4], [0, 1, 2], [2, -1, 1], [3, 0, 1], [1, 0, 0], [0, 0, 1], [[5, 6, 7], [8, 9, 10], [2, 3, 4]])
+    values = [i32(column) for column in columns]
+    for field, value in zip(fields(Reports), values, strict=True):
+        getattr(Reports.unpack(packed), field.name).copy_(value)
+    assert packed.tolist() == [[7, 0, 2, 3, 1, 0, 5, 6, 7], [9, 1, -1, 0, 0, 0, 8, 9, 10], [4, 2, 1, 1, 0, 1, 2, 3, 4]]
     assert [SlotReport.of(row) for row in packed.tolist()] == [
         SlotReport(length=7, done=False, failed=False, accepted=2, proposed=3, hit=True, bad=False, newest=[5, 6, 7]),
         SlotReport(length=9, done=True, failed=False, accepted=-1, proposed=0, hit=False, bad=False, newest=[8, 9, 10]),
@@ -37,8 +38,7 @@ def test_an_unpacked_report_is_a_view_of_its_table() -> None:
 
 
 def test_a_slot_without_a_look_up_has_no_outcome() -> None:
-    looked_up = torch.tensor([True, False])
-    packed = Seen.pack(torch.tensor([1, 1]), i32([4, 4]), torch.tensor([2, 0]), torch.tensor([17, 3]), looked_up)
+    packed = i32([[1, 4, 2, 17], [-1, -1, -1, -1]])
     round = Round(NOTHING, NOTHING, seen=packed)
     assert round.outcomes == [Seen(after_hit=True, spec_len=4, k=2, rank=17), None]
     assert [round.rank(slot) for slot in (0, 1)] == [17, -1]

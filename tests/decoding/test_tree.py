@@ -32,7 +32,7 @@ def ancestors(parents: list[int], node: int) -> list[int]:
 
 def sequences(lengths: list[int], seed: int = 0) -> SequenceState:
     """Sequences of these lengths, in randomly ordered pages. Page 0 is the null page."""
-    state = SequenceState.allocate(len(lengths), 1, PAGES, (), CPU)
+    state = SequenceState.allocate(len(lengths), 64, PAGES, (), CPU)
     pages = 1 + torch.randperm(len(lengths) * PAGES, generator=generator(seed))
     state.page_table.copy_(pages.view(len(lengths), PAGES))
     state.length.copy_(i32(lengths))
@@ -67,6 +67,9 @@ def test_a_level_has_the_children_of_the_level_before(shape: tuple[int, ...]) ->
 def test_the_nodes_within_a_depth_have_at_most_that_many_ancestors(shape: tuple[int, ...]) -> None:
     """Their number is the speculation's length for a sequence with room for that many tokens."""
     tree, parents = Tree(shape, CPU), tree_parents(shape)
+    if tree.nodes_within is None:
+        assert tree.is_chain  # one node per level
+        return
     for depth, count in enumerate(tree.nodes_within.tolist()):
         within = [node for node in range(1, tree.nodes) if len(ancestors(parents, node)) <= depth]
         assert within == list(range(1, count + 1))
@@ -75,15 +78,15 @@ def test_the_nodes_within_a_depth_have_at_most_that_many_ancestors(shape: tuple[
 def test_a_chain_is_a_tree_with_one_child_per_node() -> None:
     tree = Tree((1, 1, 1), CPU)
     assert tree.parent.tolist() == [-1, 0, 1, 2]
-    assert tree.nodes_within.tolist() == [0, 1, 2, 3]
+    assert tree.is_chain and tree.nodes_within is None and tree.parent_table(3) is None
 
 
 # Rows -------------------------------------------------------------------------------------------------------------------------
 
 
 def rows_of(tree: Tree, state: SequenceState, nodes: slice) -> Rows:
-    ids = ints(0, 100, (len(state.done), nodes.stop - nodes.start), generator(1))
-    return tree.rows(state, state.length, ids, nodes)
+    spec_tokens = ints(0, 100, (len(state.done), tree.nodes - 1), generator(1))
+    return tree.rows(state, spec_tokens, state.length, range(nodes.start, nodes.stop))
 
 
 def each_row(tree: Tree, state: SequenceState, nodes: slice) -> list[tuple[int, int, int]]:
@@ -132,9 +135,10 @@ def test_every_node_has_its_own_kv_slot_after_the_root(part: tuple[Tree, slice])
 
 def test_rows_keep_the_order_of_their_tokens() -> None:
     tree, state = Tree((2, 2), CPU), sequences([3, 5])
-    ids = torch.arange(14, dtype=torch.int32).view(2, 7)
-    rows = tree.rows(state, state.length, ids, slice(0, 7))
-    assert rows.ids.tolist() == list(range(14))
+    state.tokens[:, 3], state.tokens[:, 5] = i32([100, -1]), i32([-1, 200])
+    spec_tokens = torch.arange(12, dtype=torch.int32).view(2, 6)
+    rows = tree.rows(state, spec_tokens, state.length, range(7))
+    assert rows.ids.tolist() == [100, *range(6), 200, *range(6, 12)]
 
 
 class AnyTree(Tree):

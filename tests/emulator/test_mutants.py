@@ -116,6 +116,34 @@ MUTANTS = [
         ATTENTION,
     ),
     Mutant(
+        "tree_rows: siblings at different positions",
+        "rows.cu",
+        "in_tree ? n + level : stored_at",
+        "in_tree ? n + node : stored_at",
+        "siblings_have_one_position",
+    ),
+    Mutant(
+        "rank_outcomes: the drafted token is ranked",
+        "rank_outcomes.cu",
+        "ahead && id != excluded",
+        "ahead && id != -2",
+        "a_rank_leaves_out",
+    ),
+    Mutant(
+        "verify: a report before its tokens are there",
+        "verify.cu",
+        "  __syncthreads();  // the report has tokens that other threads have written\n",
+        "",
+        "a_report_has_the_state",
+    ),
+    Mutant(
+        "sample: the distributions kept in the half in use",
+        "sample.cu",
+        "(*p.parity & 1) ^ (p.next_half ? 1 : 0)",
+        "*p.parity & 1",
+        "kept_in_one_half",
+    ),
+    Mutant(
         "fork: the drafted token is guessed",
         "fork.cu",
         "drafted >= 0 && token == drafted",
@@ -148,7 +176,7 @@ MUTANTS = [
     Mutant(
         "sample: spec_len not cut",
         "sample.cu",
-        "  if (per_slot == 1) p.spec_len[slot] = p.drafted;\n",
+        "  if (p.rows_a_slot == 1) p.spec_len[slot] = p.drafted;\n",
         "",
         "a_bad_row_ends_its_speculation",
     ),

@@ -247,12 +247,12 @@ def change_tables_under_the_draft(one: Engine, monkeypatch: pytest.MonkeyPatch) 
 
 def draw_into_the_half_in_use(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The branches' distributions overwrite the half that the verification reads."""
-    draw = ModelDrafter.draw
+    step = ModelDrafter.step
 
-    def drawn(self: ModelDrafter, tables: Any, logits: Any, position: Any, half: Any, *more: Any) -> Any:
-        return draw(self, tables, logits, position, tables.speculation.parity, *more)
+    def drawn(self: ModelDrafter, *arguments: Any, next_half: bool = False, **more: Any) -> None:
+        step(self, *arguments, next_half=False, **more)
 
-    monkeypatch.setattr(ModelDrafter, "draw", drawn)
+    monkeypatch.setattr(ModelDrafter, "step", drawn)
 
 
 def on_another_lane(name: str, lane: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,11 +220,12 @@ def test_the_law_rejects_a_token_from_a_row_that_is_not_finite(
 ) -> None:
     """A bad row proposes token 0, which is verified as if it had no probability of being drawn."""
 
-    def sample(*values: Any) -> Tensor:
-        return ops.sample(*values[:6]).clamp_min(0)
+    def sample(**arguments: Any) -> None:
+        ops.sample(**arguments | {"spec_len": None, "bad": None})
+        arguments["tokens"].clamp_min_(0)
 
     spoil_drafts(monkeypatch)
-    monkeypatch.setattr("ssd.decoding.drafters.model.ops", SimpleNamespace(sample=sample, STATS=ops.STATS))
+    monkeypatch.setattr("ssd.decoding.drafters.model.ops", SimpleNamespace(sample=sample))
     completions = decode(engine, language, monkeypatch, how, 3_000)
     assert p_value(completions, law(next_logits, PROCESSINGS[how.processing])) < LEVEL
 

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 import tiny
 from engine.cases import (
@@ -77,27 +76,30 @@ class Proposals:
 def proposals(monkeypatch: pytest.MonkeyPatch) -> Proposals:
     found = Proposals()
 
-    def spied(name: str, note: Callable[[dict[str, Any], Any], None]) -> None:
+    def spied(name: str, note: Callable[[dict[str, Any]], None]) -> None:
         op = getattr(ops, name)
 
-        def call(*values: Any, **named: Any) -> Any:
-            result = op(*values, **named)
-            note(signature(op).bind(*values, **named).arguments, result)
-            return result
+        def call(*values: Any, **named: Any) -> None:
+            op(*values, **named)
+            note(signature(op).bind(*values, **named).arguments)
 
         monkeypatch.setattr(ops, name, call)
 
-    def verified(arguments: dict[str, Any], path: Tensor) -> None:
+    def verified(arguments: dict[str, Any]) -> None:
         for tokens, length in zip(arguments["spec_tokens"].tolist(), arguments["spec_len"].tolist(), strict=True):
             found.verified.update(tokens[:length])
 
-    def guessed(arguments: dict[str, Any], result: tuple[Tensor, Tensor]) -> None:
-        guess, node = result
-        found.guessed.update(guess[node >= 0].tolist())
+    def guessed(arguments: dict[str, Any]) -> None:
+        found.guessed.update(arguments["guess"][arguments["guess_k"] >= 0].tolist())
+
+    def drawn(arguments: dict[str, Any]) -> None:
+        tokens, missed = arguments["tokens"], arguments.get("missed")
+        tokens = tokens if missed is None else tokens[missed != 0]
+        found.drawn.update(tokens[tokens >= 0].tolist())
 
     spied("verify", verified)
     spied("fork", guessed)
-    spied("sample", lambda arguments, tokens: found.drawn.update(tokens[tokens >= 0].tolist()))
+    spied("sample", drawn)
     return found
 
 

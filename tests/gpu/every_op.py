@@ -14,10 +14,11 @@ def main() -> None:
 
     for _, op, arguments in named_examples():
         getattr(backend.ssd_ops, op)(**arguments)
-    tokens = torch.randint(4, (3, 40), dtype=torch.int32)
-    backend.ssd_ops.ngram_propose(tokens, torch.tensor([5, 39, 20], dtype=torch.int32), 4)
-    missed = {op for op in backend.Op.called ^ {name.split("::")[1] for name in registered()}}
-    assert not missed, missed
+    tokens, found = torch.randint(4, (3, 40), dtype=torch.int32), torch.zeros(3, 4, dtype=torch.int32)
+    length, room, missed = torch.tensor([5, 39, 20], dtype=torch.int32), torch.full((3,), 4), torch.ones(3, dtype=torch.uint8)
+    backend.ssd_ops.ngram_propose(tokens, length, missed, found, room.int(), length.clone())
+    left_out = {op for op in backend.Op.called ^ {name.split("::")[1] for name in registered()}}
+    assert not left_out, left_out
     print("all of it was run: every op")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ops.cases import i32, sampling
+from ops.cases import i32, sample, sampling
 from ssd import ops
 
 VOCABULARY, PAGE_SIZE = 128_256, 16
@@ -72,5 +72,5 @@ def test_row_stats_equal_cupy() -> None:
 def test_greedy_sample_is_the_argmax() -> None:
     logits = torch.randint(0, 1000, (9, VOCABULARY), device="cuda").float()  # ties: the lower id
     stats = ops.row_stats(logits, *(x.cuda() for x in sampling(9, temperature=0.0)))
-    drawn = ops.sample(logits, stats, torch.arange(9, device="cuda"), i32([0] * 9).cuda())
+    drawn = sample(logits, stats, torch.arange(9, device="cuda"), i32([0] * 9).cuda())
     assert drawn[:, 0].tolist() == cupy.argmax(wide(logits), axis=1).tolist()

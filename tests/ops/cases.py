@@ -5,14 +5,16 @@ Imported as `ops.cases`; pytest is started with tests/ on its path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import reference
 from ops.backend import chosen
+from ssd import ops
 
 DTYPES = chosen.dtypes
 DTYPE_NAMES = [{torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype] for dtype in DTYPES]
@@ -230,5 +232,51 @@ def verify_state(
     }
 
 
-def copied(arguments: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
-    return {name: None if value is None else value.clone() for name, value in arguments.items()}
+def verify_written(slots: int, nodes: int, newest: int | None = None) -> dict[str, Tensor]:
+    """More arguments of verify: what it writes for the host, and what it reports. newest: tokens in a report."""
+    return {
+        "hit": torch.zeros(slots, dtype=torch.uint8),
+        "bad": torch.zeros(slots, dtype=torch.int32),
+        "path": torch.full((slots, nodes), -9, dtype=torch.int32),
+        "report": torch.full((slots, 6 + (newest or nodes)), -9, dtype=torch.int32),
+    }
+
+
+# Ops that write their results, as functions that return them ------------------------------------------------------------------
+
+
+def sample(logits: Tensor, stats: Tensor, seed: Tensor, position: Tensor, m: int = 1, id_of: Tensor | None = None) -> Tensor:
+    """[R, m]. position: [R], of the drawn tokens."""
+    tokens = torch.full((len(seed), len(logits) // max(1, len(seed)) * m), -9, dtype=torch.int32, device=logits.device)
+    ops.sample(logits, stats, seed, position - 1, tokens, m, id_of)
+    return tokens.view(len(logits), m)
+
+
+def fork(
+    logits: Tensor,
+    spec_tokens: Tensor,
+    spec_len: Tensor,
+    table: Tensor,
+    hit: Tensor,
+    budget: int,
+    id_of: Tensor | None = None,
+    op: Callable[..., None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(guess, guess_k), [S, B] each. op: another implementation of `ops.fork`."""
+    guess, guess_k = (torch.full((len(logits), budget), -9, dtype=torch.int32) for _ in range(2))
+    (op or ops.fork)(logits, spec_tokens, spec_len, table, hit, guess, guess_k, id_of)
+    return guess, guess_k
+
+
+def ngram_propose(tokens: Tensor, length: Tensor, lookahead: int) -> tuple[Tensor, Tensor]:
+    """(spec_tokens [S, K], spec_len [S]) where all slots miss and have room for K tokens."""
+    slots = len(tokens)
+    spec_tokens = torch.full((slots, lookahead), -9, dtype=torch.int32)
+    spec_len, q_address = torch.full((slots,), lookahead, dtype=torch.int32), torch.full((slots,), -9, dtype=torch.int32)
+    ops.ngram_propose(tokens, length, torch.ones(slots, dtype=torch.uint8), spec_tokens, spec_len, q_address)
+    assert q_address.tolist() == [-1] * slots
+    return spec_tokens, spec_len
+
+
+def copied(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in arguments.items()}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 import reference
+from ops import cases
 from ops.cases import generator, ints
 
 
@@ -33,7 +34,7 @@ def assert_fork(
         for length in range(lookahead + 1):
             for k in ints(0, length + 1, (budget,), g).tolist():
                 table[after, length, k] += 1
-    guess, guess_k = fork(logits, spec_tokens, spec_len, table, hit, budget, id_of)
+    guess, guess_k = cases.fork(logits, spec_tokens, spec_len, table, hit, budget, id_of, op=fork)
     for s in range(slots):
         length = int(spec_len[s])
         fan_out = table[int(hit[s]), length].tolist()

@@ -16,7 +16,18 @@ import torch
 from torch import Tensor
 
 from ops.backend import chosen
-from ops.cases import NAN, children_of, generator, i32, oracle_probabilities, sampling, tree_parents, verify_state
+from ops.cases import (
+    NAN,
+    children_of,
+    generator,
+    i32,
+    oracle_probabilities,
+    sample,
+    sampling,
+    tree_parents,
+    verify_state,
+    verify_written,
+)
 from ops.statistics import chi_square_p
 from ssd import ops
 
@@ -86,7 +97,7 @@ def propose(draft: Model, decoding: Decoding, state: Tensor, seed: Tensor, lengt
             continue
         logits, stats = draft.logits[states[:, node]], draft.stats[states[:, node]]
         if decoding.drawn:
-            drawn = ops.sample(logits, stats, seed, length + depth[node] + 1, len(children))
+            drawn = sample(logits, stats, seed, length + depth[node] + 1, len(children))
         else:
             drawn = logits.topk(len(children), dim=1).indices.int()
         for rank, child in enumerate(children):
@@ -96,7 +107,7 @@ def propose(draft: Model, decoding: Decoding, state: Tensor, seed: Tensor, lengt
     return tokens, states
 
 
-def decode(verify: Callable[..., Tensor], decoding: Decoding, seed: Tensor) -> Tensor:
+def decode(verify: Callable[..., None], decoding: Decoding, seed: Tensor) -> Tensor:
     """The first tokens of every seed's decode, [slots, FIRST] int32."""
     target, draft = models(decoding)
     parents = i32(tree_parents(decoding.shape))
@@ -119,7 +130,7 @@ def decode(verify: Callable[..., Tensor], decoding: Decoding, seed: Tensor) -> T
             target.logits[states_after], target.stats[states_after], q_logits, q_stats,
             torch.full((len(going),), 0 if decoding.drawn else -1, dtype=torch.int32), None,
             tokens, torch.full((len(going),), nodes - 1, dtype=torch.int32),
-            None if chain else parents.repeat(len(going), 1), **slots,
+            parent=None if chain else parents.expand(len(going), -1), **slots, **verify_written(len(going), nodes),
         )  # fmt: skip
         for step in range(1, len(decoding.shape) + 2):
             at = (n + step).clamp_max(decoded.shape[1] - 1).long()
@@ -129,7 +140,7 @@ def decode(verify: Callable[..., Tensor], decoding: Decoding, seed: Tensor) -> T
     return decoded[:, 1 : FIRST + 1]
 
 
-def law_p_value(verify: Callable[..., Tensor], decoding: Decoding, draws: int = DRAWS) -> float:
+def law_p_value(verify: Callable[..., None], decoding: Decoding, draws: int = DRAWS) -> float:
     """The p-value of the first three tokens, if `verify` keeps the target's joint law."""
     base = 1_000_003 * (decoding.vocabulary + 10 * len(tree_parents(decoding.shape)))
     tokens = torch.cat(

@@ -37,6 +37,7 @@ ops.verify(
     spec_tokens=whole(1, K) + 5, spec_len=whole(1) + K, parent=None, parity=whole(1) + half,
     seed=torch.zeros(1, dtype=torch.int64), eos=whole(0), ignore_eos=torch.zeros(1, dtype=torch.uint8), max_length=whole(1) + 100,
     tokens=whole(1, 64), length=whole(1) + 3, last_token=whole(1), done=torch.zeros(1, dtype=torch.uint8), outcome=outcome,
+    hit=torch.zeros(1, dtype=torch.uint8), path=whole(1, K + 1), bad=whole(1), report=whole(1, 11),
 )
 assert int(outcome[0, half, 0]) == K, "all must be accepted, so that the bonus token is drawn after the last row of q"
 """

@@ -333,19 +333,44 @@ def test_paged_attention_survives_scores_beyond_the_range_of_exp(dtype: torch.dt
 @dtypes
 @pytest.mark.parametrize("page_size", [1, 16, 64])
 @pytest.mark.parametrize(
-    "src, dst",
+    "path",
     [
-        ([7], [3]),
-        ([5, 9, 11], [4, 5, 6]),  # a slot is read before a later move overwrites it
-        ([3, 4, 5], [4, 5, 6]),  # moves happen in order, so slot 3 is copied to all of them
-        ([-1, 8, 9, 2], [1, -1, 2, 2]),  # a negative slot skips the move; a move to the same slot is allowed
-        ([], []),
+        [0, 5, -1, -1],
+        [0, 2, 3, 5],  # a slot is read before a later move overwrites it
+        [0, 1, 2, 4],  # nodes that are where they belong stay there
+        [0, 3, 1, -1],  # moves happen in order: the second reads what the first wrote
+        [0, 4, -1, 5],  # a path ends at its first negative entry
+        [-1, -1, -1, -1],
     ],
 )
-def test_move_kv_equals_the_oracle(dtype: torch.dtype, page_size: int, src: list[int], dst: list[int]) -> None:
+def test_move_kv_equals_the_oracle(dtype: torch.dtype, page_size: int, path: list[int]) -> None:
+    """Two sequences; the second accepts nothing. Nodes are numbered up to 5, so paths of six entries are needed."""
     pages = -(-16 // page_size)
-    kv = torch.randn(3, 2, pages, page_size, 2, 48, generator=generator(8)).to(dtype)
+    kv = torch.randn(3, 2, 2 * pages, page_size, 2, 48, generator=generator(8)).to(dtype)
+    table = torch.randperm(2 * pages, generator=generator(page_size)).int().view(2, pages)
     kv[0, 1].flatten(0, 1)[10] = NAN
-    expected = reference.move_kv(kv, i32(src), i32(dst))
-    ops.move_kv(kv, i32(src), i32(dst))
+    paths = i32([[*path, -1, -1], [-1] * 6])
+    length = i32([[7, 0], [3, 0]])[:, 0]  # strided
+    expected = reference.move_kv(kv, table, length, paths)
+    ops.move_kv(kv, table, length, paths)
     assert_same_bits(kv, expected)
+
+
+@dtypes
+def test_rms_norm_reads_strided_rows(dtype: torch.dtype) -> None:
+    for width in (24, 30):
+        x, weight = (torch.randn(*shape, generator=generator(width)).to(dtype) for shape in ((6, width), (width,)))
+        assert_same_bits(ops.rms_norm(x[1::2], weight, 1e-5), ops.rms_norm(x[1::2].contiguous(), weight, 1e-5))
+
+
+@dtypes
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("rows, n_out", [(1, 6), (3, 40), (9, 129)])
+def test_logits_are_a_linears_float32_result(dtype: torch.dtype, biased: bool, rows: int, n_out: int) -> None:
+    g, n_in = generator(rows), inputs(24)
+    x, weight = torch.randn(rows, n_in, generator=g).to(dtype), torch.randn(n_out, n_in, generator=g).to(dtype)
+    bias = torch.randn(n_out, generator=g).to(dtype) if biased else None
+    table = torch.full((rows + 2, n_out), NAN)
+    ops.logits(x, ops.pack_weight(weight), bias, table[1:-1])
+    assert_same_bits(table[1:-1], ops.linear(x, ops.pack_weight(weight), n_out, bias=bias, float32_out=True))
+    assert table[[0, -1]].isnan().all()

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ops import cases
 from ops.backend import chosen, inputs, only_on_the_cpu
 from ops.cases import (
     DTYPE_NAMES,
@@ -29,6 +30,7 @@ from ops.cases import (
     random_sampling,
     threads,
     verify_state,
+    verify_written,
 )
 from ssd import ops
 
@@ -125,7 +127,7 @@ def sample(g: torch.Generator, dtype: torch.dtype) -> Rows:
     logits = (2 * torch.randn(MANY, int(ints(1, 300, (), g)), generator=g)).to(dtype).float()
     stats = ops.row_stats(logits, *random_sampling(MANY, g))
     seed, position = torch.randint(0, 2**62, (MANY,), generator=g), ints(0, 99, (MANY,), g)
-    return Rows(lambda index: [ops.sample(logits[index], stats[index], seed[index], position[index], 3)])
+    return Rows(lambda index: [cases.sample(logits[index], stats[index], seed[index], position[index], 3)])
 
 
 def fork(g: torch.Generator, dtype: torch.dtype) -> Rows:
@@ -135,7 +137,7 @@ def fork(g: torch.Generator, dtype: torch.dtype) -> Rows:
     table[:, :, 0] = 6
     table[1, 3] = i32([2, 1, 1, 2])
     hit = ints(0, 2, (MANY,), g).to(torch.uint8)
-    return Rows(lambda index: list(ops.fork(logits[index], spec_tokens[index], spec_len[index], table, hit[index], 6)))
+    return Rows(lambda index: list(cases.fork(logits[index], spec_tokens[index], spec_len[index], table, hit[index], 6)))
 
 
 def verify(g: torch.Generator, dtype: torch.dtype) -> Rows:
@@ -152,11 +154,29 @@ def verify(g: torch.Generator, dtype: torch.dtype) -> Rows:
     def run(index: Tensor) -> list[Tensor]:
         state = verify_state(len(index), 20, length[index], last_token[index], seed[index], max_length=11)
         state["eos"] = i32([3])
-        path = ops.verify(
+        written = verify_written(len(index), nodes)
+        ops.verify(
             p_logits[index], p_stats[index], q_logits[index], q_stats[index], q_address[index], None,
-            spec_tokens[index], spec_len[index], parent[index], **state,
+            spec_tokens[index], spec_len[index], parent=parent[index], **state, **written,
         )  # fmt: skip
-        return [path, *(state[name] for name in ("tokens", "length", "last_token", "done", "outcome"))]
+        return [
+            written["path"],
+            written["report"],
+            *(state[name] for name in ("tokens", "length", "last_token", "done", "outcome")),
+        ]
+
+    return Rows(run)
+
+
+def rank_outcomes(g: torch.Generator, dtype: torch.dtype) -> Rows:
+    logits, outcome = torch.randn(MANY, 4, 29, generator=g).to(dtype).float(), ints(0, 4, (MANY, 2, 2), g)
+    tables = [ints(0, 29, (MANY, 3), g), ints(0, 4, (MANY,), g), *(ints(0, 2, (MANY,), g).to(torch.uint8) for _ in range(2))]
+    tables.append(ints(0, 9, (MANY,), g))  # lengths
+
+    def run(index: Tensor) -> list[Tensor]:
+        seen = torch.zeros(len(index), 4, dtype=torch.int32)
+        ops.rank_outcomes(logits[index], outcome[index], i32([1]), *(x[index] for x in tables), None, 6, 7, seen)
+        return [seen]
 
     return Rows(run)
 
@@ -170,10 +190,11 @@ def cache_lookup(g: torch.Generator, dtype: torch.dtype) -> Rows:
     def run(index: Tensor) -> list[Tensor]:
         rows = (len(index),)
         written = [torch.zeros(*rows, *more, dtype=torch.int32) for more in [(), (), (4,), ()]]
-        written += [torch.zeros(rows, dtype=torch.uint8), *(torch.zeros(rows, dtype=torch.int32) for _ in range(2))]
+        written += [torch.zeros(rows, dtype=torch.uint8) for _ in range(2)]
+        written += [torch.zeros(rows, dtype=torch.int32) for _ in range(2)]
         ops.cache_lookup(
             outcome[index], guess[index], guess_k[index], branch_tokens[index], *(x[index] for x in state),
-            done[index], i32([1]), *written,
+            done[index], None, 15, i32([1]), *written,
         )  # fmt: skip
         return written
 
@@ -182,12 +203,12 @@ def cache_lookup(g: torch.Generator, dtype: torch.dtype) -> Rows:
 
 def ngram_propose(g: torch.Generator, dtype: torch.dtype) -> Rows:
     tokens, length = ints(0, 3, (MANY, 60), g), ints(0, 60, (MANY,), g)
-    return Rows(lambda index: list(ops.ngram_propose(tokens[index], length[index], 4)))
+    return Rows(lambda index: list(cases.ngram_propose(tokens[index], length[index], 4)))
 
 
 POOLS = [
-    embed, rms_norm, linear, rope_store_kv, paged_attention, row_stats, sample, fork, verify, cache_lookup,
-    ngram_propose, *([linear_int8] if chosen.name == "cpu" else []),
+    embed, rms_norm, linear, rope_store_kv, paged_attention, row_stats, sample, fork, verify, rank_outcomes,
+    cache_lookup, ngram_propose, *([linear_int8] if chosen.name == "cpu" else []),
 ]  # fmt: skip
 every_op = pytest.mark.parametrize("pool", POOLS, ids=[pool.__name__ for pool in POOLS])
 

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
-from ops.cases import generator, i32, ints
+from ops.cases import generator, i32, ints, ngram_propose
 from ssd import ops
 
 
 def propose(sequence: list[int], lookahead: int, stale: int = 0) -> list[int]:
     """Propose for one sequence, followed by `stale` old tokens that do not belong to it."""
     tokens = i32([sequence + [sequence[-1]] * stale])
-    spec_tokens, spec_len = ops.ngram_propose(tokens, i32([len(sequence) - 1]), lookahead)
+    spec_tokens, spec_len = ngram_propose(tokens, i32([len(sequence) - 1]), lookahead)
     assert spec_tokens.shape == (1, lookahead) and spec_tokens.dtype == spec_len.dtype == torch.int32
     count = int(spec_len)
     assert spec_tokens[0, count:].tolist() == [0] * (lookahead - count)
@@ -83,12 +83,23 @@ def test_nothing_is_proposed_after_a_first_token() -> None:
 
 def test_tokens_after_the_end_of_the_sequence_are_not_read() -> None:
     tokens = i32([[1, 2, 3, 9, 3, 8, 3]])
-    spec_tokens, spec_len = ops.ngram_propose(tokens, i32([2]), 3)
+    spec_tokens, spec_len = ngram_propose(tokens, i32([2]), 3)
     assert (spec_tokens.tolist(), spec_len.tolist()) == ([[0, 0, 0]], [0])
+
+
+def test_only_missed_slots_get_proposals_and_none_gets_more_than_its_room() -> None:
+    """A hit, a miss with room for one of two tokens, and a miss without a match."""
+    tokens = i32([[1, 2, 3, 1], [1, 2, 3, 1], [1, 2, 3, 4]])
+    spec_tokens, spec_len, q_address = i32([[7, 8]] * 3), i32([2, 1, 2]), i32([5, 6, 6])
+    missed = torch.tensor([0, 1, 1], dtype=torch.uint8)
+    ops.ngram_propose(tokens, i32([3, 3, 3]), missed, spec_tokens, spec_len, q_address)
+    assert spec_tokens.tolist() == [[7, 8], [2, 3], [0, 0]]
+    assert spec_len.tolist() == [2, 1, 0]
+    assert q_address.tolist() == [5, -1, -1]
 
 
 def test_a_sequence_is_matched_only_with_itself() -> None:
     tokens = i32([[1, 2, 1, 0, 0], [3, 4, 5, 0, 0], [6, 7, 8, 6, 7]])
-    spec_tokens, spec_len = ops.ngram_propose(tokens, i32([2, 2, 4]), 2)
+    spec_tokens, spec_len = ngram_propose(tokens, i32([2, 2, 4]), 2)
     assert spec_tokens.tolist() == [[2, 1], [0, 0], [8, 6]]
     assert spec_len.tolist() == [2, 0, 2]

@@ -8,7 +8,7 @@ import torch
 
 from ops.backend import chosen
 from ops.cases import DTYPE_NAMES, DTYPES
-from ops.examples import Arguments, decision_examples, forward_examples
+from ops.examples import Arguments, decision_examples, forward_examples, row_examples
 
 pytestmark = pytest.mark.skipif(chosen.name == "emulator", reason="emulator: its tensors are not on the device they are for")
 
@@ -18,7 +18,7 @@ CASES = [
         for name, dtype in zip(DTYPE_NAMES, DTYPES, strict=True)
         for i, (op, arguments) in enumerate(forward_examples(dtype))
     ),
-    *((f"{op}-{i}", op, arguments) for i, (op, arguments) in enumerate(decision_examples())),
+    *((f"{op}-{i}", op, arguments) for i, (op, arguments) in enumerate([*row_examples(), *decision_examples()])),
 ]
 
 

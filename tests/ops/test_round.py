@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ops.backend import chosen
-from ops.cases import NAN, f32, i32, verify_state
+from ops.cases import NAN, f32, fork, i32, sample, verify_state, verify_written
 from ops.law import Decoding, models, next_state
 from ssd import ops
 
@@ -61,7 +61,7 @@ def decode(lookahead: int, budget: int, settings: tuple[Tensor, Tensor, Tensor],
             logits = draft[state]
             drawn_from = stats(logits, saguaro_c)
             q_logits[:, half, address, step], q_stats[:, half, address, step] = logits, drawn_from
-            tokens[:, step] = ops.sample(logits, drawn_from, running["seed"], length + 1 + step)[:, 0]
+            tokens[:, step] = sample(logits, drawn_from, running["seed"], length + 1 + step)[:, 0]
             state = next_state(state, tokens[:, step])
         return tokens
 
@@ -77,6 +77,7 @@ def decode(lookahead: int, budget: int, settings: tuple[Tensor, Tensor, Tensor],
         "q_address": torch.full((SLOTS,), budget, dtype=torch.int32),
         "bad": torch.zeros(SLOTS, dtype=torch.int32),
     }
+    missed = torch.zeros(SLOTS, dtype=torch.uint8)
     rounds, hits, hits_after_accepted = 0, 0, 0
     while not bool(running["done"].all()):
         rounds += 1
@@ -86,7 +87,7 @@ def decode(lookahead: int, budget: int, settings: tuple[Tensor, Tensor, Tensor],
             states.append(next_state(states[-1], speculation["spec_tokens"][:, step]))
         trunk = torch.stack(states, dim=1)
 
-        guess, guess_k = ops.fork(
+        guess, guess_k = fork(
             draft[trunk], speculation["spec_tokens"], speculation["spec_len"], table, speculation["hit"], budget
         )
         branches = torch.zeros(SLOTS, budget, lookahead, dtype=torch.int32)
@@ -100,19 +101,18 @@ def decode(lookahead: int, budget: int, settings: tuple[Tensor, Tensor, Tensor],
         q = (q_logits, q_stats) if lookahead else (None, None)
         was_done = running["done"].clone()
         ops.verify(
-            p_logits, p_stats, *q, speculation["q_address"], None, speculation["spec_tokens"], speculation["spec_len"], None,
-            **running,
+            p_logits, p_stats, *q, speculation["q_address"], None, speculation["spec_tokens"], speculation["spec_len"],
+            parent=None, **running, **verify_written(SLOTS, lookahead + 1) | {"hit": speculation["hit"]},
         )  # fmt: skip
         accepted = running["outcome"][:, half, 0].clone()
         ops.cache_lookup(
             running["outcome"], guess, guess_k, branches, running["length"], running["last_token"], running["max_length"],
-            running["done"], running["parity"], *written.values(), *speculation.values(),
+            running["done"], None, ops.NO_LIMIT, running["parity"], *written.values(), **speculation, missed=missed,
         )  # fmt: skip
         hit = speculation["hit"].bool() & ~was_done.bool()
         hits, hits_after_accepted = hits + int(hit.sum()), hits_after_accepted + int((hit & (accepted > 0)).sum())
         fallback = draft_after(state_at(running["tokens"], running["length"]), running["length"], 1 - half, budget)
-        missed = speculation["q_address"] == budget
-        speculation["spec_tokens"][missed] = fallback[missed]
+        speculation["spec_tokens"][missed.bool()] = fallback[missed.bool()]
     return Decoded(running["tokens"], running["length"], rounds, hits, hits_after_accepted)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import reference
 from ops.backend import chosen
-from ops.cases import f32, generator, i32, oracle_probabilities, probabilities, sampling
+from ops.cases import assert_same_bits, f32, generator, i32, oracle_probabilities, probabilities, sample, sampling
 from ops.statistics import chi_square_p
 from ssd import ops
 
@@ -98,6 +98,14 @@ def test_rows_are_processed_by_their_own_settings() -> None:
     assert_row_stats(logits, settings)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_the_rows_of_a_slot_are_processed_by_its_settings(rows: int) -> None:
+    settings = (f32([0.0, 0.7, 2.0]), i32([0, 9, 0]), f32([1.0, 0.85, 1.0]), f32([0, 0, 0.1]))
+    logits = torch.randn(3 * rows, 30, generator=generator(5))
+    by_row = ops.row_stats(logits, *(x.repeat_interleave(rows) for x in settings), 3, 0.5)
+    assert_same_bits(ops.row_stats(logits, *settings, 3, 0.5), by_row)
+
+
 def test_masked_logits_have_no_probability() -> None:
     logits = torch.randn(2, 20, generator=generator(6))
     logits[:, [0, 3, 19]] = -math.inf
@@ -134,7 +142,7 @@ def test_sample_draws_the_oracles_tokens(vocabulary: int, rows: int, m: int, set
     seed = torch.randint(-(2**63), 2**63 - 1, (rows,), generator=g)
     position = torch.randint(0, 2**31 - 1, (rows,), generator=g, dtype=torch.int32)
     stats = ops.row_stats(logits, *sampling(rows, *settings))
-    drawn = ops.sample(logits, stats, seed, position, m)
+    drawn = sample(logits, stats, seed, position, m)
     weights = oracle_probabilities(logits, sampling(rows, *settings))
     compared = 0
     for row in range(rows):
@@ -150,7 +158,7 @@ def test_a_draw_depends_only_on_the_seed_and_position() -> None:
     logits = torch.randn(1, 50, generator=generator(1)).repeat(6, 1)
     stats = ops.row_stats(logits, *sampling(6))
     seed, position = torch.tensor([1, 1, 2, 1, 2, 2]), i32([5, 6, 5, 5, 6, 5])
-    drawn = ops.sample(logits, stats, seed, position, 8).tolist()
+    drawn = sample(logits, stats, seed, position, 8).tolist()
     assert drawn[0] == drawn[3] and drawn[2] == drawn[5]
     assert len({tuple(row) for row in drawn}) == 4
 
@@ -158,21 +166,21 @@ def test_a_draw_depends_only_on_the_seed_and_position() -> None:
 def test_a_greedy_row_gives_its_largest_tokens_in_order() -> None:
     logits = f32([[1, 3, 3, 0, 2], [5, 5, 5, 5, 5], [-4, -3, -2, -1, 0]])
     stats = ops.row_stats(logits, *sampling(3, temperature=0.0))
-    drawn = ops.sample(logits, stats, torch.arange(3), i32([1, 2, 3]), 4)
+    drawn = sample(logits, stats, torch.arange(3), i32([1, 2, 3]), 4)
     assert drawn.tolist() == [[1, 2, 4, 0], [0, 1, 2, 3], [4, 3, 2, 1]]
 
 
 def test_greedy_and_sampled_rows_can_share_a_call() -> None:
     logits = f32([[0, 1, 2], [0, 1, 2]])
     stats = ops.row_stats(logits, f32([0.0, 1.0]), i32([0, 1]), f32([1, 1]), f32([0, 0]))
-    assert ops.sample(logits, stats, torch.arange(2), i32([0, 0]), 2).tolist() == [[2, 1], [2, -1]]
+    assert sample(logits, stats, torch.arange(2), i32([0, 0]), 2).tolist() == [[2, 1], [2, -1]]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_draws_beyond_the_vocabulary_are_minus_one(temperature: float) -> None:
     logits = torch.randn(4, 3, generator=generator(2))
     stats = ops.row_stats(logits, *sampling(4, temperature))
-    drawn = ops.sample(logits, stats, torch.arange(4), i32([0, 1, 2, 3]), 5)
+    drawn = sample(logits, stats, torch.arange(4), i32([0, 1, 2, 3]), 5)
     assert torch.equal(drawn[:, 3:], torch.full((4, 2), -1, dtype=torch.int32))
     assert all(sorted(row) == [0, 1, 2] for row in drawn[:, :3].tolist())
 
@@ -183,10 +191,70 @@ def test_sample_returns_target_ids(temperature: float) -> None:
     logits, id_of = torch.randn(30, 9, generator=g), i32([2, 3, 5, 7, 11, 13, 17, 19, 23])
     stats = ops.row_stats(logits, *sampling(30, temperature))
     seed, position = torch.arange(30), torch.full((30,), 4, dtype=torch.int32)
-    columns = ops.sample(logits, stats, seed, position, 12)
+    columns = sample(logits, stats, seed, position, 12)
     assert columns.min() == -1
     named = torch.where(columns < 0, -1, id_of[columns.clamp_min(0)])
-    assert torch.equal(ops.sample(logits, stats, seed, position, 12, id_of), named)
+    assert torch.equal(sample(logits, stats, seed, position, 12, id_of), named)
+
+
+def test_the_rows_of_a_slot_draw_with_its_seed() -> None:
+    """Two slots of three rows, two tokens a row, into a column range of a wider table; positions lie two apart."""
+    logits, seed = torch.randn(6, 50, generator=generator(7)), torch.tensor([5, -9])
+    stats = ops.row_stats(logits, *sampling(6))
+    position, table = i32([[4, 0], [5, 0], [6, 0]] * 2)[:, 0], torch.full((2, 9), -7, dtype=torch.int32)
+    ops.sample(logits, stats, seed, position, table[:, 2:8], 2)
+    by_row = sample(logits, stats, seed.repeat_interleave(3), position + 1, 2)
+    assert table[:, 2:8].tolist() == by_row.view(2, 6).tolist()
+    assert table[:, [0, 1, 8]].tolist() == [[-7] * 3] * 2
+
+
+def test_tokens_may_lie_anywhere_in_a_table() -> None:
+    """As branches write one step of all their tokens: [slots, branches, steps] at [:, :, 1]."""
+    logits = torch.randn(6, 20, generator=generator(8))
+    stats, position = ops.row_stats(logits, *sampling(6)), i32([1, 2, 3, 4, 5, 6])
+    branches = torch.full((2, 3, 4), -7, dtype=torch.int32)
+    ops.sample(logits, stats, torch.tensor([3, 4]), position, branches[:, :, 1])
+    by_row = sample(logits, stats, torch.tensor([3, 4]).repeat_interleave(3), position + 1)
+    assert branches[:, :, 1].tolist() == by_row.view(2, 3).tolist()
+    assert branches[:, :, [0, 2, 3]].unique().tolist() == [-7]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_only_the_missed_slots_get_tokens(temperature: float) -> None:
+    logits = torch.randn(6, 20, generator=generator(9))
+    stats, tokens = ops.row_stats(logits, *sampling(6, temperature)), torch.full((3, 2), -7, dtype=torch.int32)
+    missed = torch.tensor([1, 0, 1], dtype=torch.uint8)
+    ops.sample(logits, stats, torch.arange(3), i32([1] * 6), tokens, missed=missed)
+    drawn = sample(logits, stats, torch.arange(3).repeat_interleave(2), i32([2] * 6)).view(3, 2)
+    drawn[1] = -7
+    assert tokens.tolist() == drawn.tolist()
+
+
+@pytest.mark.parametrize("parity, next_half", [(0, False), (1, False), (0, True), (1, True)])
+@pytest.mark.parametrize("vocabulary", [7, 2_500])
+def test_the_distributions_are_kept_in_one_half_of_q(parity: int, next_half: bool, vocabulary: int) -> None:
+    """Address 1 and nodes 1 and 2 of q, for hits too: what tokens could be drawn from is kept, and nothing else is touched."""
+    logits = torch.randn(4, vocabulary, generator=generator(10))
+    stats = ops.row_stats(logits, *sampling(4, 0.8, 5))
+    q_logits, q_stats = torch.full((2, 2, 3, 4, vocabulary), -7.0), torch.full((2, 2, 3, 4, ops.STATS), -7.0)
+    expected = [q_logits.clone(), q_stats.clone()]
+    half = 1 - parity if next_half else parity
+    for q, values in zip(expected, (logits, stats), strict=True):
+        q[:, half, 1, 1:3] = values.view(2, 2, -1)
+    ops.sample(
+        logits=logits,
+        stats=stats,
+        seed=torch.arange(2),
+        position=i32([3] * 4),
+        tokens=torch.zeros(2, 2, dtype=torch.int32),
+        missed=torch.tensor([0, 1], dtype=torch.uint8),
+        parity=i32([parity]),
+        next_half=next_half,
+        q_logits=q_logits[:, :, 1, 1:3],
+        q_stats=q_stats[:, :, 1, 1:3],
+    )
+    assert_same_bits(q_logits, expected[0])
+    assert_same_bits(q_stats, expected[1])
 
 
 # The law of the drawn tokens --------------------------------------------------------------------------------------------------
@@ -201,7 +269,7 @@ def draws(settings: tuple[float, int, float, float, int, float], position: Tenso
     *processing, f, c = settings
     logits = torch.randn(1, 8, generator=generator(11))
     stats = ops.row_stats(logits, *sampling(1, *processing), f, c)
-    drawn = ops.sample(logits.expand(DRAWS, 8).contiguous(), stats.repeat(DRAWS, 1), torch.arange(DRAWS), position, m)
+    drawn = sample(logits.expand(DRAWS, 8).contiguous(), stats.repeat(DRAWS, 1), torch.arange(DRAWS), position, m)
     return drawn.long(), reference.distribution(logits[0], *processing, f, c)
 
 

@@ -1,9 +1,12 @@
-"""The speculation cache and its verification: fork, verify and cache_lookup, compared with the oracle and by example."""
+"""The speculation cache and its verification: fork, verify, rank_outcomes and cache_lookup, compared with the oracle and by
+example."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -19,14 +22,17 @@ from ops.cases import (
     children_of,
     copied,
     f32,
+    fork,
     generator,
     i32,
     ints,
     random_parents,
     random_sampling,
+    sample,
     sampling,
     tree_parents,
     verify_state,
+    verify_written,
 )
 from ops.fork_check import assert_fork
 from ssd import ops
@@ -54,27 +60,27 @@ def test_fork_returns_target_ids(seed: int, levels: int) -> None:
 def test_fork_excludes_the_drafted_token_at_its_position() -> None:
     logits = f32([[[9, 8, 7, 6], [9, 8, 7, 6], [9, 8, 7, 6]]])
     table = i32([[[0] * 3, [0] * 3, [2, 2, 2]]] * 2)
-    guess, guess_k = ops.fork(logits, i32([[0, 2]]), i32([2]), table, torch.zeros(1, dtype=torch.uint8), 6)
+    guess, guess_k = fork(logits, i32([[0, 2]]), i32([2]), table, torch.zeros(1, dtype=torch.uint8), 6)
     assert guess.tolist() == [[1, 2, 0, 1, 0, 1]]  # after the last drafted token nothing is excluded
     assert guess_k.tolist() == [[0, 0, 1, 1, 2, 2]]
 
 
 def test_fork_ranks_equal_logits_by_the_lower_id() -> None:
     table = i32([[[0] * 2, [3, 1]]] * 2)
-    guess, _ = ops.fork(torch.zeros(1, 2, 5), i32([[1]]), i32([1]), table, torch.zeros(1, dtype=torch.uint8), 4)
+    guess, _ = fork(torch.zeros(1, 2, 5), i32([[1]]), i32([1]), table, torch.zeros(1, dtype=torch.uint8), 4)
     assert guess.tolist() == [[0, 2, 3, 0]]
 
 
 def test_fork_uses_the_table_for_hits_after_a_hit() -> None:
     table = i32([[[3, 0], [3, 0]], [[3, 0], [1, 2]]])
     logits, spec = torch.zeros(2, 2, 6), (i32([[5], [5]]), i32([1, 1]))
-    _, guess_k = ops.fork(logits, *spec, table, torch.tensor([0, 1], dtype=torch.uint8), 3)
+    _, guess_k = fork(logits, *spec, table, torch.tensor([0, 1], dtype=torch.uint8), 3)
     assert guess_k.tolist() == [[0, 0, 0], [0, 1, 1]]
 
 
 def test_fork_leaves_guesses_unused_if_there_are_too_few_outcomes() -> None:
     table = i32([[[4, 0], [2, 2]]] * 2)
-    guess, guess_k = ops.fork(torch.zeros(1, 2, 2), i32([[1]]), i32([1]), table, torch.zeros(1, dtype=torch.uint8), 4)
+    guess, guess_k = fork(torch.zeros(1, 2, 2), i32([[1]]), i32([1]), table, torch.zeros(1, dtype=torch.uint8), 4)
     assert guess.tolist() == [[0, 0, 0, 1]]
     assert guess_k.tolist() == [[0, -1, 1, 1]]
 
@@ -149,7 +155,7 @@ def random_round(
                 at = (
                     length[s : s + 1] + 1 + node
                 )  # not the position that a draft would use, but the oracle does not depend on it
-                tokens = ops.sample(
+                tokens = sample(
                     drawn_from[s, node, None], drawn_stats[s, node, None], seeds[s, None], at, len(children), id_of.int()
                 )[0]
                 if q_address[s] < 0:
@@ -188,9 +194,16 @@ def random_round(
 
 def verify(arguments: dict[str, Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns (path, the arguments after the call)."""
-    after = copied(arguments)
-    path = ssd_ops.verify(**after)
-    return path, {name: after[name] for name in ("tokens", "length", "last_token", "done", "outcome")}
+    after = copied(verify_written(*arguments["p_logits"].shape[:2]) | arguments)
+    ssd_ops.verify(**after)
+    return after["path"], {name: after[name] for name in ("tokens", "length", "last_token", "done", "outcome", "report")}
+
+
+def verify_as_given(arguments: dict[str, Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
+    """As `verify`, but `parent` is passed as it is: a clone of an expanded table is not expanded."""
+    after = copied(verify_written(*arguments["p_logits"].shape[:2]) | arguments) | {"parent": arguments["parent"]}
+    ssd_ops.verify(**after)
+    return after["path"], {name: after[name] for name in ("tokens", "length", "last_token", "done", "outcome", "report")}
 
 
 def assert_verdicts(case: Round) -> None:
@@ -427,12 +440,131 @@ def test_a_tree_fits_if_its_deepest_path_fits() -> None:
     assert said["committed"] == [1, 2, 3]
 
 
+# verify, the report -----------------------------------------------------------------------------------------------------------
+
+
+def reported(newest: int, **changes: Tensor) -> list[int]:
+    """The report of a slot with the tokens 0, 10, 20, 30, 40, which accepts 1 of its 3 proposals and continues with 9."""
+    arguments = greedy_round([1, 9, 3, 4], [1, 2, 3], length=4) | verify_written(1, 4, newest) | changes
+    arguments["tokens"][0, :5] = i32([0, 10, 20, 30, 40])
+    return verify(arguments)[1]["report"][0].tolist()
+
+
+def test_a_report_has_the_state_after_the_commit_and_the_newest_tokens() -> None:
+    hit = torch.ones(1, dtype=torch.uint8)
+    assert reported(4) == [6, 0, 1, 3, 0, 0, 30, 40, 1, 9]
+    assert reported(1, hit=hit, bad=i32([1]), eos=i32([9])) == [6, 1, 1, 3, 1, 1, 9]
+
+
+def test_a_report_says_what_was_accepted_even_if_it_did_not_fit() -> None:
+    assert reported(3, max_length=i32([6])) == [5, 1, 1, 3, 0, 0, 30, 40, 1]
+
+
+def test_a_report_of_a_short_sequence_begins_with_its_first_token() -> None:
+    assert reported(9) == [6, 0, 1, 3, 0, 0, 0, 0, 0, 10, 20, 30, 40, 1, 9]
+
+
+def test_a_done_slot_reports_its_state_and_that_nothing_was_decided() -> None:
+    assert reported(2, done=torch.ones(1, dtype=torch.uint8), spec_len=i32([0])) == [4, 1, -1, 0, 0, 0, 30, 40]
+
+
+def test_all_slots_may_share_one_table_of_parents() -> None:
+    parents = tree_parents((2, 2))
+    case = random_round(9, 7, [parents] * 24)
+    whole = case.arguments | {"parent": i32([parents]).repeat(len(case.expected), 1)}
+    shared = case.arguments | {"parent": i32(parents).expand(len(case.expected), -1)}
+    (path, state), (shared_path, shared_state) = verify_as_given(whole), verify_as_given(shared)
+    assert torch.equal(path, shared_path) and all(torch.equal(state[name], shared_state[name]) for name in state)
+
+
+# rank_outcomes ----------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    seed=st.integers(0, 2**20),
+    lookahead=st.integers(0, 4),
+    vocabulary=st.sampled_from([1, 2, 9, 64, 2_500]),
+    levels=st.sampled_from([1, 3, 1000]),
+    trimmed=st.booleans(),
+    parity=st.integers(0, 1),
+)
+def test_ranks_equal_the_oracles(seed: int, lookahead: int, vocabulary: int, levels: int, trimmed: bool, parity: int) -> None:
+    """Few distinct logits make ties. With `trimmed`, the draft lacks two thirds of the target's tokens."""
+    g, slots, budget = generator(seed), 8, 3
+    target = 3 * vocabulary if trimmed else vocabulary
+    known = torch.randperm(target, generator=g)[:vocabulary].sort().values
+    draft_id_of = torch.full((target,), -1, dtype=torch.int32)
+    draft_id_of[known] = torch.arange(vocabulary, dtype=torch.int32)
+    logits = ints(0, levels, (slots, lookahead + 1, vocabulary), g).float()
+    spec_tokens, spec_len = ints(0, target, (slots, lookahead), g), ints(0, lookahead + 1, (slots,), g)
+    outcome = torch.full((slots, 2, 2), -1, dtype=torch.int32)
+    outcome[:, parity] = torch.stack([ints(-1, lookahead + 1, (slots,), g), ints(0, target, (slots,), g)], dim=1)
+    hit, done = (ints(0, 2, (slots,), g).to(torch.uint8) for _ in range(2))
+    length, draft_context = ints(0, 9, (slots,), g), 7
+    seen = torch.full((slots, 4), -9, dtype=torch.int32)
+    columns = draft_id_of if trimmed else None
+    ops.rank_outcomes(
+        logits, outcome, i32([parity]), spec_tokens, spec_len, hit, done, length, columns, budget, draft_context, seen
+    )
+    for s in range(slots):
+        node, token = outcome[s, parity].tolist()
+        expected = [-1] * 4
+        if node >= 0 and not done[s] and length[s] < draft_context:
+            rank = reference.rank_outcome(
+                logits[s],
+                node,
+                token,
+                spec_tokens[s].tolist(),
+                int(spec_len[s]),
+                draft_id_of.tolist() if trimmed else None,
+                budget,
+            )
+            expected = [int(hit[s]), int(spec_len[s]), node, rank]
+        assert seen[s].tolist() == expected, f"slot {s}"
+
+
+def rank(token: int, node: int = 0, spec_len: int = 1, draft_id_of: Tensor | None = None, budget: int = 2) -> int:
+    """The rank of a token where the draft prefers 2, 1, 0, 3 and has proposed 1."""
+    logits, byte = f32([[[5, 6, 7, 4], [5, 6, 7, 4]]]), torch.zeros(1, dtype=torch.uint8)
+    outcome, seen = i32([[[node, token], [-1, -1]]]), torch.zeros(1, 4, dtype=torch.int32)
+    tables = (outcome, i32([0]), i32([[1]]), i32([spec_len]), byte, byte, i32([0]), draft_id_of)
+    ops.rank_outcomes(logits, *tables, budget, ops.NO_LIMIT, seen)
+    return int(seen[0, 3])
+
+
+def test_a_rank_leaves_out_the_drafted_token_where_it_was_rejected() -> None:
+    assert [rank(token) for token in (2, 0, 3)] == [0, 1, 2]
+    assert [rank(token, node=1) for token in (2, 1, 0, 3)] == [0, 1, 2, 3]  # after the last proposal nothing is left out
+    assert [rank(token, spec_len=0) for token in (2, 1, 0, 3)] == [0, 1, 2, 3]  # there was none
+
+
+def test_a_rank_is_the_place_of_the_guess_in_fork() -> None:
+    table = i32([[[3, 0], [3, 0]]] * 2)
+    guess, _ = fork(f32([[[5, 6, 7, 4]] * 2]), i32([[1]]), i32([1]), table, torch.zeros(1, dtype=torch.uint8), 3)
+    assert [rank(token) for token in guess[0].tolist()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("spoilt", [NAN, -math.inf])
+def test_a_token_that_is_never_guessed_ranks_after_all_guesses(spoilt: float) -> None:
+    """It is masked, or its logit is not a number."""
+    byte, seen = torch.zeros(1, dtype=torch.uint8), torch.zeros(1, 4, dtype=torch.int32)
+    tables = (i32([[[0, 2], [-1, -1]]]), i32([0]), torch.zeros(1, 0, dtype=torch.int32), i32([0]), byte, byte, i32([0]))
+    ops.rank_outcomes(f32([[[5, 6, spoilt, 4]]]), *tables, None, 3, ops.NO_LIMIT, seen)
+    assert seen.tolist() == [[0, 0, 0, 4]]
+
+
+@pytest.mark.parametrize("budget, expected", [(2, 4), (9, 9)])
+def test_a_token_that_the_draft_lacks_ranks_after_all_guesses(budget: int, expected: int) -> None:
+    assert rank(5, draft_id_of=i32([0, 1, 2, 3, -1, -1, -1]), budget=budget) == expected
+    assert rank(4, budget=budget) == expected
+
+
 # cache_lookup -----------------------------------------------------------------------------------------------------------------
 
 
 def lookup_arguments(
     outcome: list[list[int]], guess_k: list[list[int]], guess: list[list[int]], lookahead: int, parity: int = 0
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     slots, budget = len(outcome), len(guess[0])
     mailbox = torch.full((slots, 2, 2), -1, dtype=torch.int32)
     mailbox[:, parity] = i32(outcome)
@@ -445,19 +577,22 @@ def lookup_arguments(
         "last_token": torch.full((slots,), 6, dtype=torch.int32),
         "max_length": torch.full((slots,), 1000, dtype=torch.int32),
         "done": torch.zeros(slots, dtype=torch.uint8),
+        "nodes_within": None,
+        "draft_context": ops.NO_LIMIT,
         "parity": i32([parity]),
         "draft_length": torch.full((slots,), -9, dtype=torch.int32),
         "draft_last_token": torch.full((slots,), -9, dtype=torch.int32),
         "spec_tokens": torch.full((slots, lookahead), -9, dtype=torch.int32),
         "spec_len": torch.full((slots,), -9, dtype=torch.int32),
         "hit": torch.full((slots,), 9, dtype=torch.uint8),
+        "missed": torch.full((slots,), 9, dtype=torch.uint8),
         "q_address": torch.full((slots,), -9, dtype=torch.int32),
         "bad": torch.full((slots,), -9, dtype=torch.int32),
     }
 
 
-def look_up(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
-    after = {name: value.clone() for name, value in arguments.items()}
+def look_up(arguments: dict[str, Any]) -> dict[str, Any]:
+    after = copied(arguments)
     ssd_ops.cache_lookup(**after)
     return after
 
@@ -501,6 +636,42 @@ def test_the_speculation_shrinks_at_the_end_of_a_sequence(left: int, room: int) 
     assert int(look_up(arguments)["spec_len"]) == room
 
 
+@pytest.mark.parametrize("left, room", [(0, 0), (1, 0), (2, 3), (3, 9), (4, 15), (9, 15)])
+def test_only_whole_levels_of_a_tree_are_proposed(left: int, room: int) -> None:
+    """Levels of 3, 6 and 6 nodes; the tree's deepest path and the token after it must fit."""
+    arguments = lookup_arguments([[1, 4]], [[]], [[]], lookahead=15) | {"nodes_within": i32([0, 3, 9, 15])}
+    arguments["max_length"] = arguments["length"] + 1 + left
+    assert int(look_up(arguments)["spec_len"]) == room
+
+
+def test_slots_without_a_hit_and_with_room_for_proposals_have_missed() -> None:
+    arguments = lookup_arguments([[1, 4], [0, 4], [0, 4], [0, 4]], [[1]] * 4, [[4]] * 4, lookahead=2)
+    arguments["done"][2] = 1
+    arguments["max_length"][3] = 22
+    after = look_up(arguments)
+    assert (after["hit"].tolist(), after["missed"].tolist()) == ([1, 0, 0, 0], [0, 1, 0, 0])
+
+
+@pytest.mark.parametrize("read, room", [(0, 3), (4, 3), (5, 3), (6, 2), (7, 1)])
+def test_the_speculation_shrinks_at_the_end_of_the_drafts_context(read: int, room: int) -> None:
+    """The draft was trained for 8 tokens. Proposal i is drafted from the token at position read + i."""
+    for token in (4, 5):  # a hit, a miss
+        arguments = lookup_arguments([[1, token]], [[1]], [[4]], lookahead=3) | {"draft_context": 8}
+        arguments["length"][:] = read
+        after = look_up(arguments)
+        assert (int(after["spec_len"]), int(after["draft_length"])) == (room, read)
+        assert (int(after["hit"]), int(after["missed"])) == ((1, 0) if token == 4 else (0, 1))
+
+
+@pytest.mark.parametrize("read", [8, 9, 20])
+def test_beyond_the_drafts_context_there_is_neither_a_hit_nor_a_miss(read: int) -> None:
+    arguments = lookup_arguments([[1, 4], [1, 4]], [[1], [-2]], [[4], [0]], lookahead=3) | {"draft_context": 8}
+    arguments["length"][:] = read
+    after = look_up(arguments)
+    for name in ("spec_len", "hit", "missed", "draft_length", "bad"):
+        assert after[name].tolist() == [0, 0], name
+
+
 def test_a_done_slot_gets_no_speculation() -> None:
     arguments = lookup_arguments([[1, 4]], [[1]], [[4]], lookahead=3)
     arguments["done"][:] = 1
@@ -525,16 +696,18 @@ def test_cache_lookup_equals_the_oracle(seed: int, budget: int, lookahead: int, 
     missing = torch.rand(slots, budget, lookahead, generator=g) < 0.2  # after a bad row
     arguments["branch_tokens"] = torch.where(missing, -1, arguments["branch_tokens"])
     arguments["length"], arguments["max_length"] = ints(0, 9, (slots,), g), ints(1, 15, (slots,), g)
-    arguments["done"] = ints(0, 2, (slots,), g).to(torch.uint8)
+    arguments["done"], arguments["draft_context"] = ints(0, 2, (slots,), g).to(torch.uint8), int(ints(5, 13, (), g))
     after = look_up(arguments)
     for s in range(slots):
         pairs = list(zip(guess_k[s].tolist(), guess[s].tolist(), strict=True))
         limits = (int(arguments["length"][s]), int(arguments["max_length"][s]), bool(arguments["done"][s]))
+        limits = (*limits, arguments["draft_context"])
         branches = arguments["branch_tokens"][s].tolist() or [[0] * lookahead]
         branch, length, bad = reference.lookup(tuple(outcomes[s].tolist()), pairs, branches, *limits)
         assert int(after["spec_len"][s]) == length
         assert int(after["bad"][s]) == bad
         assert bool(after["hit"][s]) == (branch >= 0)
+        assert bool(after["missed"][s]) == (branch < 0 and length > 0)
         if branch >= 0:
             assert int(after["q_address"][s]) == branch
             assert after["spec_tokens"][s].tolist() == arguments["branch_tokens"][s, branch].tolist()

@@ -8,9 +8,6 @@ same bits from scratch pages as from the trunk.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import torch
 from torch import Tensor
 
 from ssd import ops
@@ -44,7 +41,7 @@ class ModelDrafter:
         self.tables = tables
         self.tree = tree
         self.id_of = draft.id_of
-        self._draft_id_of = draft.draft_id_of
+        self.draft_id_of = draft.draft_id_of
         self._executor = executor
         self._saguaro = (saguaro_f, saguaro_c)
         self._stores = True  # whether the staged prompt is stored
@@ -70,107 +67,79 @@ class ModelDrafter:
 
     def draft(self, n: int) -> None:
         tables = self.tables.first(n)
-        tables.latch_and_look_up()
-
-        def propose() -> None:
-            tables.speculation.tokens.copy_(self.propose(tables, extended=False))
-
+        tables.latch_and_look_up(self.tree.nodes_within)
         if tables.context is None:
-            propose()
+            self.propose(tables, extended=False)
         else:
-            self._executor.when(tables.speculation.length > 0, propose)
+            self._executor.when(tables.branches.missed, lambda: self.propose(tables, extended=False))
 
     def compact(self, n: int, path: Tensor) -> None:
         self.tree.compact(self.kv_cache, self.tables.state.first(n), self.tables.branches.length[:n], path)
 
-    def propose(self, tables: DraftTables, extended: bool) -> Tensor:
-        """Draft a tree after the last committed token of every slot, one forward pass per level.
+    def propose(self, tables: DraftTables, extended: bool) -> None:
+        """Draft a tree after the last committed token of every slot, one forward pass per level; the missed slots get it.
 
         extended: whether `extend` stores the trunk in each round. Otherwise the token before the last one may not be stored
-        yet: it is not if it was the last proposed token and was accepted. So this pass runs it too, perhaps for the second
-        time. Returns the nodes' tokens, [n, T − 1] int32, and sets the speculation's length to the number of nodes that fit,
-        and at most to those before a bad row.
+        yet: it is not if it was the last proposed token and was accepted. So the first pass runs it too, perhaps for the second
+        time. A bad row ends the speculation.
         """
-        state, speculation, branches, tree = tables.state, tables.speculation, tables.branches, self.tree
-        tree.cut(speculation.length)
-        last = branches.last_token[:, None]
-        if extended:
-            rows, every = state.rows(last, branches.length), 1
-        else:
-            start = (branches.length - 1).clamp_min(0)
-            before_last = state.tokens.gather(1, start[:, None].long())
-            rows, every = state.rows(torch.cat([before_last, last], dim=1), start), 2
-        drafted: list[Tensor] = []
+        speculation, branches, tree = tables.speculation, tables.branches, self.tree
         for depth, children in enumerate(tree.children):
-            nodes = tree.levels[depth]
-            if depth > 0:
-                rows, every = tree.rows(state, branches.length, drafted[-1], nodes), 1
-            at = QRows(branches.budget, nodes)
-            drawn = self.step(tables, rows, speculation.parity, at, children, every, drafted=tree.levels[depth].stop - 1)
-            drafted.append(drawn.view(len(state.done), -1))
-        return torch.cat(drafted, dim=1)
+            nodes, drawn = tree.levels[depth], tree.levels[depth + 1]
+            every = 2 if depth == 0 and not extended else 1
+            rows = tree.rows(tables.state, speculation.tokens, branches.length, range(nodes.start + 1 - every, nodes.stop))
+            tokens = speculation.tokens[:, drawn.start - 1 : drawn.stop - 1]
+            drafted = nodes.stop - 1
+            self.step(tables, rows, tokens, QRows(branches.budget, nodes), children, every, branches.missed, drafted)
 
     def extend(self, tables: DraftTables) -> Tensor:
         """Store the last committed token and the speculation in the trunk.
 
-        Returns the logits after each node, [n, T, Vd] float32.
+        Returns the logits after each node, [n, T, Vd] float32: the branches' z.
         """
-        ids = torch.cat([tables.branches.last_token[:, None], tables.speculation.tokens], dim=1)  # [n, T]
-        rows = self.tree.rows(tables.state, tables.branches.length, ids, slice(0, self.tree.nodes))
-        return self._next_logits(rows).view(*ids.shape, -1)
+        z, length = tables.branches.z, tables.branches.length
+        assert z is not None
+        rows = self.tree.rows(tables.state, tables.speculation.tokens, length, range(self.tree.nodes))
+        self.model.next_logits(rows, self.kv_cache, out=z.view(-1, z.shape[-1]))
+        return z
 
     def step(
         self,
         tables: DraftTables,
         rows: Rows,
-        half: Tensor,
+        tokens: Tensor,
         q_rows: QRows,
         m: int = 1,
         every: int = 1,
+        missed: Tensor | None = None,
         drafted: int | None = None,
-    ) -> Tensor:
-        """Run one forward pass and draw m tokens after the last row of each group of `every` rows.
+        next_half: bool = False,
+    ) -> None:
+        """Run one forward pass, draw m tokens after the last row of each group of `every` rows, and keep the distributions.
 
-        half, q_rows: the location in q for the distributions, see `Speculation`. drafted: the number of the speculation's nodes
-        drafted before, where a bad row ends it; None for a branch, which the look-up cuts. Returns [R / every, m] int32 target
-        ids.
-        """
-        logits = self._next_logits(rows, every)
-        return self.draw(tables, logits, rows.positions[every - 1 :: every] + 1, half, q_rows, m, drafted)
-
-    def _next_logits(self, rows: Rows, every: int = 1) -> Tensor:
-        """A forward pass. Rows beyond the draft's context are at its last position, and nobody uses their logits."""
-        if self.tables.context is not None:
-            rows = replace(rows, positions=rows.positions.clamp_max(self.tables.context - 1))
-        return self.model.next_logits(rows, self.kv_cache, every)
-
-    def draw(
-        self,
-        tables: DraftTables,
-        logits: Tensor,
-        position: Tensor,
-        half: Tensor,
-        q_rows: QRows,
-        m: int = 1,
-        drafted: int | None = None,
-    ) -> Tensor:
-        """Draw m tokens per row and keep the distributions. logits: [R, Vd] float32; position: [R] int32, of the drawn tokens.
-
-        Returns [R, m] int32 target ids, −1 where fewer than m tokens have a probability, as in a bad row.
+        tokens: [n, R / n / every · m] int32, gets the target ids, −1 where fewer than m tokens have a probability, as in a bad
+        row. q_rows, next_half: the location in q for the distributions, see `Speculation`. missed: [n] uint8, the slots that
+        get tokens. drafted: the number of the speculation's nodes drafted before, where a bad row ends it; None for a branch,
+        which the look-up cuts.
         """
         state, speculation = tables.state, tables.speculation
-        per_slot = logits.view(len(state.done), -1, logits.shape[-1])  # [n, branches or nodes, Vd]
-        stats = state.row_stats(per_slot, *self._saguaro)
-        speculation.keep_distributions(half, q_rows, per_slot, stats)
-        seed = state.seed.repeat_interleave(per_slot.shape[1])
-        ends = () if drafted is None else (speculation.length, speculation.bad, drafted)
-        return ops.sample(logits, stats.view(-1, ops.STATS), seed, position, m, self.id_of, *ends)
-
-    def columns_of(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The draft's columns of target ids, 0 where the draft lacks the token, and whether the draft has it.
-
-        tokens: int64, any shape.
-        """
-        columns = tokens if self._draft_id_of is None else self._draft_id_of[tokens].long()
-        known = (columns >= 0) & (columns < self.model.vocab_size)
-        return torch.where(known, columns, 0), known
+        logits = self.model.next_logits(rows, self.kv_cache, every)
+        stats = state.row_stats(logits, *self._saguaro)
+        q_logits, q_stats = speculation.q_at(q_rows)
+        ops.sample(
+            logits=logits,
+            stats=stats,
+            seed=state.seed,
+            position=rows.positions[every - 1 :: every],
+            tokens=tokens,
+            m=m,
+            id_of=self.id_of,
+            missed=missed,
+            parity=speculation.parity,
+            next_half=next_half,
+            q_logits=q_logits,
+            q_stats=q_stats,
+            spec_len=None if drafted is None else speculation.length,
+            bad=None if drafted is None else speculation.bad,
+            drafted=drafted or 0,
+        )

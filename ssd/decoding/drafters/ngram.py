@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ssd import ops
 from ssd.decoding.prefill import Admitted
-from ssd.decoding.state import DraftTables, SequenceState, Speculation
+from ssd.decoding.state import DraftTables
 
 
-def propose_ngram(state: SequenceState, speculation: Speculation) -> None:
+def propose_ngram(tables: DraftTables) -> None:
     """Give every miss the tokens that followed the longest earlier match of its sequence's ending.
 
     They are not drawn: each has q = δ, see `Speculation.q_address`.
     """
-    tokens, length = ops.ngram_propose(state.tokens, state.length, speculation.lookahead)
-    missed = speculation.hit == 0
-    speculation.tokens.copy_(torch.where(missed[:, None], tokens, speculation.tokens))
-    speculation.length.copy_(torch.where(missed, torch.minimum(length, speculation.length), speculation.length))
-    speculation.q_address.masked_fill_(missed, -1)
+    state, speculation = tables.state, tables.speculation
+    ops.ngram_propose(
+        state.tokens, state.length, tables.branches.missed, speculation.tokens, speculation.length, speculation.q_address
+    )
 
 
 class NgramDrafter:
@@ -39,7 +37,7 @@ class NgramDrafter:
     def draft(self, n: int) -> None:
         tables = self.tables.first(n)
         tables.latch_and_look_up()
-        propose_ngram(tables.state, tables.speculation)
+        propose_ngram(tables)
 
     def compact(self, n: int, path: Tensor) -> None:
         """N-grams have no K/V to move."""
