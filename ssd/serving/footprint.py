@@ -42,8 +42,8 @@ class Footprint:
 def affordable_pages(
     options: EngineOptions, models: LoadedModels, placement: Placement, scratch_pages: int, records: bool
 ) -> int:
-    """Pages that fit both K/V caches, after reserving memory for recorded rounds and for q, which is needed once a request
-    samples.
+    """Pages that fit both K/V caches, after reserving memory for the logits of both models, and for q, which is needed once a
+    request samples.
 
     At most half of the memory is reserved for q: if q needs more, the draft fails later, never the target. scratch_pages:
     number of further pages in the draft's cache. records: whether rounds are recorded.
@@ -53,11 +53,7 @@ def affordable_pages(
     budget = options.speculation_options.budget if models.mode == "ssd" else 0
     memory = memory_for_kv(options, placement.target_device)
     page = KVCache.bytes_a_page(target_model.config, target_model.dtype)
-    if records:
-        # Recorded rounds keep p's logits: of the largest batch, as much again for all smaller batches, and twice the sum once
-        # requests sample.
-        logits = 4 * slots * (proposed + 1) * target_model.vocab_size
-        memory -= min(4 * logits, memory // 4)
+    memory -= min(4 * slots * (proposed + 1) * target_model.vocab_size, memory // 4)  # p's logits
     if models.draft is None:
         return max(0, memory // page)
     draft_model = models.draft.model

@@ -185,9 +185,9 @@ def spoil_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ssd.decoding.speculative.BAD_ROUNDS", 10**9)
     forward = Transformer.forward
 
-    def run(model: Transformer, rows: Rows, cache: KVCache) -> Tensor:
-        hidden = forward(model, rows, cache)
-        bad = ((rows.ids == 2) | (rows.ids == 4)) & (rows.positions >= len(PROMPT))
+    def run(model: Transformer, rows: Rows, cache: KVCache, every: int = 1) -> Tensor:
+        hidden = forward(model, rows, cache, every)
+        bad = (((rows.ids == 2) | (rows.ids == 4)) & (rows.positions >= len(PROMPT)))[every - 1 :: every]
         return hidden.masked_fill(bad[:, None], float("nan")) if any(model is m and cache is c for m, c in drafts) else hidden
 
     drafts: list[Any] = []

@@ -67,24 +67,41 @@ def spoil(monkeypatch: pytest.MonkeyPatch, mask: Mask, role: str = "target", lay
     """Make hidden states NaN, before the head, in a model with this many layers. The draft "self:2" has two."""
     forward = Transformer.forward
 
-    def run(model: Transformer, rows: Rows, cache: KVCache) -> Tensor:
-        hidden = forward(model, rows, cache)
-        return hidden.masked_fill(mask(rows)[:, None], NAN) if model.config.num_layers == layers else hidden
+    def run(model: Transformer, rows: Rows, cache: KVCache, every: int = 1) -> Tensor:
+        hidden, bad = forward(model, rows, cache, every), mask(rows)[every - 1 :: every]
+        return hidden.masked_fill(bad[:, None], NAN) if model.config.num_layers == layers else hidden
 
     monkeypatch.setattr(Transformer, "forward", run)
+
+
+def spoil_model(monkeypatch: pytest.MonkeyPatch, model: Any, mask: Mask) -> None:
+    forward = model.forward
+
+    def run(rows: Rows, cache: KVCache, every: int = 1) -> Tensor:
+        return forward(rows, cache, every).masked_fill(mask(rows)[every - 1 :: every, None], NAN)
+
+    monkeypatch.setattr(model, "forward", run)
+
+
+def change_logits(monkeypatch: pytest.MonkeyPatch, model: Any, change: Callable[[Tensor], Tensor]) -> None:
+    logits = model.logits
+
+    def run(hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        changed = change(logits(hidden))
+        return changed if out is None else out.copy_(changed)
+
+    monkeypatch.setattr(model, "logits", run)
 
 
 def spoil_draft(monkeypatch: pytest.MonkeyPatch, engine: Engine, mask: Mask) -> None:
     """The same for the draft of an engine whose programs are not recorded."""
     model = engine.core.loop.drafter.model  # type: ignore[union-attr]
-    forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda rows, cache: forward(rows, cache).masked_fill(mask(rows)[:, None], NAN))
+    spoil_model(monkeypatch, model, mask)
 
 
 def spoil_target(monkeypatch: pytest.MonkeyPatch, engine: Engine, mask: Mask) -> None:
     model = engine.core.loop.verifier.model
-    forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda rows, cache: forward(rows, cache).masked_fill(mask(rows)[:, None], NAN))
+    spoil_model(monkeypatch, model, mask)
 
 
 def after(position: int) -> Mask:
@@ -182,8 +199,7 @@ def test_one_logit_is_enough(
 ) -> None:
     broken = engine("ssd")
     model = broken.core.loop.verifier.model
-    logits = model.logits
-    monkeypatch.setattr(model, "logits", lambda hidden: fault(logits(hidden)))
+    change_logits(monkeypatch, model, fault)
     assert_failed(broken.decode([1, 2, 3], SamplingParams(**sampling)), [])
 
 
@@ -195,10 +211,7 @@ def test_a_masked_logit_is_no_error(engine: MakeEngine, monkeypatch: pytest.Monk
     usual = masked.decode(PROMPTS, params)
     banned = sorted({token for completion in usual for token in completion.token_ids})[::2]
     for model in (masked.core.loop.verifier.model, masked.core.loop.drafter.model):  # type: ignore[union-attr]
-        logits = model.logits
-        monkeypatch.setattr(
-            model, "logits", lambda hidden, logits=logits: logits(hidden).index_fill(1, torch.tensor(banned), -math.inf)
-        )
+        change_logits(monkeypatch, model, lambda logits: logits.index_fill(1, torch.tensor(banned), -math.inf))
     found = masked.decode(PROMPTS, params)
     assert all((c.finish_reason, c.error, len(c.token_ids)) == ("length", None, 30) for c in found)
     assert set(banned).isdisjoint(token for c in found for token in c.token_ids)
