@@ -83,7 +83,7 @@ class Engine:
 
     @property
     def threads(self) -> int:
-        """Intra-op threads of the target: all cores, except those of SSD's draft."""
+        """Intra-op threads of the target: all cores, except those of SSD's draft. One in a forked child."""
         return self.core.threads
 
     @property

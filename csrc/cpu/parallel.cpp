@@ -3,6 +3,7 @@
 #include "parallel.h"
 
 #include <ATen/Parallel.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -12,6 +13,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace ssd {
@@ -40,6 +42,10 @@ class Team {
   }
 
   ~Team() {
+    if (getpid() != process_) {  // a fork copies no helper: there is none to end or to join, and none that could be detached
+      static_cast<void>(new std::vector<std::thread>(std::move(helpers_)));
+      return;
+    }
     stopping_.store(true);
     announce(0);
     for (std::thread& helper : helpers_) helper.join();
@@ -127,6 +133,7 @@ class Team {
   }
 
   const int threads_;  // helpers and the caller
+  const pid_t process_ = getpid();
   std::vector<std::thread> helpers_;
   alignas(64) std::atomic<uint64_t> ticket_{0};
   alignas(64) std::atomic<int64_t> done_{0};

@@ -63,6 +63,7 @@ class Core:
         self._aborted: deque[Request] = deque()
         self._closed: str | None = None  # why nothing runs any more
         self._turn = Turn()
+        self._process = os.getpid()
 
     @property
     def loop(self) -> Loop:
@@ -71,7 +72,12 @@ class Core:
 
     @property
     def threads(self) -> int:
-        """Intra-op threads of the target: all cores, except those of SSD's draft."""
+        """Intra-op threads of the target: all cores, except those of SSD's draft.
+
+        In a forked child it is one: torch's OpenMP threads are not copied, and a loop over several would wait for them forever.
+        """
+        if self._process != os.getpid():
+            return 1
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         draft_threads = (self._options.draft_threads or 1) if self.loop.mode == "ssd" else 0
         return self._options.threads or max(1, cores - draft_threads)
@@ -141,6 +147,8 @@ class Core:
         self._closed = self._closed or "this engine is closed; make another one."  # first, so that no further step begins
         with interrupts_deferred():
             while not self._turn.take():
+                if self._turn.lost:
+                    return  # the threads are the other process's
                 self._turn.sleep(lambda: False)
             try:
                 self.executor.close()
@@ -158,6 +166,11 @@ class Core:
         """
         with interrupts_deferred():
             if not self._turn.take():
+                if self._turn.lost:
+                    raise SsdError(
+                        "this process was forked while another thread decoded with this engine, and cannot use it; fork between decodes, "
+                        "or spawn a process and make an engine in it."
+                    )
                 return False
             try:
                 if not ready():

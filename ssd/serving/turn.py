@@ -6,6 +6,7 @@ Outside of that time nothing here holds a lock.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections import deque
@@ -19,11 +20,20 @@ class Turn:
 
     def __init__(self) -> None:
         self._taken = threading.Lock()
+        self._process = os.getpid()  # the process of the last thread that took it
         self._sleepers: deque[threading.Lock] = deque()  # one for each sleeping thread, released to wake it
 
     def take(self) -> bool:
         """Take the turn. Returns False, at once, if it is taken."""
-        return self._taken.acquire(blocking=False)
+        if not self._taken.acquire(blocking=False):
+            return False
+        self._process = os.getpid()
+        return True
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was taken when this process was forked: its thread is not here, so nobody gives it back."""
+        return self._process != os.getpid() and self._taken.locked()
 
     def give_back(self) -> None:
         """Give the turn back, and wake every thread that sleeps."""
