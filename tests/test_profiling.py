@@ -399,3 +399,25 @@ def test_gaps_are_measured_while_a_long_prompt_is_stored(tmp_path: Path, monkeyp
         found = measure(engine, streams=2, prompt_tokens=300)
     assert found["chunks"] == 5
     assert found["longest_gap_ms"] > 0 and found["chunk_ms"] > 0 and found["round_ms"] > 0
+
+
+def test_a_formats_quality_is_measured_against_the_first_formats(tmp_path: Path) -> None:
+    """float32 agrees with itself; int8 nearly does."""
+    import quality
+
+    from ssd.models.transformer import Transformer
+    from ssd.models.weights import load_checkpoint
+
+    tiny.write_model(tmp_path)
+    models = {}
+    for weights in ("auto", "int8"):
+        checkpoint = load_checkpoint(tmp_path, torch.float32)
+        models[weights] = Transformer.from_tensors(
+            checkpoint.config, checkpoint.tensors, torch.float32, torch.device("cpu"), 64, weights=weights
+        )
+    windows = torch.randint(models["auto"].vocab_size, (3, 40), generator=torch.Generator().manual_seed(0)).int()
+    with torch.inference_mode():
+        found = quality.measure(models, windows)
+    assert found["auto"]["agreement"] == 1
+    assert 0.8 < found["int8"]["agreement"] < 1
+    assert found["int8"]["perplexity"] == pytest.approx(found["auto"]["perplexity"], rel=0.05)

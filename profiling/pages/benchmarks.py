@@ -1,10 +1,10 @@
-"""docs/benchmarks.md: a section for each result of rounds.py, decode.py, hit_rates.py and drafts.py."""
+"""docs/benchmarks.md: a section for each result of rounds.py, decode.py, hit_rates.py, drafts.py and quality.py."""
 
 from __future__ import annotations
 
 from statistics import median
 
-from common.results import DECODE, DRAFTS, HIT_RATES, ROUNDS, Row
+from common.results import DECODE, DRAFTS, HIT_RATES, QUALITY, ROUNDS, Row
 
 from pages.markdown import figure, files_in_words, made_on, musts_table, prompts_in_words, table
 
@@ -148,6 +148,22 @@ def drafts_section(result: Row) -> str:
     return f"{title}\n{made_on(result['machine'])}.  \n{made_with}\n\n{table(costs)}\n\n{table(gains)}\n"
 
 
+def quality_section(result: Row) -> str:
+    """A result of quality.py: a line for each format of the weights."""
+    settings, formats = result["settings"], result[QUALITY.figures]
+    base = next(iter(formats.values()))["perplexity"]
+    lines = [["weights", "MB a pass", "perplexity", "over the first", "same top token"]]
+    for name, row in formats.items():
+        ratio, agreement = figure(row["perplexity"] / base, 4), f"{row['agreement']:.1%}"
+        lines.append([name, figure(row["megabytes"]), figure(row["perplexity"], 3), ratio, agreement])
+    made_with = (
+        f"{settings['tokens']} tokens of {settings['text']} (sha256 {settings['text_sha256'][:12]}), in windows of "
+        f"{settings['window']}, dtype {settings['dtype']} (`python profiling/quality.py --help`)."
+    )
+    title = f"\n## {result['what']}: formats of {settings['target']}'s weights\n"
+    return f"{title}\n{made_on(result['machine'])}.  \n{made_with}\n\n{table(lines)}\n"
+
+
 def _title(result: Row) -> str:
     return f"\n## {result['what']}: {result['settings']['target']}, draft {result['settings']['draft']}\n"
 
@@ -157,4 +173,5 @@ SECTIONS = {  # in the order of the page
     DECODE.figures: decode_section,
     HIT_RATES.figures: hit_rates_section,
     DRAFTS.figures: drafts_section,
+    QUALITY.figures: quality_section,
 }

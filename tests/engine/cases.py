@@ -45,12 +45,12 @@ def random_prompts(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
 
 
 def autoregressive_tokens(
-    models: Models, prompts: Sequence[list[int]], params: Sequence[SamplingParams]
+    models: Models, prompts: Sequence[list[int]], params: Sequence[SamplingParams], weights: str = "auto"
 ) -> dict[str, list[list[int]]]:
     """The tokens that greedy decoding must give, by dtype, decoded one sequence at a time on one thread."""
     tokens = {}
     for dtype in ("float32", "bfloat16"):
-        with Engine(models.target, None, "ar", dtype=dtype, max_batch=1, threads=1) as engine:
+        with Engine(models.target, None, "ar", dtype=dtype, max_batch=1, threads=1, weights=weights) as engine:
             tokens[dtype] = tokens_of(engine.decode(prompts, params))
     return tokens
 

@@ -56,12 +56,18 @@ class Case:
     draft_threads: int = 1
     fallback: str = "neural"
     saguaro_c: float = 1.0
+    weights: str = "auto"
+
+    @property
+    def numbers(self) -> tuple[str, str]:
+        """What the tokens depend on, besides the target: dtype, and format of the weights."""
+        return self.dtype, self.weights
 
     def __str__(self) -> str:
         fan_out = self.fan_out if isinstance(self.fan_out, str) else "-".join(map(str, self.fan_out))
         return (
             f"{self.draft} K={self.lookahead} B={self.budget} {fan_out} batch={self.batch} threads={self.threads} {self.dtype} "
-            f"{self.fallback} C={self.saguaro_c}"
+            f"{self.fallback} C={self.saguaro_c} {self.weights}"
         )
 
 
@@ -85,6 +91,9 @@ CASES = [
     Case("trimmed", lookahead=2, budget=4, batch=1, dtype="bfloat16", saguaro_c=0.3),
     Case("draft", batch=8, threads=2),
     Case("self:2", lookahead=3, budget=4, threads=2, dtype="bfloat16", draft_threads=2, fan_out="uniform"),
+    Case("draft", weights="int8"),
+    Case("draft", batch=8, threads=2, dtype="bfloat16", weights="int8", saguaro_c=0.3),
+    Case("self:2", batch=1, dtype="bfloat16", weights="int8", fan_out="uniform"),
 ]
 WITH_N_GRAMS = [
     Case("draft", fallback="ngram"),
@@ -92,6 +101,7 @@ WITH_N_GRAMS = [
     Case("trimmed", fan_out="geometric", batch=1, fallback="ngram"),
     Case("draft", fallback="auto"),
     Case("self:2", fan_out=(3, 2, 1, 1, 1), batch=8, fallback="auto", dtype="bfloat16"),
+    Case("draft", fallback="ngram", weights="int8"),
 ]
 
 
@@ -101,39 +111,48 @@ def decode(
     built = engine(
         mode, case.draft, lookahead=case.lookahead, budget=case.budget, fan_out=case.fan_out, dtype=case.dtype,
         max_batch=batch or case.batch, threads=1 if batch else case.threads, draft_threads=case.draft_threads,
-        fallback=case.fallback, saguaro_c=case.saguaro_c,
+        fallback=case.fallback, saguaro_c=case.saguaro_c, weights=case.weights,
     )  # fmt: skip
     return as_asked(built.decode(PROMPTS, params), mode)
 
 
 @pytest.fixture(scope="session")
-def autoregressive(models: Models) -> dict[str, list[list[int]]]:
-    """The tokens of PROMPTS with GREEDY, by dtype."""
-    return autoregressive_tokens(models, PROMPTS, GREEDY)
+def autoregressive(models: Models) -> dict[tuple[str, str], list[list[int]]]:
+    """The tokens of PROMPTS with GREEDY, by `Case.numbers`."""
+    formats = {weights: autoregressive_tokens(models, PROMPTS, GREEDY, weights) for weights in ("auto", "int8")}
+    return {(dtype, weights): tokens for weights, by_dtype in formats.items() for dtype, tokens in by_dtype.items()}
 
 
 @pytest.mark.parametrize("batch,threads", [(3, 1), (8, 1), (8, 2)])
+@pytest.mark.parametrize("weights", ["auto", "int8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_autoregressive_decoding_does_not_depend_on_batch_or_threads(
-    engine: MakeEngine, autoregressive: dict[str, list[list[int]]], batch: int, threads: int, dtype: str
+    engine: MakeEngine,
+    autoregressive: dict[tuple[str, str], list[list[int]]],
+    batch: int,
+    threads: int,
+    dtype: str,
+    weights: str,
 ) -> None:
-    found = engine("ar", max_batch=batch, threads=threads, dtype=dtype).decode(PROMPTS, GREEDY)
-    assert tokens_of(found) == autoregressive[dtype]
+    found = engine("ar", max_batch=batch, threads=threads, dtype=dtype, weights=weights).decode(PROMPTS, GREEDY)
+    assert tokens_of(found) == autoregressive[dtype, weights]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_greedy_speculative_decoding_equals_autoregressive(
-    engine: MakeEngine, autoregressive: dict[str, list[list[int]]], case: Case
+    engine: MakeEngine, autoregressive: dict[tuple[str, str], list[list[int]]], case: Case
 ) -> None:
     found = decode(engine, case, "sd", GREEDY)
-    assert tokens_of(found) == autoregressive[case.dtype]
+    assert tokens_of(found) == autoregressive[case.numbers]
     assert sum(accepted_in_all(completion) for completion in found) > 0
 
 
 @pytest.mark.parametrize("case", CASES + WITH_N_GRAMS, ids=str)
-def test_greedy_ssd_equals_autoregressive(engine: MakeEngine, autoregressive: dict[str, list[list[int]]], case: Case) -> None:
+def test_greedy_ssd_equals_autoregressive(
+    engine: MakeEngine, autoregressive: dict[tuple[str, str], list[list[int]]], case: Case
+) -> None:
     found = decode(engine, case, "ssd", GREEDY)
-    assert tokens_of(found) == autoregressive[case.dtype]
+    assert tokens_of(found) == autoregressive[case.numbers]
     hits, look_ups = hits_and_look_ups(found)
     assert hits > 0
     assert look_ups > hits or case.draft == "self:3"  # "self:3" is the whole target, so it guesses every outcome
