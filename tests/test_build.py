@@ -181,7 +181,7 @@ def test_wide_registers_are_used_only_by_the_kernels_compiled_for_them() -> None
     functions = re.split(r"^\w+ (?=<)", subprocess.check_output(command, text=True), flags=re.MULTILINE)
     wide = [function.partition("\n")[0] for function in functions if re.search(r"%[yz]mm|%xmm(1[6-9]|[23]\d)", function)]
     assert wide, "no AVX2 or AVX-512 kernel at all"
-    assert not [name for name in wide if not re.search(r"ssd::avx(2|512bf16)::", name)]
+    assert not [name for name in wide if not re.search(r"ssd::avx(2|vnni|512vnni|512bf16)::", name)]
 
 
 # The public face --------------------------------------------------------------------------------------------------------------

@@ -135,8 +135,9 @@ class Round:
 
     verified: the run of the verification. drafting: the run that drafted, beside the verification ("ssd") or before it ("sd").
     looked_up: the run of the look-up and its fallback ("ssd"). neural, neural_before: whether the draft model drafted for
-    misses, in this round and in the round before. budget: number of branches per sequence. seen: [n, 4], the rows of `Seen`,
-    about the outcomes that were looked up at the beginning of the round.
+    misses, in this round and in the round before. budget: number of branches per sequence. draft_context: the length from
+    which on a sequence has no branches; None if no sequence is as long. seen: [n, 4], the rows of `Seen`, about the outcomes
+    that were looked up at the beginning of the round.
     """
 
     verification: Verification
@@ -146,7 +147,12 @@ class Round:
     neural: bool = True
     neural_before: bool = True
     budget: int = 0
+    draft_context: int | None = None
     seen: Reading | None = None
+
+    def branches(self, length: int) -> int:
+        """The number of branches that were drafted for a sequence whose K/V held `length` tokens before the round."""
+        return self.budget if self.draft_context is None or length < self.draft_context else 0
 
     def forget_draft(self) -> None:
         """The draft failed: nobody may wait for its runs of this round."""

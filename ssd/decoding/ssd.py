@@ -49,6 +49,7 @@ class SpeculativeSpeculative(Speculative):
             neural=neural,
             neural_before=neural_before,
             budget=cache.tables.branches.budget,
+            draft_context=cache.tables.context,
             seen=seen,
         )
         with DraftFailed.guard(result):

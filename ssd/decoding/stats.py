@@ -76,11 +76,12 @@ class SequenceStats:
         """The prefill has committed the first token."""
         self.first_token = self.last_token = time.perf_counter()
 
-    def add(self, round: Round, *, accepted: int, proposed: int, hit: bool, missed: bool, rank: int = -1) -> None:
+    def add(self, round: Round, *, length: int, accepted: int, proposed: int, hit: bool, missed: bool, rank: int = -1) -> None:
         """Add a round with this sequence.
 
-        accepted: number of accepted draft tokens that the completion kept. missed: whether any sequence of the round missed, so
-        that the round waited for a fallback. rank: see `Round.rank`; −1 where there was no look-up.
+        length: number of tokens whose K/V was stored before the round. accepted: number of accepted draft tokens that the
+        completion kept. missed: whether any sequence of the round missed, so that the round waited for a fallback. rank: see
+        `Round.rank`; −1 where there was no look-up.
         """
         verify = round.verified.span
         self.last_token = time.perf_counter()
@@ -96,8 +97,7 @@ class SequenceStats:
             self.draft_ms.append(round.drafting.span.ms)
             self.hidden_ms.append(round.drafting.span.overlap_ms(verify))
         if round.budget:
-            if proposed or rank >= 0:  # otherwise the sequence has outgrown the draft's context
-                self.branches += round.budget
+            self.branches += round.branches(length)
             if round.looked_up is not None and missed:
                 self.fallback_ms.append(round.looked_up.span.ms)
             if rank >= 0 and self.last_k is not None:

@@ -280,7 +280,13 @@ class Core:
             else:
                 accepted = min(report.accepted, kept)
                 request.stats.add(
-                    round, accepted=accepted, proposed=report.proposed, hit=report.hit, missed=missed, rank=round.rank(row)
+                    round,
+                    length=report.length - committed,
+                    accepted=accepted,
+                    proposed=report.proposed,
+                    hit=report.hit,
+                    missed=missed,
+                    rank=round.rank(row),
                 )
             if request.params.logprobs:
                 output = verification.output
