@@ -126,7 +126,7 @@ MUTANTS = [
         "rank_outcomes: the drafted token is ranked",
         "rank_outcomes.cu",
         "ahead && id != excluded",
-        "ahead && id != -2",
+        "ahead && (ahead || id != excluded)",
         "a_rank_leaves_out",
     ),
     Mutant(
