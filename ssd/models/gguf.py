@@ -170,4 +170,5 @@ def _values(kind: str, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _dequantise(kind: str, rows: npt.NDArray[Any], out: Tensor) -> None:
-    out.copy_(torch.from_numpy(_values(kind, rows)))
+    with torch.inference_mode():  # `out` is an inference tensor if the caller's thread is in that mode
+        out.copy_(torch.from_numpy(_values(kind, rows)))

@@ -143,6 +143,14 @@ def test_tensors_have_the_requested_dtype(tmp_path: Path) -> None:
     assert all(torch.equal(rounded[name], tensor.bfloat16()) for name, tensor in exact.items())
 
 
+def test_a_file_is_read_in_inference_mode_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "tiny.gguf", random_tensors(config()), "Q8_0")
+    expected = load_checkpoint(path, torch.float32).tensors
+    with torch.inference_mode():
+        found = load_checkpoint(path, torch.float32).tensors
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def test_q_and_k_of_qwen2_keep_their_rows_and_biases(tmp_path: Path) -> None:
     source = random_tensors(config(attention_bias=True))
     checkpoint = load_checkpoint(write(tmp_path / "tiny.gguf", source, architecture="qwen2"), torch.float32)
