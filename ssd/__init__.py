@@ -1,4 +1,4 @@
-"""Speculative speculative decoding: `decode`, `Engine`, `SamplingParams`, `Completion` are the whole public face.
+"""Speculative speculative decoding. The whole public face: `decode`, `Engine`, `AsyncEngine`, `SamplingParams`, `Completion`.
 
 Each name is loaded when it is first used, and with it torch and the extension (ssd/native.py checks that they fit).
 """
@@ -12,11 +12,18 @@ if TYPE_CHECKING:
     from ssd.engine import Engine, decode
     from ssd.options import SamplingParams
     from ssd.requests import Completion
+    from ssd.server.async_engine import AsyncEngine
 
 __version__ = "0.1.0"
-__all__ = ["Completion", "Engine", "SamplingParams", "decode"]
+__all__ = ["AsyncEngine", "Completion", "Engine", "SamplingParams", "decode"]
 
-_HOME = {"Completion": "ssd.requests", "Engine": "ssd.engine", "SamplingParams": "ssd.options", "decode": "ssd.engine"}
+_HOME = {
+    "AsyncEngine": "ssd.server.async_engine",
+    "Completion": "ssd.requests",
+    "Engine": "ssd.engine",
+    "SamplingParams": "ssd.options",
+    "decode": "ssd.engine",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -121,7 +121,7 @@ class Engine:
         batch. Returns a `Completion`, or a list of them in order. Raises SsdError before anything runs.
         """
         single = is_single(prompts)
-        requests = self._requests([prompts] if single else list(prompts), params, form)  # type: ignore[list-item, arg-type]
+        requests = self.requests([prompts] if single else list(prompts), params, form)  # type: ignore[list-item, arg-type]
         try:
             for request in requests:
                 self.core.add(request)
@@ -137,7 +137,7 @@ class Engine:
 
         The request joins the batch at once, and advances whenever any client waits. Raises SsdError before anything runs.
         """
-        (request,) = self._requests([prompt], params, form)
+        (request,) = self.requests([prompt], params, form)
 
         def pieces() -> Generator[str | Completion]:
             shown = 0
@@ -160,7 +160,8 @@ class Engine:
         self.core.add(request)
         return stream
 
-    def _requests(self, prompts: Sequence[Prompt], params: Params, form: PromptForm) -> list[Request]:
+    def requests(self, prompts: Sequence[Prompt], params: Params, form: PromptForm) -> list[Request]:
+        """One request for each prompt, checked, for `core.add`. Raises SsdError."""
         return self._inputs.requests(prompts, params, form, self.core.scheduler.check)
 
     def close(self) -> None:

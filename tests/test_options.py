@@ -1,4 +1,7 @@
-"""Options are declared once, in ssd/options.py and ssd/distill/recipe.py; signatures, help texts and checks follow."""
+"""Options are declared once: in ssd/options.py, ssd/distill/recipe.py and ssd/server/options.py.
+
+Signatures, help texts and checks follow.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,10 @@ from ssd.distill import Recipe
 from ssd.errors import SsdError
 from ssd.fields import Option, changed, flat, options_of, own_options
 from ssd.options import EngineOptions, SamplingParams, SpeculationOptions, engine_signature, options_doc
+from ssd.server.options import ServerOptions
 
 ROOT = Path(__file__).resolve().parents[1]
-CLASSES = (EngineOptions, SpeculationOptions, SamplingParams, Recipe)
+CLASSES = (EngineOptions, SpeculationOptions, SamplingParams, Recipe, ServerOptions)
 ALL = [pytest.param(each, id=f"{cls.__name__}.{each.name}") for cls in CLASSES for each in own_options(cls).values()]
 OP_SCHEMAS = ROOT / "ssd" / "ops.py"  # an op's defaults are those of its schema, and no option's
 
@@ -32,8 +36,8 @@ NO_NOUNS = {
 def annotations() -> dict[str, set[str]]:
     """The types of every option as its dataclass spells them, by name."""
     found: dict[str, set[str]] = {}
-    for file in (ROOT / "ssd" / "options.py", ROOT / "ssd" / "distill" / "recipe.py"):
-        for cls in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for file in ("options.py", "distill/recipe.py", "server/options.py"):
+        for cls in ast.walk(ast.parse((ROOT / "ssd" / file).read_text(encoding="utf-8"))):
             if isinstance(cls, ast.ClassDef) and cls.name in {each.__name__ for each in CLASSES}:
                 for field in cls.body:
                     if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):

@@ -228,7 +228,7 @@ def test_a_sequence_that_ends_with_its_first_token_is_complete(engine: MakeEngin
 def test_without_max_new_tokens_a_request_gets_256_or_the_rest_of_the_context(engine: MakeEngine, mode: str) -> None:
     """The context is 512."""
     one, prompts = engine(mode, max_batch=5), random_prompts((3, 256, 257, 412, 511))
-    requests = one._requests(prompts, SamplingParams(ignore_eos=True), {})
+    requests = one.requests(prompts, SamplingParams(ignore_eos=True), {})
     assert [request.max_length for request in requests] == [259, 512, 512, 512, 512]
     found = one.decode(prompts, SamplingParams(ignore_eos=True))
     assert [len(completion.token_ids) for completion in found] == [256, 256, 255, 100, 1]
