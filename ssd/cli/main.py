@@ -21,6 +21,7 @@ from ssd.cli.distill import distill
 from ssd.cli.doctor import doctor
 from ssd.cli.options import WrongUsage
 from ssd.cli.pull import pull
+from ssd.cli.serve import serve
 from ssd.errors import SsdError, one_line
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (decode, demo, distill, pull, doctor):
+for command in (decode, serve, demo, distill, pull, doctor):
     app.command()(command)
 
 

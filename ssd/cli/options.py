@@ -17,6 +17,7 @@ from ssd.distill.recipe import DATA, STUDENT, TRAINING
 from ssd.errors import SsdError, one_line
 from ssd.fields import Option, build, flat, options_of
 from ssd.options import MACHINE, MODELS, SAMPLING, SPECULATION, EngineOptions
+from ssd.server.options import ACCESS, SERVER
 
 if TYPE_CHECKING:
     from ssd.engine import Engine
@@ -27,7 +28,17 @@ class WrongUsage(SsdError):
 
 
 OUTPUT = "Output"
-PANELS = (MODELS, SPECULATION, SAMPLING, STUDENT, DATA, TRAINING, MACHINE)  # headings of a command's help, in this order
+PANELS = (
+    SERVER,
+    ACCESS,
+    MODELS,
+    SPECULATION,
+    SAMPLING,
+    STUDENT,
+    DATA,
+    TRAINING,
+    MACHINE,
+)  # headings of a command's help, in this order
 
 Command = Callable[..., None]
 

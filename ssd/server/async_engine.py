@@ -13,17 +13,20 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, Self, Unpack
+from functools import partial
+from itertools import islice
+from typing import Literal, Self, TypeVar, Unpack
 
 from ssd.engine import Engine
 from ssd.errors import SsdError, one_line
-from ssd.models.prompts import Prompt, PromptForm
+from ssd.models.prompts import Prompt, PromptForm, token_ids
 from ssd.options import SamplingParams
-from ssd.requests import Params, Request
+from ssd.requests import Request
 from ssd.server.options import ServerOptions
 from ssd.server.reader import Chunk, Reader, SlowReader
 
 State = Literal["ok", "degraded", "draining", "failed"]
+T = TypeVar("T")
 
 _log = logging.getLogger("ssd.server")
 
@@ -93,7 +96,7 @@ class AsyncEngine:
         deadline: seconds for the request, waiting included. prompt, params, form: as in `Engine.decode`. Raises SsdError for a
         prompt that cannot be used, `Refused` if the engine takes no request now, and the errors of `Reader`.
         """
-        (reader,) = await self.start([prompt], params, deadline=deadline, **form)
+        (reader,) = await self.start([prompt], [params or SamplingParams()], deadline=deadline, **form)
         with reader:
             async for chunk in reader:
                 yield chunk
@@ -101,17 +104,19 @@ class AsyncEngine:
     async def start(
         self,
         prompts: Sequence[Prompt],
-        params: Params = None,
+        choices: Sequence[SamplingParams],
         *,
         deadline: float | None = ServerOptions.deadline,
         **form: Unpack[PromptForm],
     ) -> list[Reader]:
-        """Add requests, all or none, and return a reader for each. Raises SsdError and `Refused` as `generate` does."""
-        self._accept(len(prompts))
+        """Add a request for each choice of each prompt, all or none.
+
+        Returns a reader for each, the choices of a prompt next to each other. Raises as `generate` does.
+        """
+        count = len(prompts) * len(choices)
+        self._accept(count)
         try:
-            requests = await asyncio.get_running_loop().run_in_executor(
-                self._encoder, self.engine.requests, prompts, params, form
-            )
+            requests = await self._on_encoder(partial(self._requests, prompts, choices, form))
             readers = [Reader(self.engine, request, self._max_unread, deadline) for request in requests]
             with self._changed:
                 if self._failure is not None:
@@ -121,9 +126,14 @@ class AsyncEngine:
                 self._readers.update(readers)
                 self._changed.notify_all()
         except BaseException:
-            self._let_go(len(prompts))
+            self._let_go(count)
             raise
         return readers
+
+    async def encode(self, prompt: Prompt, **form: Unpack[PromptForm]) -> list[int]:
+        """The token ids of a prompt. Raises SsdError."""
+        tokenizer, vocabulary = self.engine.tokenizer, self.engine.target_model.vocab_size
+        return await self._on_encoder(partial(token_ids, prompt, tokenizer, vocabulary, **form))
 
     async def drain(self) -> None:
         """Refuse further requests, and wait until those that were accepted have ended."""
@@ -167,6 +177,17 @@ class AsyncEngine:
         return max(0, self._accepted - self.running)
 
     # Inside -----------------------------------------------------------------------------------------------------------------
+
+    async def _on_encoder(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._encoder, call)
+
+    def _requests(self, prompts: Sequence[Prompt], choices: Sequence[SamplingParams], form: PromptForm) -> list[Request]:
+        """The requests of `start`. A prompt is encoded once for all its choices."""
+        first, *others = choices
+        firsts = self.engine.requests(prompts, first, form)
+        encoded = [request.prompt for request in firsts for _ in others]
+        rest = iter(self.engine.requests(encoded, others * len(firsts), {}))
+        return [request for each in firsts for request in (each, *islice(rest, len(others)))]
 
     def _accept(self, count: int) -> None:
         if count > self._capacity:

@@ -180,7 +180,7 @@ def test_a_batch_that_can_never_fit_is_refused_for_good(engine: MakeEngine) -> N
     async def too_many() -> None:
         async with AsyncEngine(one, max_waiting=2) as served:
             with pytest.raises(SsdError, match=r"^there are 4 requests in one, and at most 3 fit in the queue; split them\.$"):
-                await served.start(PROMPTS, PARAMS)
+                await served.start(PROMPTS, [PARAMS])
             assert served.waiting == 0
 
     run(too_many())
@@ -223,14 +223,14 @@ def test_a_slow_reader_ends_alone_and_says_why(engine: MakeEngine) -> None:
 
     async def read_one_slowly() -> list[int]:
         async with AsyncEngine(one, max_unread=20) as served:
-            (slow,) = await served.start([PROMPTS[0]], LONG)
+            (slow,) = await served.start([PROMPTS[0]], [LONG])
             await until(lambda: slow.request.finished)  # nobody reads it
             assert 20 < len(slow.request.token_ids) < 40
             with pytest.raises(SlowReader, match=r"^\d+ tokens of the stream were left unread, and the limit is 20; .*\.$"):
                 await anext(slow)
             with pytest.raises(StopAsyncIteration):
                 await anext(slow)
-            (whole,) = await served.start([PROMPTS[1]], LONG)
+            (whole,) = await served.start([PROMPTS[1]], [LONG])
             return (await whole.completion()).token_ids  # a reader that wants everything at once is not slow
 
     assert run(read_one_slowly()) == expected
@@ -311,7 +311,7 @@ def test_closing_ends_what_runs(engine: MakeEngine) -> None:
 
     async def close() -> None:
         served = AsyncEngine(one)
-        (reader,) = await served.start([PROMPTS[0]], LONG)
+        (reader,) = await served.start([PROMPTS[0]], [LONG])
         await anext(reader)
         await served.close()
         with pytest.raises(EngineFailed, match=r"^this engine is closed; make another one\.$"):

@@ -1,0 +1,45 @@
+"""`ssd serve`: a model behind OpenAI's HTTP interface."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from ssd.cli import options as o
+from ssd.cli.console import say
+from ssd.errors import SsdError
+from ssd.options import EngineOptions
+from ssd.server.options import ServerOptions
+
+EXTRA = ("fastapi", "starlette", "pydantic", "uvicorn", "h11", "prometheus_client")  # the packages of the extra "server"
+
+
+@o.takes()
+def serve(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[TARGET]", help="Target model; the same as --target.", show_default=False)
+    ] = None,
+    *,
+    options: EngineOptions,
+    server: ServerOptions,
+) -> None:
+    """Serve a model over HTTP, as OpenAI's API does, until SIGTERM or Ctrl-C; accepted requests are finished first."""
+    if model is not None and options.target != EngineOptions.target:
+        raise o.WrongUsage("give TARGET or --target, one of the two.")
+    options = replace(options, target=model or options.target)
+    try:
+        from ssd.server import run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRA:
+            raise
+        raise SsdError(f"`ssd serve` needs {error.name}, which is not installed; pip install 'ssd-decode[server]'.") from None
+    run.api_key(server)  # refused before the models are loaded
+    with run.listen(server) as bound, o.loaded_engine(f"Loading {options.target}", options) as engine:
+        run.log_to_stderr()
+        host, port = bound.getsockname()[:2]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        ready = run.Server(engine, server, lambda: say(f"serving {options.target} at {address}; Ctrl-C ends it."))
+        ready.run(sockets=[bound])
+    say("the server has ended.")

@@ -1,0 +1,142 @@
+"""From started requests to a response: one JSON object, or a stream of server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import ExitStack, aclosing, suppress
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from ssd.server.answers import Answer
+from ssd.server.errors import ApiError
+from ssd.server.reader import Chunk, Reader
+
+T = TypeVar("T")
+
+
+class ClientGone(Exception):
+    """The client closed the connection before the answer was complete."""
+
+
+class Json(Response):
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return encoded(content)
+
+
+def encoded(content: Any) -> bytes:
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work, and cancel it as soon as the client closes the connection. The body must have been read."""
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        gone.cancel()
+        working.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await working
+
+
+async def _disconnected(receive: Receive) -> None:
+    message: Message = {}
+    while message.get("type") != "http.disconnect":
+        message = await receive()
+
+
+async def whole(request: Request, readers: Sequence[Reader], answer: Answer) -> Response:
+    """The answer as one JSON object, once every choice is complete."""
+    with _all(readers):
+        completions = await unless_gone(request.receive, _gathered([reader.completion() for reader in readers]))
+        return Json(answer.whole(completions))
+
+
+class EventStream(Response):
+    """The answer as server-sent events. translate: an error as the client sees it."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, readers: Sequence[Reader], answer: Answer, include_usage: bool, translate: Callable[[Exception], ApiError]
+    ) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._readers = readers
+        self._answer = answer
+        self._include_usage = include_usage
+        self._translate = translate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with _all(self._readers), suppress(ClientGone):
+            await unless_gone(receive, self._send(send))
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async with aclosing(self._events()) as events:
+                async for event in events:
+                    await send({"type": "http.response.body", "body": _event(encoded(event)), "more_body": True})
+        except Exception as error:  # the status is sent already, so the error is an event
+            body = encoded(self._translate(error).body)
+            await send({"type": "http.response.body", "body": _event(body), "more_body": True})
+        await send({"type": "http.response.body", "body": _event(b"[DONE]"), "more_body": False})
+
+    async def _events(self) -> AsyncGenerator[dict[str, Any]]:
+        usage = {"usage": None} if self._include_usage else {}
+        tokens = 0
+        openings = [self._answer.opening(index) for index in range(len(self._readers))]
+        for opening in openings:
+            if opening is not None:
+                yield self._answer.piece([opening]) | usage
+        async with aclosing(merged(self._readers)) as chunks:
+            async for index, chunk in chunks:
+                tokens += len(chunk.token_ids)
+                if chunk.text or chunk.completion is not None or chunk.logprobs:
+                    yield self._answer.piece([self._answer.delta(index, chunk)]) | usage
+        if self._include_usage:
+            yield self._answer.piece([]) | {"usage": self._answer.usage(tokens)}
+
+
+async def merged(readers: Sequence[Reader]) -> AsyncGenerator[tuple[int, Chunk]]:
+    """The chunks of all readers as they come, each with its reader's index."""
+    following = {asyncio.ensure_future(anext(reader)): index for index, reader in enumerate(readers)}
+    try:
+        while following:
+            done, _ = await asyncio.wait(following, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                index = following.pop(task)
+                chunk = task.result()
+                if chunk.completion is None:
+                    following[asyncio.ensure_future(anext(readers[index]))] = index
+                yield index, chunk
+    finally:
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+
+
+async def _gathered(awaitables: Sequence[Awaitable[T]]) -> list[T]:
+    return list(await asyncio.gather(*awaitables))
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
+
+
+def _all(readers: Sequence[Reader]) -> ExitStack:
+    """Closes every reader at its end, and so aborts what has not finished."""
+    stack = ExitStack()
+    for reader in readers:
+        stack.enter_context(reader)
+    return stack

@@ -1,0 +1,58 @@
+"""The model that a server serves: its engine, its names, and a fingerprint of everything that its output depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ssd import __version__
+from ssd.server.async_engine import AsyncEngine
+from ssd.server.errors import ApiError, api_error
+from ssd.server.options import ServerOptions
+
+
+class Served:
+    """The engine behind the server, and what clients call it."""
+
+    def __init__(self, engine: AsyncEngine, options: ServerOptions) -> None:
+        self.engine = engine
+        self.options = options
+        target = engine.engine.options.target
+        self.name = options.served_model_name or (Path(target).name if Path(target).exists() else target)
+        self.created = int(time.time())
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for two servers whose version, models, formats and speculation are the same."""
+        engine = self.engine.engine
+        options, speculation = engine.options, engine.options.speculation_options
+        parts: list[Any] = [
+            __version__,
+            options.target,
+            options.draft,
+            engine.mode,
+            str(engine.target_model.dtype),
+            options.weights,
+        ]
+        parts += [list(speculation.tree or ()) or speculation.lookahead, speculation.saguaro_c, speculation.top_f]
+        return f"fp_{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}"
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The model as /v1/models lists it."""
+        limits = {"max_model_len": self.engine.engine.max_context}
+        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "ssd", **limits}
+
+    def check(self, model: str | None) -> None:
+        """Raise ApiError for any other model."""
+        if model not in (None, self.name):
+            raise ApiError(
+                404, f"there is no model of this name here; use {self.name!r}.", param="model", code="model_not_found"
+            )
+
+    def error(self, error: Exception, token_limit: str = "max_tokens") -> ApiError:
+        """An error as the client sees it: in its words, without the target's path."""
+        return api_error(error, {repr(self.engine.engine.options.target): repr(self.name), "max_new_tokens": token_limit})
