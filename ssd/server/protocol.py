@@ -177,13 +177,15 @@ class ChatBody(Sampling):
 class CompletionBody(Sampling):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(min_length=1)
+    prompt: str | list[str] | list[int] | list[list[int]]
     max_tokens: int = 16  # OpenAI's default
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool = False
 
     @model_validator(mode="after")
-    def _echo_has_no_logprobs(self) -> Self:
+    def _prompt_is_not_empty_and_echo_has_no_logprobs(self) -> Self:
+        if not self.prompt:
+            raise ValueError("the prompt is empty; give at least one token.")
         if self.echo and self.logprobs is not None:
             raise ValueError("echo with logprobs is not supported by this server; leave one of the two out.")
         return self

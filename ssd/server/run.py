@@ -47,10 +47,10 @@ def api_key(options: ServerOptions) -> str | None:
 def listen(options: ServerOptions) -> socket.socket:
     """A bound socket, so that a wrong address is refused before models are loaded. Raises SsdError."""
     try:
-        family = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0][0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
+        family, kind, protocol, _, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)  # asyncio sends at once only where the protocol is named
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((options.host, options.port))
+        bound.bind(address)
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise SsdError(
