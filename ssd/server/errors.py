@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -10,6 +11,8 @@ from typing import Any
 from ssd.errors import SsdError
 from ssd.server.async_engine import EngineFailed, Refused
 from ssd.server.reader import DeadlinePassed, SlowReader
+
+_log = logging.getLogger("ssd.server")
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 NO_RETRY = {"x-should-retry": "false"}  # OpenAI's clients repeat a request after a status from 500 on, unless told
@@ -52,6 +55,7 @@ def api_error(error: Exception, renamed: Mapping[str, str]) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if not isinstance(error, SsdError):
+        _log.error("a request failed inside the engine (%s).", type(error).__name__)
         message = (
             f"the engine failed while it answered this request ({type(error).__name__}); try again, or ask whoever runs it."
         )

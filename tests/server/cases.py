@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
+import threading
+import time
+from collections.abc import AsyncIterable, Callable
+from typing import Any
+
+import pytest
 
 from ssd import Completion, Engine
 from ssd.server.reader import Chunk
@@ -23,3 +28,32 @@ async def read(chunks: AsyncIterable[Chunk]) -> tuple[str, list[int], Completion
         text, ids, completion = text + chunk.text, ids + chunk.token_ids, chunk.completion
     assert completion is not None
     return text, ids, completion
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    """Wait until this is true, on a thread that is not the engine's. Fails after 20 s."""
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+class Gate:
+    """Stops an engine's steps, so that a test can arrange requests between two rounds."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._steps = threading.Semaphore(0)
+        step = engine.core.step
+
+        def gated() -> Any:
+            self._steps.acquire()
+            return step()
+
+        monkeypatch.setattr(engine.core, "step", gated)
+
+    def let(self, steps: int) -> None:
+        """Allow this many further steps."""
+        self._steps.release(steps)
+
+    def open(self) -> None:
+        self.let(10**6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,10 +48,12 @@ class Live:
 
 
 @contextmanager
-def live(engine: Engine, **options: Any) -> Iterator[Live]:
-    """Serve the engine until the block's end, which closes it."""
+def live(engine: Engine, send_buffer: int | None = None, **options: Any) -> Iterator[Live]:
+    """Serve the engine until the block's end, which closes it. send_buffer: size of the kernel's buffers for answers."""
     given, ready = ServerOptions(port=0, **options), threading.Event()
     bound = listen(given)
+    if send_buffer is not None:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     server = Server(engine, given, ready.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()

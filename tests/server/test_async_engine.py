@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.cases import is_idle_and_whole, read
+from server.cases import Gate, is_idle_and_whole, read
 from server.conftest import MakeEngine
 from ssd import AsyncEngine, SamplingParams
 from ssd.errors import SsdError
@@ -34,22 +34,6 @@ def run(test: Awaitable[Any]) -> Any:
             return await test
 
     return asyncio.run(within_a_minute())
-
-
-class Gate:
-    """Stops an engine's steps, so that a test can arrange requests between two rounds."""
-
-    def __init__(self, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.open = threading.Event()
-        self.steps = 0
-        step = engine.core.step
-
-        def gated() -> Any:
-            self.open.wait()
-            self.steps += 1
-            return step()
-
-        monkeypatch.setattr(engine.core, "step", gated)
 
 
 def test_chunks_join_to_the_completion_that_the_engine_alone_gives(engine: MakeEngine) -> None:
@@ -118,20 +102,18 @@ def test_a_generator_that_is_closed_frees_its_slot_within_two_rounds(
     one = engine(max_batch=2)
     expected = one.decode(PROMPTS[1], PARAMS).token_ids
     gate = Gate(one, monkeypatch)
-    gate.open.set()
 
     async def close_one() -> list[int]:
         async with AsyncEngine(one) as served:
-            closed, other = served.generate(PROMPTS[0], LONG), served.generate(PROMPTS[1], PARAMS)
+            closed = served.generate(PROMPTS[0], LONG)
+            task = asyncio.create_task(read(served.generate(PROMPTS[1], PARAMS)))
+            gate.let(3)
             await anext(closed)
-            task = asyncio.create_task(read(other))
             await until(lambda: served.running == 2)
-            gate.open.clear()
-            before = gate.steps
             await closed.aclose()
-            gate.open.set()
-            await until(lambda: gate.steps >= before + 2 or served.running < 2)
-            assert served.running < 2
+            gate.let(2)
+            await until(lambda: served.running == 1)
+            gate.open()
             return (await task)[1]
 
     assert run(close_one()) == expected
@@ -167,7 +149,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(engine: MakeEngine, mon
             ) as full:
                 await anext(served.generate(PROMPTS[3], PARAMS))
             assert 1 <= full.value.retry_after <= 60
-            gate.open.set()
+            gate.open()
             await asyncio.gather(*tasks)
             assert (await read(served.generate(PROMPTS[3], PARAMS)))[2].finish_reason == "length"
 
@@ -208,7 +190,7 @@ def test_a_request_ends_at_its_deadline(engine: MakeEngine, monkeypatch: pytest.
         async with AsyncEngine(one) as served:
             with pytest.raises(DeadlinePassed, match=r"^the request was not finished after 0\.05 s; .*\.$"):
                 await read(served.generate(PROMPTS[0], LONG, deadline=0.05))
-            gate.open.set()
+            gate.open()
             await until(lambda: served.waiting == 0 and served.running == 0)
             _, _, completion = await read(served.generate(PROMPTS[0], PARAMS, deadline=60))
             assert completion.finish_reason == "length"
@@ -298,7 +280,7 @@ def test_draining_finishes_the_accepted_and_refuses_the_rest(engine: MakeEngine,
             with pytest.raises(Draining):
                 await anext(served.generate(PROMPTS[0], PARAMS))
             assert not draining.done()
-            gate.open.set()
+            gate.open()
             await draining
             assert served.running == served.waiting == 0
             return await asyncio.gather(*tasks)
