@@ -18,6 +18,7 @@ from ssd.server.errors import ApiError
 from ssd.server.generation import Json
 
 OPEN_PATHS = ("/health",)  # these need no key
+MAX_HEADER_BYTES = 16384  # of a request's path and headers
 CLIENT_GONE = 499  # nginx's status, in the log, for a client that went away before its answer was complete
 
 _log = logging.getLogger("ssd.access")
@@ -66,8 +67,12 @@ class Front:
             await send(message)
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 
+        app = self._app
+        if _size(scope) > MAX_HEADER_BYTES:  # h11 limits only those that come in several parts
+            refusal = ApiError(431, f"the path and the headers are over {MAX_HEADER_BYTES} bytes; send less.")
+            app = Json(refusal.body, refusal.status)
         try:
-            await self._app(scope, receive, send_with_id)
+            await app(scope, receive, send_with_id)
         except (Exception, CancelledError) as error:  # cancelled: the server stops, and has waited long enough
             failure = type(error).__name__
             if not status:
@@ -94,6 +99,10 @@ class Front:
 
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
+
+
+def _size(scope: Scope) -> int:
+    return len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(name) + len(value) for name, value in scope["headers"])
 
 
 def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:

@@ -32,7 +32,7 @@ def make_app(served: Served, figures: Figures, key: str | None) -> ASGIApp:
 
 
 def _paths(served: Served, figures: Figures) -> FastAPI:
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     engine, largest = served.engine.engine, served.options.max_body_mb * 10**6
 
     @app.post("/v1/chat/completions")

@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -239,8 +239,7 @@ class AsyncEngine:
             self._readers.difference_update(ended)
             for reader in ended:
                 self._mean_seconds += 0.1 * (time.perf_counter() - reader.request.stats.arrived - self._mean_seconds)
-        for reader in ended:
-            self._on_end(reader.request)
+        self._tell_end(ended)
         _wake(grown)
         self._let_go(len(ended))
 
@@ -252,12 +251,19 @@ class AsyncEngine:
             self._changed.notify_all()
         for reader in ended:
             reader.stop(failure)
-            self._on_end(reader.request)
+        self._tell_end(ended)
         _wake(ended)
         self._let_go(len(ended))
 
+    def _tell_end(self, readers: Iterable[Reader]) -> None:
+        for reader in readers:
+            try:
+                self._on_end(reader.request)
+            except Exception as error:  # the caller's own function; the readers must not wait for it
+                _log.error("on_end has failed (%s: %s).", type(error).__name__, one_line(error))
 
-def _wake(readers: Sequence[Reader] | set[Reader]) -> None:
+
+def _wake(readers: Iterable[Reader]) -> None:
     by_loop: dict[asyncio.AbstractEventLoop, list[Reader]] = {}
     for reader in readers:
         by_loop.setdefault(reader.loop, []).append(reader)

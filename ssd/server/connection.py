@@ -8,12 +8,12 @@ from typing import Literal
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ssd.server.access import MAX_HEADER_BYTES
 from ssd.server.errors import ApiError
 from ssd.server.generation import encoded
 
 REQUEST_SECONDS = 60.0  # for a request to arrive, headers and body
 READ_SECONDS = 60.0  # for a client to take the part of an answer that fills the buffers
-MAX_HEADER_BYTES = 16384
 
 
 class PatientConnection(H11Protocol):

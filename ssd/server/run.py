@@ -16,9 +16,10 @@ import uvicorn
 
 from ssd.engine import Engine
 from ssd.errors import SsdError, one_line
+from ssd.server.access import MAX_HEADER_BYTES
 from ssd.server.app import make_app
 from ssd.server.async_engine import AsyncEngine
-from ssd.server.connection import MAX_HEADER_BYTES, PatientConnection
+from ssd.server.connection import PatientConnection
 from ssd.server.metrics import Figures
 from ssd.server.options import ServerOptions
 from ssd.server.served import Served
@@ -54,7 +55,7 @@ def listen(options: ServerOptions) -> socket.socket:
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise SsdError(
-            f"the server cannot listen at {options.host}:{options.port} ({reason}); choose another --port."
+            f"the server cannot listen at {options.host}:{options.port} ({reason}); choose another --host or --port."
         ) from None
     return bound
 

@@ -40,7 +40,7 @@ def test_an_address_in_use_is_refused_before_anything_loads() -> None:
         bound.listen()
         port = bound.getsockname()[1]
         with pytest.raises(
-            SsdError, match=rf"^the server cannot listen at 127\.0\.0\.1:{port} \(.*\); choose another --port\.$"
+            SsdError, match=rf"^the server cannot listen at 127\.0\.0\.1:{port} \(.*\); choose another --host or --port\.$"
         ):
             listen(ServerOptions(port=port))
 

@@ -267,6 +267,20 @@ def test_an_error_of_the_core_reaches_every_reader_and_later_requests(
     run(all_fail())
 
 
+def test_a_callback_that_fails_keeps_no_reader_waiting(engine: MakeEngine, caplog: pytest.LogCaptureFixture) -> None:
+    one = engine()
+
+    def fail(request: Any) -> None:
+        raise ZeroDivisionError("out of luck")
+
+    async def two() -> list[str]:
+        async with AsyncEngine(one, on_end=fail) as served:
+            return [(await read(served.generate(prompt, PARAMS)))[2].finish_reason for prompt in PROMPTS[:2]]
+
+    assert run(two()) == ["length", "length"]
+    assert [record.getMessage() for record in caplog.records] == ["on_end has failed (ZeroDivisionError: out of luck)."] * 2
+
+
 def test_draining_finishes_the_accepted_and_refuses_the_rest(engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     one = engine(max_batch=2)
     gate = Gate(one, monkeypatch)

@@ -11,7 +11,7 @@ pytest.importorskip("fastapi")
 
 from server.live import MODEL, Live
 from ssd.server import connection, protocol
-from ssd.server.access import OPEN_PATHS
+from ssd.server.access import MAX_HEADER_BYTES, OPEN_PATHS
 from ssd.server.bodies import MAX_DEPTH
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -65,5 +65,5 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert f"nested over {MAX_DEPTH} levels" in PAGE
     assert f"at most {protocol.MAX_CHOICES} choices" in PAGE
     assert f"up to {protocol.MAX_STOPS} " in PAGE and f"up to {protocol.MAX_TOP_LOGPROBS} likeliest" in PAGE
-    assert f"within {connection.REQUEST_SECONDS:g} s, with at most {connection.MAX_HEADER_BYTES // 1024} kB of headers" in PAGE
+    assert f"within {connection.REQUEST_SECONDS:g} s, with at most {MAX_HEADER_BYTES // 1024} kB of headers" in PAGE
     assert f"takes nothing for {connection.READ_SECONDS:g} s" in PAGE

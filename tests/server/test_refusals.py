@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("fastapi")
 
-from server.live import MODEL, Live
+import tiny
+from server.live import MODEL, Live, live
+from ssd import Engine, SamplingParams
 from ssd.server.protocol import OFF
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "one"}]}
@@ -190,10 +193,27 @@ def test_a_body_of_100_mb_is_refused(served: Live, chunked: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "method,path,status", [("GET", "/nothing", 404), ("GET", "/v1/completions", 405), ("POST", "/health", 405)]
+    "method,path,status",
+    [
+        ("GET", "/nothing", 404),
+        ("POST", "/v1/completions/", 404),
+        ("POST", "/v1/responses", 404),
+        ("POST", "/v1/embeddings", 404),
+        ("GET", "/docs", 404),
+        ("GET", "/openapi.json", 404),
+        ("GET", "/v1/completions", 405),
+        ("POST", "/health", 405),
+    ],
 )
 def test_a_wrong_path_or_method_is_refused(served: Live, method: str, path: str, status: int) -> None:
     refusal(served.http.request(method, path), status=status)
+
+
+def test_headers_over_16_kb_are_refused(served: Live) -> None:
+    """Also where they arrive in one piece."""
+    assert "16384 bytes" in refusal(served.http.get("/health", headers={"x-long": "x" * 17_000}), status=431)["message"]
+    assert "16384 bytes" in refusal(served.http.get("/health?" + "x" * 17_000), status=431)["message"]
+    assert served.http.get("/health", headers={"x-long": "x" * 15_000}).status_code == 200
 
 
 def test_texts_and_tokens_are_turned_into_each_other(served: Live) -> None:
@@ -211,3 +231,19 @@ def test_what_cannot_be_turned_into_tokens_is_refused(served: Live) -> None:
     assert "empty" in refusal(served.post("/tokenize", prompt=""))["message"]
     refusal(served.post("/tokenize", prompt="a", model="another"), status=404)
     refusal(served.post("/tokenize", prompt="a", add_special_tokens=True))
+
+
+def test_a_model_without_a_tokenizer_takes_and_gives_token_ids(tmp_path: Path) -> None:
+    tiny.write_model(tmp_path / "silent")
+    engine = Engine(str(tmp_path / "silent"), None, dtype="float32", threads=1)
+    body = {"model": "silent", "max_tokens": 3, "temperature": 0}
+    with live(engine) as served:
+        truth = engine.decode([5, 6], SamplingParams(max_new_tokens=3)).token_ids
+        choice = served.post("/v1/completions", **body, prompt=[5, 6], logprobs=1).json()["choices"][0]
+        assert choice["text"] == ""
+        assert choice["logprobs"]["tokens"] == [f"token_id:{token}" for token in truth]
+        for change in ({"prompt": "text"}, {"prompt": [5], "echo": True}, {"prompt": [5], "stop": "a"}):
+            message = refusal(served.post("/v1/completions", **body, **change))["message"]
+            assert "no tokenizer" in message and str(tmp_path) not in message
+        refusal(served.post("/v1/chat/completions", **body, messages=[{"role": "user", "content": "a"}]))
+        refusal(served.post("/detokenize", tokens=[5]))
