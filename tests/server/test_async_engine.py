@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.cases import Gate, is_idle_and_whole, read
+from server.cases import Gate, eventually, is_idle_and_whole, read
 from server.conftest import MakeEngine
 from ssd import AsyncEngine, SamplingParams
 from ssd.errors import SsdError
@@ -216,6 +216,19 @@ def test_a_slow_reader_ends_alone_and_says_why(engine: MakeEngine) -> None:
             return (await whole.completion()).token_ids  # a reader that wants everything at once is not slow
 
     assert run(read_one_slowly()) == expected
+    assert is_idle_and_whole(one)
+
+
+def test_a_reader_whose_event_loop_has_ended_frees_its_slot(engine: MakeEngine) -> None:
+    one = engine()
+    served = AsyncEngine(one)
+
+    async def leave_unread() -> None:
+        await served.start([PROMPTS[0]], [LONG])
+
+    run(leave_unread())
+    eventually(lambda: served.running == served.waiting == 0)
+    run(served.close())
     assert is_idle_and_whole(one)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,8 @@ pytest.importorskip("fastapi")
 
 import openai
 
-from server.live import MODEL, Live
+import tiny
+from server.live import MODEL, Live, live
 from ssd import Completion, Engine, SamplingParams
 
 Client = Any
@@ -194,6 +197,40 @@ def test_fields_of_ours_go_in_the_extra_body(client: Client, alone: Engine) -> N
     assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
     assert answers[0].usage.completion_tokens == 12
     assert len(truth) > 0
+
+
+@pytest.fixture(scope="module")
+def with_tools(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The target with a template that shows tools, and a variable of its own."""
+    path = tmp_path_factory.mktemp("templates") / "tools"
+    shutil.copytree(target, path)
+    shown = "{% if tools %}{{ tools | tojson }}{% endif %}{% if loud %}HEAR{% endif %}"
+    (path / "chat_template.jinja").write_text(shown + tiny.CHAT_TEMPLATE)
+    return path
+
+
+def test_the_template_shows_tools_and_variables(with_tools: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "now", "description": "The time.", "parameters": {}}}]
+    engine = Engine(str(with_tools), None, dtype="float32", threads=1)
+    plain, shown, loud = (
+        engine.decode(CHAT, PARAMS, **form).text for form in ({}, {"tools": tools}, {"chat_template_kwargs": {"loud": True}})
+    )
+    assert len({plain, shown, loud}) == 3
+    with live(engine) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+
+        def text(**fields: Any) -> str:
+            answer = client.chat.completions.create(messages=CHAT, **(GREEDY | {"model": "tools"} | fields))
+            return answer.choices[0].message.content
+
+        assert text(tools=tools) == text(tools=tools, tool_choice="auto") == shown
+        assert text(tools=tools, tool_choice="none") == text() == plain
+        assert text(extra_body={"chat_template_kwargs": {"loud": True}}) == loud
+
+
+def test_a_last_message_of_the_assistant_is_continued(client: Client, alone: Engine) -> None:
+    chat = [*CHAT, {"role": "assistant", "content": "on"}]
+    answer = client.chat.completions.create(messages=chat, **GREEDY)
+    assert answer.choices[0].message.content == alone.decode(chat, PARAMS).text
 
 
 def test_the_models_are_listed(client: Client) -> None:
