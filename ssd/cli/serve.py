@@ -19,7 +19,7 @@ EXTRA = ("fastapi", "starlette", "pydantic", "uvicorn", "h11", "prometheus_clien
 @o.takes()
 def serve(
     model: Annotated[
-        str | None, typer.Argument(metavar="[TARGET]", help="Target model; the same as --target.", show_default=False)
+        str | None, typer.Argument(metavar="TARGET", help="Target model; the same as --target.", show_default=False)
     ] = None,
     *,
     options: EngineOptions,

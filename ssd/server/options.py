@@ -23,7 +23,9 @@ class ServerOptions:
     )
     port: int = option(8000, help="Port to listen at; 0 takes a free one.", panel=SERVER, limits=(0, 65535))
     served_model_name: str | None = option(
-        None, help="Name of the model in requests and answers; the target's last part unless given.", panel=SERVER
+        None,
+        help="Name of the model in requests and answers; the target's, or the last part of its path, unless given.",
+        panel=SERVER,
     )
     max_waiting: int = option(
         256, help="Largest number of requests that wait for a slot; further ones are refused.", panel=SERVER, limits=(1, 10**6)

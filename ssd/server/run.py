@@ -75,6 +75,7 @@ class Server(uvicorn.Server):
             make_app(Served(self.engine, options), figures, api_key(options)),
             http=PatientConnection,
             ws="none",
+            proxy_headers=False,  # a client could write into the log by them
             lifespan="off",
             log_config=None,
             access_log=False,

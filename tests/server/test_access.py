@@ -118,7 +118,7 @@ def test_each_request_is_one_line_in_the_log(served: Live, caplog: pytest.LogCap
         served.complete("a secret word")
         served.complete("a secret word", stream=True)
         served.complete("a secret word", frequency_penalty=1)
-        served.http.get("/noth%0Aing?secret=word")
+        served.http.get("/noth%0Aing?secret=word", headers={"x-forwarded-for": "me status=200", "x-request-id": "a b"})
         eventually(lambda: len(caplog.records) >= 4)  # a line follows its answer
     lines = [record.getMessage() for record in caplog.records if record.name == "ssd.access"]
     form = r"time=\S+Z client=127\.0\.0\.1 method=(\S+) path=(\S+) status=(\d+) seconds=\d+\.\d{3} id=[0-9a-f]{32}"
