@@ -76,14 +76,11 @@ class Front:
         except (Exception, CancelledError) as error:  # cancelled: the server stops, and has waited long enough
             failure = type(error).__name__
             if not status:
-                stopped = isinstance(error, CancelledError)
-                refusal = (
-                    ApiError(503, "the server has stopped; send the request again.") if stopped else ApiError.of_status(500)
-                )
+                refusal = ApiError.of_status(503 if isinstance(error, CancelledError) else 500)
                 await Json(refusal.body, refusal.status)(scope, receive, send_with_id)
         if not complete and not failure:
             status = CLIENT_GONE
-        fields = {
+        fields: dict[str, object] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "client": (scope.get("client") or ("-",))[0],
             "method": scope["method"],
@@ -92,9 +89,9 @@ class Front:
             "seconds": f"{time.perf_counter() - began:.3f}",
             "id": request_id.decode(),
         }
-        _log.info(
-            "%s", " ".join(f"{name}={value}" for name, value in (fields | {"error": failure} if failure else fields).items())
-        )
+        if failure:
+            fields["error"] = failure
+        _log.info("%s", " ".join(f"{name}={value}" for name, value in fields.items()))
 
 
 def _digest(key: bytes) -> bytes:

@@ -159,7 +159,7 @@ class AsyncEngine:
 
     @property
     def state(self) -> State:
-        """ "degraded" after the draft has failed; "failed" after the engine has, or once it is closed."""
+        """After the draft has failed, it is "degraded"; after the engine has failed or was closed, "failed"."""
         if self._failure is not None:
             return "failed"
         if self._drained is not None:

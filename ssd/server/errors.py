@@ -43,9 +43,12 @@ class ApiError(Exception):
 
     @classmethod
     def of_status(cls, status: int, headers: Mapping[str, str] | None = None) -> ApiError:
-        """For a path or method that does not exist."""
-        messages = {404: "there is nothing at this path; see docs/serving.md for those there are."}
-        messages[405] = "this path does not take this method; see docs/serving.md for those it takes."
+        """For a request that reached no path, or whose answer broke off."""
+        messages = {
+            404: "there is nothing at this path; see docs/serving.md for those there are.",
+            405: "this path does not take this method; see docs/serving.md for those it takes.",
+            503: "the server has ended before the answer was complete; send the request again.",
+        }
         message = messages.get(status, f"the request cannot be answered ({HTTPStatus(status).phrase}).")
         return cls(status, message, code="not_found" if status == 404 else None, headers=headers)
 

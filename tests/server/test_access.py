@@ -12,7 +12,6 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from server.cases import eventually
 from server.conftest import MakeEngine
 from server.live import MODEL, Live, live
 from ssd.errors import SsdError
@@ -113,17 +112,16 @@ def test_a_request_has_an_id(served: Live, given: str | None, kept: bool) -> Non
         assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-request-id"])
 
 
-def test_each_request_is_one_line_in_the_log(served: Live, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="ssd.access"):
+def test_each_request_is_one_line_in_the_log(engine: MakeEngine, caplog: pytest.LogCaptureFixture) -> None:
+    with live(engine()) as served, caplog.at_level(logging.INFO, logger="ssd.access"):
         served.complete("a secret word")
         served.complete("a secret word", stream=True)
         served.complete("a secret word", frequency_penalty=1)
         served.http.get("/noth%0Aing?secret=word", headers={"x-forwarded-for": "me status=200", "x-request-id": "a b"})
-        eventually(lambda: len(caplog.records) >= 4)  # a line follows its answer
     lines = [record.getMessage() for record in caplog.records if record.name == "ssd.access"]
     form = r"time=\S+Z client=127\.0\.0\.1 method=(\S+) path=(\S+) status=(\d+) seconds=\d+\.\d{3} id=[0-9a-f]{32}"
     seen = [re.fullmatch(form, line) for line in lines]
-    assert [each.groups() for each in seen if each] == [
+    assert [each and each.groups() for each in seen] == [
         ("POST", "/v1/completions", "200"),
         ("POST", "/v1/completions", "200"),
         ("POST", "/v1/completions", "400"),
@@ -163,6 +161,15 @@ def test_the_targets_path_is_never_shown(served: Live, target: Path) -> None:
     shown = served.http.get("/v1/models").text + served.complete(max_tokens=5000).text + served.complete(model="x").text
     assert MODEL in shown
     assert str(target) not in shown and str(target.parent) not in shown
+
+
+def test_an_ended_server_has_closed_its_engine(engine: MakeEngine) -> None:
+    one = engine()
+    with live(one) as served:
+        assert served.complete().status_code == 200
+    assert served.engine.state == "failed"
+    with pytest.raises(SsdError, match=r"^this engine is closed; make another one\.$"):
+        one.decode("one")
 
 
 def test_the_served_name_can_be_chosen(engine: MakeEngine) -> None:
