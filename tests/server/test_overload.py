@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -83,8 +84,9 @@ def test_a_request_over_its_deadline_gives_504(engine: MakeEngine, monkeypatch: 
 
 @pytest.mark.parametrize("stream", [b"false", b"true"], ids=["whole", "stream"])
 def test_a_client_that_leaves_frees_its_slot(
-    engine: MakeEngine, alone: Engine, monkeypatch: pytest.MonkeyPatch, stream: bytes
+    engine: MakeEngine, alone: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stream: bytes
 ) -> None:
+    caplog.set_level(logging.INFO, logger="ssd.access")
     one = engine(max_batch=1)
     gate = Gate(one, monkeypatch)
     body = b'{"model":"tiny-chat","prompt":"one","max_tokens":400,"ignore_eos":true,"stream":%b}' % stream
@@ -92,7 +94,9 @@ def test_a_client_that_leaves_frees_its_slot(
         leaving = raw_request(served.port, body)
         eventually(lambda: served.engine.waiting == 1)
         leaving.close()
-        eventually(lambda: served.engine.engine.core.scheduler.busy is False and not served.server.server_state.connections)
+        eventually(lambda: not one.core.scheduler.busy and not served.server.server_state.connections)
+        eventually(lambda: len(caplog.records) == 1)
+        assert " status=499 " in caplog.text and "error=" not in caplog.text
         gate.open()
         assert served.complete(max_tokens=20, ignore_eos=True).json()["choices"][0]["text"] == texts_alone(alone, 20)[0]
         assert served.figures()[ABORTED] == 1
