@@ -55,5 +55,11 @@ class Gate:
         """Allow this many further steps."""
         self._steps.release(steps)
 
+    def stepped(self, true: Callable[[], bool]) -> bool:
+        """Whether this is true; if not, allow one more step. For a loop that waits."""
+        if not true():
+            self.let(1)
+        return true()
+
     def open(self) -> None:
         self.let(10**6)

@@ -109,10 +109,9 @@ def test_a_generator_that_is_closed_frees_its_slot_within_two_rounds(
             task = asyncio.create_task(read(served.generate(PROMPTS[1], PARAMS)))
             gate.let(3)
             await anext(closed)
-            await until(lambda: served.running == 2)
+            await until(lambda: gate.stepped(lambda: served.running == 2))
             await closed.aclose()
-            gate.let(2)
-            await until(lambda: served.running == 1)
+            await until(lambda: gate.stepped(lambda: served.running == 1))
             gate.open()
             return (await task)[1]
 

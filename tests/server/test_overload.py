@@ -107,12 +107,12 @@ def test_a_client_that_leaves_in_mid_stream_frees_its_slot(engine: MakeEngine, m
     one = engine(max_batch=1)
     gate = Gate(one, monkeypatch)
     with live(one) as served:
-        gate.let(3)
+        gate.let(20)
         with served.http.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as response:
-            next(response.iter_bytes())
-            eventually(lambda: served.engine.running == 1)
-        gate.let(2)
-        eventually(lambda: served.engine.running == 0)
+            pieces = response.iter_bytes()  # held, because its end closes the connection
+            next(pieces)
+            eventually(lambda: gate.stepped(lambda: served.engine.running == 1))
+        eventually(lambda: gate.stepped(lambda: served.engine.running == 0))
         gate.open()
         assert served.complete().status_code == 200
         assert served.figures()[ABORTED] == 1
