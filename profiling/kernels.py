@@ -197,7 +197,8 @@ def main() -> None:
     bandwidth, launch = machine.gpu_read_bandwidth(), launch_seconds()
     info = machine.describe_gpu()
     print(f"{info['device']}: reads {bandwidth / 1e12:.2f} TB/s; one node of a graph takes {launch * 1e6:.1f} µs")
-    rows = []
+    name = f"{KERNELS.what}-{args.only.replace(',', '-')}" if args.only else None
+    rows: list[Row] = []
     for family in families:
         for case in FAMILIES[family]():
             rows.append(timed(case, bandwidth, launch))
@@ -205,18 +206,18 @@ def main() -> None:
             del case
             gc.collect()
             torch.cuda.empty_cache()
-    result = {
-        "what": KERNELS.what,
-        "machine": info,
-        "read_bandwidth_bytes_per_s": bandwidth,
-        "launch_us": launch * 1e6,
-        KERNELS.figures: rows,
-        "musts": judged(rows),
-    }
+        result = {
+            "what": KERNELS.what,
+            "machine": info,
+            "read_bandwidth_bytes_per_s": bandwidth,
+            "launch_us": launch * 1e6,
+            KERNELS.figures: rows,
+            "musts": judged(rows),
+        }
+        path = write_result(result, args.results, name)  # after each family: a run that is cut off keeps its figures
     for must in result["musts"]:
         print(musts.line(must))
-    name = f"{KERNELS.what}-{args.only.replace(',', '-')}" if args.only else None
-    print(write_result(result, args.results, name))
+    print(path)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 that the speed model computes from them.
 
     python profiling/rounds.py --prompts humaneval.jsonl:prompt --limit 4 [--device cuda]
-    python profiling/rounds.py --prompts random --target random:Llama-3.1-8B --draft random:Llama-3.2-1B --device cuda
+    python profiling/rounds.py --prompts random --target bigram:Llama-3.1-8B --draft bigram-draft:Llama-3.2-1B --device cuda
 
 Each mode decodes the prompts once, and all spans are recorded: on a GPU the times between events of the streams, on a CPU the
 times of the host. A gap goes from the end of a verification to the start of the next one. Gaps after a hit and after a miss

@@ -91,6 +91,21 @@ def test_engines_of_random_weights_share_their_target(monkeypatch: pytest.Monkey
         Engine("random:large")
 
 
+def test_a_bigram_draft_is_right_four_times_in_five_and_has_the_right_token_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    import shapes
+    from common.models import Models
+
+    large = shapes.model_shape(12_000, 128, 256, 3, 4, 2, 32, tied=False, qk_norm=True)
+    monkeypatch.setattr(shapes, "SHAPES", {"large": large, "little": replace(large, hidden_size=96, num_layers=1)})
+    following = torch.randperm(12_000, generator=torch.Generator().manual_seed(0)).tolist()
+    models = Models("bigram:large", "bigram-draft:little", {"dtype": "bfloat16"})
+    with models.engine("ssd", max_batch=1, fan_out="uniform", fallback="neural") as engine:
+        found = engine.decode([5], SamplingParams(max_new_tokens=300, ignore_eos=True))
+    assert found.token_ids == [token := 5, *(token := following[token] for _ in range(300))][1:]
+    assert 0.7 < found.stats.accepted_at[0] / found.stats.rounds < 0.9
+    assert found.stats.hit_rate > 0.85
+
+
 def test_an_inflated_pair_has_the_small_pairs_acceptance_and_hits(monkeypatch: pytest.MonkeyPatch) -> None:
     import shapes
     from common.models import SMALL, Models, ids_of
@@ -190,8 +205,8 @@ def test_the_status_page_says_which_decodes_were_not_run() -> None:
     from pages.gpu_status import decodes_table
 
     machine = {"device": "some GPU", "torch": "2", "commit": "abc", "date": "2030-01-01"}
-    page = decodes_table([{"what": "decode-random", "machine": machine}])
-    assert "(`decode-random`) | some GPU | abc | 2030-01-01 |" in page
+    page = decodes_table([{"what": "decode-bigram", "machine": machine}])
+    assert "(`decode-bigram`) | some GPU | abc | 2030-01-01 |" in page
     assert page.count("not yet run") == len(GPU_DECODES) - 1
 
 

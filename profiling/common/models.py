@@ -1,12 +1,14 @@
 """A target and its draft, loaded once for several engines: models with files, or models made here in a shape of shapes.py:
 
     random:SHAPE          random weights
+    bigram:SHAPE          follows each token with one other token
+    bigram-draft:SHAPE    the same, but one time in five puts another token first
     inflated:SHAPE        smollm2-135m in this shape (inflate.py)
     inflated-draft:SHAPE  the draft that comes with smollm2-135m, in this shape
 
-A pair with random weights shows times only: its draft guesses nothing right. An inflated pair accepts and hits exactly as the
-small pair does, at the cost of the large shapes. A model made here has no tokenizer: its prompts are token ids of
-smollm2-135m.
+A pair with random weights shows times only: its draft guesses nothing right. A bigram pair needs no file, and accepts and hits
+at rates that are chosen, not found. An inflated pair accepts and hits exactly as the small pair does. All have the cost of the
+large shapes. A model made here has no tokenizer: its prompts are token ids of smollm2-135m.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ from ssd.models.weights import EMBEDDINGS, LM_HEAD, load_checkpoint
 from ssd.options import MAX_LOOKAHEAD, EngineOptions, WeightsName
 from ssd.runtime.placement import Placement, place
 
+KINDS = ("random", "bigram", "bigram-draft", "inflated", "inflated-draft")
 SMALL = "smollm2-135m"  # the model that is inflated
+WRONG = 0.2  # share of the tokens after which a bigram draft does not put the target's token first
 BEYOND = 2 * (MAX_LOOKAHEAD + 1)  # rotary positions past the context, for padding rows and branches
 
 
@@ -98,7 +102,7 @@ def engine_of(target: Target, draft: Draft | Literal["ngram"] | None, **options:
 def is_made(name: str) -> bool:
     """Whether a name is one of a model made here."""
     kind, _, shape = name.partition(":")
-    return kind in ("random", "inflated", "inflated-draft") and shape in shapes.SHAPES
+    return kind in KINDS and shape in shapes.SHAPES
 
 
 def _made_model(name: str, dtype: torch.dtype, device: torch.device, columns: int | None = None) -> Transformer:
@@ -107,6 +111,9 @@ def _made_model(name: str, dtype: torch.dtype, device: torch.device, columns: in
     if kind == "random":
         config = shapes.SHAPES[shape]
         tensors = shapes.random_tensors(config, dtype, device)
+    elif kind.startswith("bigram"):
+        config = replace(shapes.SHAPES[shape], tie_embeddings=False)
+        tensors = shapes.bigram_tensors(config, dtype, device, WRONG if kind == "bigram-draft" else 0.0)
     else:
         config, tensors = (inflated_draft if kind == "inflated-draft" else inflated_target)(shape, device)
     columns = min(columns or config.vocab_size, config.vocab_size)

@@ -42,12 +42,12 @@ README_DECODE = "decode-smollm2-draft"  # the decode that the README quotes
 
 # The whole decodes of `make gpu-check` (gpu_check.py gives them these names) and their titles.
 GPU_DECODES = {
-    "rounds-random": "Llama-3.1-8B and 3.2-1B, random weights: rounds",
-    "decode-random": "the same: tokens/s",
+    "rounds-bigram": "Llama-3.1-8B and 3.2-1B, a draft that is right 4 times in 5: rounds",
+    "decode-bigram": "the same: tokens/s",
     "rounds-inflated": "Llama-3.1-8B and 3.2-1B, inflated smollm2-135m: rounds",
     "decode-inflated": "the same: tokens/s",
-    "rounds-random-32b": "Qwen3-32B and 0.6B, random weights: rounds",
-    "decode-random-32b": "the same: tokens/s",
+    "rounds-bigram-32b": "Qwen3-32B and 0.6B, a draft that is right 4 times in 5: rounds",
+    "decode-bigram-32b": "the same: tokens/s",
     "rounds-two-gpus": "Qwen3-32B and 0.6B on a GPU each: rounds",
 }
 

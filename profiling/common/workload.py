@@ -1,7 +1,7 @@
 """The prompts, models and options that decode.py and rounds.py share, and prompt files for all scripts.
 
---target and --draft take every model that `Engine` takes, and the models of common/models.py: random:SHAPE, inflated:SHAPE,
-and inflated-draft:SHAPE as its draft. --prompts names a JSON-lines file and the field of its prompts; `chat` stands for a few
+--target and --draft take every model that `Engine` takes, and the models of common/models.py, such as bigram:SHAPE and
+bigram-draft:SHAPE. --prompts names a JSON-lines file and the field of its prompts; `chat` stands for a few
 questions, and `random` for random token ids.
 """
 
