@@ -20,6 +20,7 @@ constexpr int kPiece = 32;   // inputs of two mmas; a lane's share of a row of x
 constexpr int kColumns = 8;  // rows of x in an mma
 constexpr int kSegments = 8;
 constexpr int kCopyBytes = 16;  // of a cp.async
+constexpr int kEarlySums = 2;   // a thread with so few float4s of sums loads the residual before the multiplications
 
 // The origin of element `at` of a packed weight. In an mma, a lane with t = lane % 4 holds the columns 2t, 2t + 1, 2t + 8 and
 // 2t + 9. The columns of the two mmas of a piece stand for the inputs 8t .. 8t + 7: the first four for the first mma, the
@@ -70,8 +71,7 @@ struct Config {
   static constexpr int copies = tiles * 2 + columns;                                 // of a lane, for a piece
   static constexpr int shared_bytes = warps * stages * copies * kWarp * kCopyBytes;  // [warp][stage][copy][lane]
   static constexpr int sums = tiles * columns * kWarp;                               // float4s
-  static_assert(shared_bytes >= warps * sums * static_cast<int>(sizeof(float4)));
-  static_assert(sums % threads == 0 || sums < threads);
+  static_assert(shared_bytes >= warps * sums * static_cast<int>(sizeof(float4)) && shared_bytes <= 99 * 1024);
 };
 
 // Copies and multiplies the pieces of a segment, for one lane.
@@ -141,13 +141,39 @@ __device__ __forceinline__ void write_output(const LinearParams& p, int64_t at, 
   }
 }
 
-// Writes one output of one row, after bias and residual.
-__device__ __forceinline__ void finish(const LinearParams& p, int row, int output, float sum) {
-  if (row >= p.rows || output >= p.outputs) return;
-  if (p.bias != nullptr) sum += to_float(static_cast<const Element*>(p.bias)[output]);
-  const int64_t at = static_cast<int64_t>(row) * p.outputs + output;
-  if (p.epilogue == Epilogue::kAdd) sum += to_float(static_cast<const Element*>(p.residual)[at]);
-  write_output(p, at, sum);
+// Four results of a lane: rows row and row + 1, at outputs output and output + 8.
+struct Place {
+  int row, output;
+  __device__ __forceinline__ int row_of(int i) const { return row + i % 2; }
+  __device__ __forceinline__ int output_of(int i) const { return output + i / 2 * 8; }
+  __device__ __forceinline__ bool exists(const LinearParams& p, int i) const {
+    return row_of(i) < p.rows && output_of(i) < p.outputs;
+  }
+  __device__ __forceinline__ int64_t at(const LinearParams& p, int i) const {
+    return static_cast<int64_t>(row_of(i)) * p.outputs + output_of(i);
+  }
+};
+
+// What is added to the four sums. The loads are together, before any output is written, so that they overlap.
+__device__ __forceinline__ float4 residual_of(const LinearParams& p, const Place& place) {
+  const auto load = [&](int i) {
+    return place.exists(p, i) ? to_float(static_cast<const Element*>(p.residual)[place.at(p, i)]) : 0.0f;
+  };
+  return p.epilogue == Epilogue::kAdd ? float4{load(0), load(1), load(2), load(3)} : float4{0.0f, 0.0f, 0.0f, 0.0f};
+}
+
+// Writes four outputs, after bias and residual.
+__device__ __forceinline__ void finish(const LinearParams& p, const Place& place, const float4& sum, const float4& residual) {
+  const auto write = [&](int i, float value, float added) {
+    if (!place.exists(p, i)) return;
+    if (p.bias != nullptr) value += to_float(static_cast<const Element*>(p.bias)[place.output_of(i)]);
+    if (p.epilogue == Epilogue::kAdd) value += added;
+    write_output(p, place.at(p, i), value);
+  };
+  write(0, sum.x, residual.x);
+  write(1, sum.y, residual.y);
+  write(2, sum.z, residual.z);
+  write(3, sum.w, residual.w);
 }
 
 __device__ __forceinline__ void finish_gated(const LinearParams& p, int row, int output, float gate, float up) {
@@ -167,9 +193,19 @@ __global__ void __launch_bounds__(C::threads) linear_kernel(LinearParams p) {
   float4* parts = shared_memory<float4>();  // [warp][tile][column][lane]; used when the pipeline is empty
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, pieces = divide_up(p.inputs, kPiece);
   const Stream<C> stream(p, shared);
-  float4 total[kSums];
+  float4 total[kSums], residual[kSums];
 #pragma unroll
   for (int i = 0; i < kSums; ++i) total[i] = {0.0f, 0.0f, 0.0f, 0.0f};
+  const auto place_of = [&](int i) -> Place {  // of total[i]
+    const int at = i * C::threads + thread, lane = at % kWarp, column = at / kWarp % C::columns;
+    const int tile = static_cast<int>(blockIdx.y) * C::tiles + at / kWarp / C::columns;
+    return {(static_cast<int>(blockIdx.x) * C::columns + column) * kColumns + lane % 4 * 2, tile * kTile + lane / 4};
+  };
+  const auto load_residual = [&] {
+#pragma unroll
+    for (int i = 0; i < kSums; ++i)
+      if (i * C::threads + thread < C::sums) residual[i] = residual_of(p, place_of(i));
+  };
 
 #pragma unroll 1
   for (int pass = 0; pass < kSegments / C::warps; ++pass) {
@@ -183,6 +219,7 @@ __global__ void __launch_bounds__(C::threads) linear_kernel(LinearParams p) {
       // could then be given memory that the first still reads.
       wait_for_previous_kernel();
       let_next_kernel_start();
+      if (kSums <= kEarlySums) load_residual();
     }
 #pragma unroll
     for (int stage = 0; stage < C::stages - 1; ++stage) {
@@ -228,23 +265,17 @@ __global__ void __launch_bounds__(C::threads) linear_kernel(LinearParams p) {
     __syncthreads();
   }
 
+  if (kSums > kEarlySums) load_residual();
 #pragma unroll
   for (int i = 0; i < kSums; ++i) {
-    const int at = i * C::threads + thread;
-    if (at >= C::sums) break;
-    const int lane = at % kWarp, column = at / kWarp % C::columns;
-    const int tile = static_cast<int>(blockIdx.y) * C::tiles + at / kWarp / C::columns;
-    const int row = (static_cast<int>(blockIdx.x) * C::columns + column) * kColumns + lane % 4 * 2;
+    if (i * C::threads + thread >= C::sums) break;
+    const Place place = place_of(i);
     if (p.epilogue == Epilogue::kSiluMul) {
-      const int output = tile * (kTile / 2) + lane / 4;
-      finish_gated(p, row, output, total[i].x, total[i].z);
-      finish_gated(p, row + 1, output, total[i].y, total[i].w);
+      const int output = place.output / kTile * (kTile / 2) + place.output % kTile;
+      finish_gated(p, place.row, output, total[i].x, total[i].z);
+      finish_gated(p, place.row + 1, output, total[i].y, total[i].w);
     } else {
-      const int output = tile * kTile + lane / 4;
-      finish(p, row, output, total[i].x);
-      finish(p, row + 1, output, total[i].y);
-      finish(p, row, output + 8, total[i].z);
-      finish(p, row + 1, output + 8, total[i].w);
+      finish(p, place, total[i], residual[i]);
     }
   }
 }
@@ -257,14 +288,23 @@ cudaError_t start(const LinearParams& p, cudaStream_t stream) {
   return launch<linear_kernel<C>>(dim3(row_groups, tile_groups), dim3(C::threads), C::shared_bytes, stream, p);
 }
 
-// Chooses the tiles. With more rows, more outputs must share a read of them. A weight with few outputs is better spread over
-// many multiprocessors.
+// Chooses the tiles, from times on an H100. With more rows, more outputs must share a read of them. A weight with few outputs
+// is better spread over many multiprocessors, with deep pipelines: one tile a block, if two blocks a multiprocessor take all.
+// With short rows a block is mostly start and end, so it takes two tiles.
 cudaError_t choose_tiles(const LinearParams& p, cudaStream_t stream) {
   constexpr int kMultiprocessors = 132;
-  if (p.rows <= 8) return start<Config<1, 1, 8, 6>>(p, stream);
-  if (p.rows <= 16) return start<Config<2, 2, 4, 8>>(p, stream);
-  if (p.rows <= 32) return start<Config<2, 4, 4, 6>>(p, stream);
-  if (p.outputs < 4 * kTile * 2 * kMultiprocessors) return start<Config<2, 8, 4, 4>>(p, stream);
+  const bool wide = p.outputs / 4 >= p.inputs;
+  const bool spread = !wide && p.outputs <= 2 * kMultiprocessors * kTile;
+  if (p.rows <= 8) {
+    if (spread) return start<Config<1, 1, 8, 8>>(p, stream);
+    if (wide && p.outputs <= 4 * kMultiprocessors * kTile) return start<Config<2, 1, 8, 4>>(p, stream);
+    return start<Config<1, 1, 8, 6>>(p, stream);
+  }
+  if (p.rows <= 16) return spread ? start<Config<1, 2, 8, 6>>(p, stream) : start<Config<2, 2, 8, 4>>(p, stream);
+  if (p.rows <= 24) return spread ? start<Config<1, 3, 8, 4>>(p, stream) : start<Config<2, 3, 8, 3>>(p, stream);
+  if (p.rows <= 32) return spread ? start<Config<1, 4, 8, 4>>(p, stream) : start<Config<2, 4, 8, 3>>(p, stream);
+  if (p.rows <= 40) return start<Config<2, 5, 4, 5>>(p, stream);
+  if (p.outputs < 8 * kMultiprocessors * kTile) return start<Config<2, 8, 4, 4>>(p, stream);
   return start<Config<4, 8, 4, 3>>(p, stream);
 }
 

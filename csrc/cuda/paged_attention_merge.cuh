@@ -6,7 +6,8 @@
 
 namespace ssd::cuda {
 
-constexpr int kFold = 8;            // partial results that a thread loads at once
+constexpr int kFold = 8;            // partial results of a query that a thread loads at once
+constexpr int kTogether = 2;        // queries that a thread merges at once: their loads and sums overlap
 constexpr int kPartialColumns = 4;  // of a Partial
 
 // Four columns of one query's attention to some keys. Scores are scaled so that exp2 gives their weights.
@@ -44,28 +45,33 @@ class AttentionResults {
   // Merges the results of the warps for a split into the result of the part, and writes that after the part's last split.
   __device__ __forceinline__ void merge_split(const Item& item, bool first, bool last) const {
     __syncthreads();
-    for (int q = warp_; q < item.rows * group_; q += kAttentionWarps) {
-      Partial merged = no_keys();
-      for (int column = lane_ * kPartialColumns; column < head_dim; column += kWarp * kPartialColumns) {
-        const auto partial = [&](float2 softmax, const float* values) -> Partial {
-          return {softmax.x, softmax.y, reinterpret_cast<const float4&>(values[column])};
-        };
-        merged = partial(shared_.softmax[0][q], shared_.warp[0].values[q]);
+    const auto partial = [](float2 softmax, const float* values) -> Partial {
+      return {softmax.x, softmax.y, reinterpret_cast<const float4&>(*values)};
+    };
+    for_results(item, [&](const Place(&place)[kTogether]) {
+      Partial merged[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        const int q = place[i].query, column = place[i].column;
+        merged[i] = partial(shared_.softmax[0][q], &shared_.warp[0].values[q][column]);
 #pragma unroll
         for (int w = 1; w < kAttentionWarps; ++w)
-          merged = merge(merged, partial(shared_.softmax[w][q], shared_.warp[w].values[q]));
-        if (!first) merged = merge(partial(shared_.section_softmax[q], shared_.section_values[q]), merged);
-        if (!last) {
-          reinterpret_cast<float4&>(shared_.section_values[q][column]) = merged.values;
-        } else if (item.parts > 1) {
-          write_partial(item, item.part, q, column, merged);
+          merged[i] = merge(merged[i], partial(shared_.softmax[w][q], &shared_.warp[w].values[q][column]));
+        if (!first) merged[i] = merge(partial(shared_.section_softmax[q], &shared_.section_values[q][column]), merged[i]);
+      }
+      if (!last) __syncthreads();  // every thread has read section_softmax
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        const int q = place[i].query, column = place[i].column;
+        if (!place[i].exists) continue;
+        if (last) {
+          write(item, item.parts > 1 ? item.part : kOut, place[i], merged[i]);
         } else {
-          write_out(item, q, column, merged);
+          reinterpret_cast<float4&>(shared_.section_values[q][column]) = merged[i].values;
+          if (column == 0) shared_.section_softmax[q] = make_float2(merged[i].maximum, merged[i].sum);
         }
       }
-      __syncwarp();  // all lanes have read section_softmax[q]
-      if (!last && lane_ == 0) shared_.section_softmax[q] = make_float2(merged.maximum, merged.sum);
-    }
+    });
     __syncthreads();  // the rings may be filled again
   }
 
@@ -74,73 +80,101 @@ class AttentionResults {
     const bool by_section = shared_.schedule.by_section != 0;
     const int32_t sections = by_section ? item.parts : sections_of(first_key_of_split(item.parts - 1) + 1);
     const int32_t first_section = by_section ? 0 : item.parts;  // entries of merged sections come after those of splits
-    if (!by_section) {
-      const int32_t section = item.first_key / kSection, first = splits_of(section * kSection);
-      const int32_t splits = min(splits_of((section + 1) * kSection), item.parts) - first;
-      const int32_t number = shared_.schedule.first_part[item.tile] + first;
-      if (!last_to_arrive(launch_.section_arrivals + number * p_.kv_heads + item.kv_head, splits, &shared_.is_last)) return;
-      for_each_result(item, [&](int q, int column) {
-        const Partial merged = fold(item, first, splits, q, column);
-        if (sections == 1) {
-          write_out(item, q, column, merged);
-        } else {
-          write_partial(item, first_section + section, q, column, merged);
-        }
-      });
-      if (sections == 1) return;
+#pragma unroll 1
+    for (bool merges_splits = !by_section;; merges_splits = false) {
+      int32_t first = first_section, count = sections, into = kOut;
+      int32_t* arrivals = p_.arrivals + item.tile * p_.kv_heads + item.kv_head;
+      if (merges_splits) {
+        const int32_t section = item.first_key / kSection;
+        first = splits_of(section * kSection);
+        count = min(splits_of((section + 1) * kSection), item.parts) - first;
+        if (sections > 1) into = first_section + section;
+        arrivals = launch_.section_arrivals + (shared_.schedule.first_part[item.tile] + first) * p_.kv_heads + item.kv_head;
+      }
+      if (!last_to_arrive(arrivals, count, &shared_.is_last)) return;
+      fold(item, first, count, into);
+      if (into == kOut) return;
     }
-    if (!last_to_arrive(p_.arrivals + item.tile * p_.kv_heads + item.kv_head, sections, &shared_.is_last)) return;
-    for_each_result(item,
-                    [&](int q, int column) { write_out(item, q, column, fold(item, first_section, sections, q, column)); });
   }
 
  private:
-  static constexpr int kEntry = head_dim + 4;  // floats: values, maximum, sum, padding
+  static constexpr int kEntry = head_dim + 4;                                 // floats: values, maximum, sum, padding
+  static constexpr int kTurns = divide_up(head_dim, kWarp* kPartialColumns);  // of a warp, for all columns of a query
+  static constexpr int32_t kOut = -1;                                         // the row's result, not an entry
 
-  // Calls function(query, first of four columns).
+  // Four columns of a query. If it does not exist, it is another one, which can be read but must not be written.
+  struct Place {
+    int query, column;
+    bool exists;
+    int32_t head;  // number of the query among all heads of the tile's rows
+  };
+
+  // Calls function(places) until each place of the item was passed to one thread. All threads call it equally often.
   template <typename Function>
-  __device__ __forceinline__ void for_each_result(const Item& item, Function function) const {
-    for (int q = warp_; q < item.rows * group_; q += kAttentionWarps)
-      for (int column = lane_ * kPartialColumns; column < head_dim; column += kWarp * kPartialColumns) function(q, column);
-  }
-
-  // The workspace of part `number` of a query.
-  __device__ __forceinline__ float* entry(const Item& item, int32_t number, int q) const {
-    const int64_t row = shared_.schedule.first_entry[item.tile] + number * item.rows + q / group_;
-    return static_cast<float*>(p_.workspace) + (row * p_.query_heads + item.kv_head * group_ + q % group_) * kEntry;
-  }
-  __device__ __forceinline__ void write_partial(const Item& item, int32_t number, int q, int column,
-                                                const Partial& partial) const {
-    float* result = entry(item, number, q);
-    reinterpret_cast<float4&>(result[column]) = partial.values;
-    if (column == 0) reinterpret_cast<float2&>(result[head_dim]) = make_float2(partial.maximum, partial.sum);
-  }
-  __device__ __forceinline__ Partial read_partial(const Item& item, int32_t number, int q, int column) const {
-    const float* result = entry(item, number, q);
-    const float2 softmax = reinterpret_cast<const float2&>(result[head_dim]);
-    return {softmax.x, softmax.y, reinterpret_cast<const float4&>(result[column])};
-  }
-
-  // Merges `count` partial results, in order.
-  __device__ __forceinline__ Partial fold(const Item& item, int32_t first, int32_t count, int q, int column) const {
-    Partial total = no_keys();
-    for (int32_t done = 0; done < count; done += kFold) {
-      Partial partial[kFold];
+  __device__ __forceinline__ void for_results(const Item& item, Function function) const {
+    const int turns = item.rows * group_ * kTurns;
+#pragma unroll 1
+    for (int first = warp_; first - warp_ < turns; first += kTogether * kAttentionWarps) {
+      Place place[kTogether];
 #pragma unroll
-      for (int i = 0; i < kFold; ++i)
-        partial[i] = done + i < count ? read_partial(item, first + done + i, q, column) : no_keys();
-#pragma unroll
-      for (int i = 0; i < kFold; ++i) total = merge(total, partial[i]);
+      for (int i = 0; i < kTogether; ++i) {
+        const int turn = first + i * kAttentionWarps, column = (turn % kTurns * kWarp + lane_) * kPartialColumns;
+        const int query = min(turn, turns - 1) / kTurns;
+        place[i] = {query, min(column, head_dim - kPartialColumns), turn < turns && column < head_dim,
+                    query / group_ * p_.query_heads + item.kv_head * group_ + query % group_};
+      }
+      function(place);
     }
-    return total;
   }
 
-  __device__ __forceinline__ void write_out(const Item& item, int q, int column, const Partial& result) const {
+  // Part `number` of a query in the workspace.
+  __device__ __forceinline__ float* entry(const Item& item, int32_t number, const Place& place) const {
+    const int64_t row = shared_.schedule.first_entry[item.tile] + number * item.rows;
+    return static_cast<float*>(p_.workspace) + (row * p_.query_heads + place.head) * kEntry;
+  }
+  __device__ __forceinline__ Partial read_entry(const Item& item, int32_t number, const Place& place) const {
+    const float* from = entry(item, number, place);
+    const float2 softmax = reinterpret_cast<const float2&>(from[head_dim]);
+    return {softmax.x, softmax.y, reinterpret_cast<const float4&>(from[place.column])};
+  }
+
+  // Merges `count` entries of each query, from `first` on and in order, and writes the result to the entry `into` or to kOut.
+  __device__ __forceinline__ void fold(const Item& item, int32_t first, int32_t count, int32_t into) const {
+    for_results(item, [&](const Place(&place)[kTogether]) {
+      Partial total[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) total[i] = no_keys();
+#pragma unroll 1
+      for (int32_t done = 0; done < count; done += kFold) {
+        Partial partial[kTogether][kFold];
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i)
+#pragma unroll
+          for (int j = 0; j < kFold; ++j)
+            partial[i][j] = done + j < count && place[i].exists ? read_entry(item, first + done + j, place[i]) : no_keys();
+#pragma unroll
+        for (int j = 0; j < kFold; ++j)
+#pragma unroll
+          for (int i = 0; i < kTogether; ++i) total[i] = merge(total[i], partial[i][j]);
+      }
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)
+        if (place[i].exists) write(item, into, place[i], total[i]);
+    });
+  }
+
+  __device__ __forceinline__ void write(const Item& item, int32_t into, const Place& place, const Partial& result) const {
+    if (into != kOut) {
+      float* to = entry(item, into, place);
+      reinterpret_cast<float4&>(to[place.column]) = result.values;
+      if (place.column == 0) reinterpret_cast<float2&>(to[head_dim]) = make_float2(result.maximum, result.sum);
+      return;
+    }
     const float factor = result.sum > 0.0f ? 1.0f / result.sum : 0.0f;
     // + 0 makes every zero positive: its sign may depend on how often no_keys() was merged.
     const auto finish = [&](float x) { return rounded(fmaf(x, factor, 0.0f)); };
-    const int64_t row = item.first_row + q / group_, head = item.kv_head * group_ + q % group_;
-    auto* out = static_cast<Element*>(p_.out) + (row * p_.query_heads + head) * head_dim + column;
+    const int64_t head = static_cast<int64_t>(item.first_row) * p_.query_heads + place.head;
+    auto* out = static_cast<Element*>(p_.out) + head * head_dim + place.column;
     reinterpret_cast<Vector<kPartialColumns>&>(*out) = {finish(result.values.x), finish(result.values.y),
                                                         finish(result.values.z), finish(result.values.w)};
   }

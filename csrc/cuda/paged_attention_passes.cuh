@@ -37,19 +37,22 @@ struct TileRows {
   __device__ __forceinline__ bool all_share(int32_t strip) const { return strip + kStrip <= shortest_prefix; }
 };
 
-// Iterates over a warp's strips of a split and the passes over each: one for the rows that share the strip, if there are any,
-// then one for each other row that sees it. All lanes are at the same pass.
-struct Passes {
+// A pass over a strip.
+struct Pass {
   static constexpr int32_t kSharers = -1;
 
-  int32_t strip, key_limit;  // first key of the strip; first key after the split
-  int32_t row;               // row of this pass, or kSharers
-  unsigned waiting;          // bit r: row r still needs its own pass over this strip
+  int32_t strip;  // its first key
+  int32_t row;    // the row that it is for, or kSharers
+};
 
-  __device__ __forceinline__ Passes(int32_t split, int32_t limit, int warp, const TileRows& rows)
-      : strip(split + (warp - kAttentionWarps) * kStrip), key_limit(limit), row(kSharers), waiting(0) {
-    advance(rows);
-  }
+// Iterates over a warp's strips of a split and the passes over each: one for the rows that share the strip, if there are any,
+// then one for each other row that sees it. All lanes are at the same pass. advance() begins the first one.
+struct Passes : Pass {
+  int32_t key_limit;  // first key after the split
+  unsigned waiting;   // bit r: row r still needs its own pass over this strip
+
+  __device__ __forceinline__ Passes(int32_t split, int32_t limit, int warp)
+      : Pass{split + (warp - kAttentionWarps) * kStrip, kSharers}, key_limit(limit), waiting(0) {}
 
   __device__ __forceinline__ bool done() const { return strip >= key_limit; }
 

@@ -8,7 +8,8 @@
 // split would take as much memory traffic as the keys.
 //
 // Only the device knows how long the sequences are. So each block makes the table of all tiles itself. Block b takes the items
-// (tile, part, K/V head) number b, b + gridDim.x and so on.
+// (tile, part, K/V head) number b, b + gridDim.x and so on. Tiles get fewer rows while that gives idle blocks work: then the
+// parts of a short context, the passes for suffixes and the merging run side by side.
 #pragma once
 
 #include "../common/paging.h"
@@ -32,7 +33,7 @@ constexpr int32_t kPersistentBlocks = 2 * kEnoughSections;
 struct AttentionLaunch {
   PagedAttentionParams params;
   int32_t query_tiles;        // groups of kMmaRows queries that a tile of rows needs: 1 or 2
-  int32_t rows_per_tile;      // at most kMaxTileRows
+  int32_t rows_per_tile;      // at most this many, and at most kMaxTileRows
   int32_t enough_sections;    // a part is a section if there are at least so many (tile, section, K/V head)s
   int32_t* section_arrivals;  // of each (section, K/V head), at the number of the section's first split
 };
@@ -58,24 +59,39 @@ __device__ __forceinline__ int32_t visible_keys(const PagedAttentionParams& p, i
 // The table of all tiles, in shared memory. Element [tiles] of each array is the total.
 struct Schedule {
   int32_t first_part[kMaxScheduledRows + 1];   // parts of all tiles before this one
-  int32_t first_entry[kMaxScheduledRows + 1];  // entries of the workspace that the tiles before use
+  int32_t first_entry[kMaxScheduledRows + 1];  // entries of the workspace that the tiles before use; first: keys of each row
   uint16_t first_row[kMaxScheduledRows + 2];   // rows of the tiles before
   int32_t tiles;
   int32_t by_section;  // 1: a part is a section; 0: a part is a split
 };
 
-// Cuts the rows into tiles.
-__device__ __forceinline__ void find_tiles(const AttentionLaunch& launch, Schedule& schedule) {
+// Writes the number of keys of each row to first_entry. Returns how many rows a tile takes.
+__device__ __forceinline__ int32_t count_keys(const AttentionLaunch& launch, Schedule& schedule) {
   const PagedAttentionParams& p = launch.params;
+  int32_t longest = 1;  // a row without keys needs a part too
+#pragma unroll 1
+  for (int32_t row = static_cast<int32_t>(threadIdx.x) % kWarp; row < p.rows; row += kWarp) {
+    const int32_t keys = visible_keys(p, row);
+    schedule.first_entry[row] = keys;
+    longest = max(longest, keys);
+  }
+  longest = warp_reduce(longest, [](int32_t a, int32_t b) { return max(a, b); });
+  const int32_t items = p.rows * splits_of(longest) * p.kv_heads;  // with one row a tile
+  return min(divide_up(items, kPersistentBlocks), launch.rows_per_tile);
+}
+
+// Cuts the rows into tiles of at most rows_per_tile.
+__device__ __forceinline__ void find_tiles(const PagedAttentionParams& p, int32_t rows_per_tile, Schedule& schedule) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const unsigned up_to_this_lane = (2u << lane) - 1;
   int32_t tiles = 0, run = 0;  // run: first row of the last sequence so far
+#pragma unroll 1
   for (int32_t base = 0; base < p.rows; base += kWarp) {
     const int32_t row = base + lane;
     const bool begins_run = row < p.rows && (row == 0 || p.row_seq[row] != p.row_seq[row - 1]);
     const unsigned runs = __ballot_sync(kFullMask, begins_run), runs_before = runs & up_to_this_lane;
     const int32_t own_run = runs_before != 0 ? base + 31 - __clz(static_cast<int>(runs_before)) : run;
-    const bool begins_tile = row < p.rows && (row - own_run) % launch.rows_per_tile == 0;
+    const bool begins_tile = row < p.rows && (row - own_run) % rows_per_tile == 0;
     const unsigned begun = __ballot_sync(kFullMask, begins_tile);
     if (begins_tile) schedule.first_row[tiles + __popc(begun & up_to_this_lane) - 1] = static_cast<uint16_t>(row);
     tiles += __popc(begun);
@@ -99,22 +115,26 @@ __device__ __forceinline__ int32_t sum_up_to_this_lane(int32_t value) {
 
 // Fills `schedule` in. One warp calls this.
 __device__ __forceinline__ void make_schedule(const AttentionLaunch& launch, Schedule& schedule) {
-  find_tiles(launch, schedule);
   const PagedAttentionParams& p = launch.params;
+  find_tiles(p, count_keys(launch, schedule), schedule);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int32_t tiles = schedule.tiles;
   int32_t sections = 0;
+#pragma unroll 1
   for (int32_t tile = lane; tile < tiles; tile += kWarp) {
-    int32_t longest = 1;  // a row without keys needs a part too
+    int32_t longest = 1;
+#pragma unroll 1
     for (int32_t row = schedule.first_row[tile]; row < schedule.first_row[tile + 1]; ++row)
-      longest = max(longest, visible_keys(p, row));
+      longest = max(longest, schedule.first_entry[row]);
     schedule.first_part[tile] = longest;  // this lane replaces it below
     sections += sections_of(longest);
   }
+  __syncwarp();  // all lanes have read the keys of their rows
   sections = warp_reduce(sections, [](int32_t a, int32_t b) { return a + b; });
   const bool by_section = sections * p.kv_heads >= launch.enough_sections;
 
   int32_t parts = 0, entries = 0;
+#pragma unroll 1
   for (int32_t base = 0; base < tiles; base += kWarp) {
     const int32_t tile = base + lane;
     int32_t own_parts = 0, own_entries = 0;
@@ -152,6 +172,7 @@ __device__ __forceinline__ Item find_item(const Schedule& schedule, int32_t inde
   Item item;
   item.kv_head = index % kv_heads;
   item.tile = 0;
+#pragma unroll 1
   for (int32_t beyond = schedule.tiles; beyond - item.tile > 1;) {
     const int32_t middle = (item.tile + beyond) / 2;
     (schedule.first_part[middle] <= index / kv_heads ? item.tile : beyond) = middle;

@@ -72,6 +72,7 @@ class AttentionWarp {
     rows_.shortest_prefix = warp_min(has_row ? rows_.prefix : INT_MAX);
     pages_ = p_.page_table + static_cast<int64_t>(p_.row_seq[first_row_]) * p_.table_width;
 
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < Shared::kQueries * kPieces; i += kAttentionThreads) {
       const int q = i / kPieces, column = i % kPieces * kCopyElements;
       const int64_t row = first_row_ + q / group_, head = kv_head_ * group_ + q % group_;
@@ -87,31 +88,37 @@ class AttentionWarp {
   // memory, which other warps may read after the next barrier.
   __device__ __forceinline__ void attend_split(int32_t split, int32_t key_limit) {
     auto& ring = shared_.warp[warp_].ring;
-    Passes copying(split, key_limit, warp_, rows_);  // the next pass to copy; the KV slots of its keys are known
-    int32_t slot = copying.done() ? -1 : find_key(copying);
-    const auto copy_next = [&](int stage) {
-      if (!copying.done()) {
-        copy_strip(ring[stage], slot);
-        copying.advance(rows_);
-        if (!copying.done()) slot = find_key(copying);
-      }
-      cp_async_commit();
-    };
-#pragma unroll
-    for (int stage = 0; stage < kStages; ++stage) copy_next(stage);
-
+    Passes next(split, key_limit, warp_);  // the next pass to copy; the KV slots of its keys are known
+    int32_t slot = -1;
+    Pass copied[kStages] = {};  // the passes in the ring, the oldest first
     Sums sums;
     clear(sums);
-    cp_async_wait<kStages>();
-    __syncthreads();  // all queries are in shared memory
-    int stage = 0;
-    for (Passes pass(split, key_limit, warp_, rows_); !pass.done(); pass.advance(rows_)) {
-      cp_async_wait<kStages - 1>();
-      __syncwarp();
-      attend(ring[stage], pass, sums);
-      __syncwarp();
-      copy_next(stage);
-      stage = stage + 1 == kStages ? 0 : stage + 1;
+    // Turn t multiplies pass t - kStages, copies pass t and looks for the keys of pass t + 1. All in one loop, because the size
+    // of the code matters: between two calls, the kernels of a layer drive each other out of the instruction caches.
+#pragma unroll 1
+    for (int turn = -1, stage = kStages - 1;; ++turn, stage = stage + 1 == kStages ? 0 : stage + 1) {
+      if (turn == kStages) {
+        cp_async_wait<kStages>();
+        __syncthreads();  // all queries are in shared memory
+      }
+      if (turn >= kStages) {
+        if (copied[0].strip >= key_limit) break;
+        cp_async_wait<kStages - 1>();
+        __syncwarp();
+        attend(ring[stage], copied[0], sums);
+        __syncwarp();
+      }
+      if (turn >= 0) {
+#pragma unroll
+        for (int i = 1; i < kStages; ++i) copied[i - 1] = copied[i];
+        copied[kStages - 1] = next;
+        if (!next.done()) copy_strip(ring[stage], slot);
+        cp_async_commit();
+      }
+      if (!next.done()) {
+        next.advance(rows_);
+        if (!next.done()) slot = find_key(next);
+      }
     }
     leave(sums);
   }
@@ -126,6 +133,9 @@ class AttentionWarp {
     float maximum[query_tiles][2];
     float sum[query_tiles][2];  // over the keys of this lane
   };
+
+  // Does the tile need the m-th group of queries?
+  __device__ __forceinline__ bool has_queries(int m) const { return m == 0 || queries_ > m * kMmaRows; }
 
   // The i-th query of this lane.
   __device__ __forceinline__ int query(int i) const { return i / 2 * kMmaRows + i % 2 * 8 + lane_ / 4; }
@@ -146,10 +156,10 @@ class AttentionWarp {
   }
 
   // The KV slot of the lane's key in a pass, or -1 if the pass does not need the key. Lanes l and l + 16 have the same key.
-  __device__ __forceinline__ int32_t find_key(const Passes& pass) const {
+  __device__ __forceinline__ int32_t find_key(const Pass& pass) const {
     const int32_t key = pass.strip + lane_ % kStrip;
     int32_t prefix = INT_MAX, length = INT_MAX;
-    if (pass.row != Passes::kSharers) {
+    if (pass.row != Pass::kSharers) {
       prefix = __shfl_sync(kFullMask, rows_.prefix, pass.row);
       length = __shfl_sync(kFullMask, rows_.length, pass.row);
     } else if (!rows_.all_share(pass.strip)) {
@@ -175,7 +185,7 @@ class AttentionWarp {
   }
 
   // Adds the 16 keys of a pass to the sums of all queries of the tile.
-  __device__ __forceinline__ void attend(const typename Shared::Strip& strip, const Passes& pass, Sums& sums) const {
+  __device__ __forceinline__ void attend(const typename Shared::Strip& strip, const Pass& pass, Sums& sums) const {
     float scores[query_tiles][2][4] = {};  // 16 queries x 8 keys each
 #pragma unroll
     for (int k = 0; k < head_dim; k += 16) {
@@ -183,6 +193,7 @@ class AttentionWarp {
       ldmatrix(key, &strip.keys[lane_ / 16 * 8 + lane_ % 8][k + lane_ / 8 % 2 * 8]);
 #pragma unroll
       for (int m = 0; m < query_tiles; ++m) {
+        if (!has_queries(m)) continue;
         uint32_t query[4];
         ldmatrix(query, &shared_.queries[m * kMmaRows + lane_ % 16][k + lane_ / 16 * 8]);
         mma(scores[m][0], query, {key[0], key[1]});
@@ -190,12 +201,13 @@ class AttentionWarp {
       }
     }
 
-    const bool all_share = pass.row == Passes::kSharers && rows_.all_share(pass.strip);
-    const bool takes_part = pass.row == Passes::kSharers ? rows_.shares(pass.strip) : pass.row == lane_;  // the lane's row
+    const bool all_share = pass.row == Pass::kSharers && rows_.all_share(pass.strip);
+    const bool takes_part = pass.row == Pass::kSharers ? rows_.shares(pass.strip) : pass.row == lane_;  // the lane's row
     const int32_t seen_of_row = takes_part ? rows_.length - pass.strip : 0;
     uint32_t weights[query_tiles][4];
 #pragma unroll
     for (int m = 0; m < query_tiles; ++m) {
+      if (!has_queries(m)) continue;
       int32_t seen[2] = {kStrip, kStrip};  // keys of the strip
       if (!all_share) {
 #pragma unroll
@@ -210,6 +222,7 @@ class AttentionWarp {
       ldmatrix_transposed(value, &strip.values[lane_ % 16][n * 8 + lane_ / 16 * 8]);
 #pragma unroll
       for (int m = 0; m < query_tiles; ++m) {
+        if (!has_queries(m)) continue;
         mma(sums.values[m][n], weights[m], {value[0], value[1]});
         mma(sums.values[m][n + 1], weights[m], {value[2], value[3]});
       }

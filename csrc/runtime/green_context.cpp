@@ -50,18 +50,9 @@ GreenContext::GreenContext(int32_t device, int32_t multiprocessors) {
   multiprocessors_ = static_cast<int32_t>(part.sm.smCount);
 }
 
-GreenContext::~GreenContext() {
-  try {
-    for (CUstream stream : streams_) SSD_DRIVER(cuStreamDestroy, stream);
-    if (context_ != nullptr) SSD_DRIVER(cuGreenCtxDestroy, context_);
-  } catch (const std::runtime_error&) {  // at the end of the process the driver may be gone
-  }
-}
-
 cudaStream_t GreenContext::stream(int32_t priority) {
   CUstream stream = nullptr;
   SSD_DRIVER(cuGreenCtxStreamCreate, &stream, context_, CU_STREAM_NON_BLOCKING, priority);
-  streams_.push_back(stream);
   return stream;
 }
 

@@ -5,20 +5,21 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
-#include <vector>
 
 namespace ssd {
 
 // The driver's "green context". Needs a driver of CUDA 12.5. Throws std::runtime_error with CUDA's message.
+//
+// Neither a context nor a stream ever ends, like the streams of torch's own pool: torch's allocators record events on the
+// streams that used a tensor when the tensor is freed, and that may be long after the engine has ended.
 class GreenContext {
  public:
   // Takes at least `multiprocessors` of a device; the driver rounds up to a number that the chip can separate.
   GreenContext(int32_t device, int32_t multiprocessors);
-  ~GreenContext();
   GreenContext(const GreenContext&) = delete;
   GreenContext& operator=(const GreenContext&) = delete;
 
-  cudaStream_t stream(int32_t priority);  // ends with the context
+  cudaStream_t stream(int32_t priority);
   int32_t multiprocessors() const { return multiprocessors_; }
 
   // While one is alive, nodes that this thread adds to a graph belong to this context. The body of an IF node of this context
@@ -37,7 +38,6 @@ class GreenContext {
  private:
   CUgreenCtx context_ = nullptr;
   int32_t multiprocessors_ = 0;
-  std::vector<CUstream> streams_;
 };
 
 }  // namespace ssd

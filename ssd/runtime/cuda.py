@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,8 +46,10 @@ class Clock:
         return float(self._base_time + elapsed)
 
 
+@cache
 def _part(device: torch.device, multiprocessors: int) -> Any:
-    """A green context of this size. Raises SsdError if the device cannot create one."""
+    """A green context of this size: one for all engines, because it never ends. Raises SsdError if the device cannot create one.
+    """
     from ssd._C import GreenContext  # exists only in a build for CUDA
 
     try:

@@ -27,4 +27,5 @@ def call(op: str, arguments: Arguments) -> tuple[list[Tensor], list[Tensor]]:
     overload = getattr(torch.ops.ssd, op).default
     result: Any = overload(**arguments)
     results = list(result) if isinstance(result, tuple | list) else [result] if isinstance(result, Tensor) else []
-    return results, [arguments[a.name] for a in overload._schema.arguments if a.is_write]
+    written = [arguments.get(a.name) for a in overload._schema.arguments if a.is_write]
+    return results, [x for x in written if isinstance(x, Tensor)]

@@ -23,7 +23,7 @@ PROMPTS = [[1, 2, 3], [4] * 20]
 def conditional(replays: int = 100) -> None:
     """The kernels in the body are launched as everywhere else: the second may start while the first still runs."""
     gpu = torch.device("cuda:0")
-    device = CudaDevice({"draft": gpu})
+    device = CudaDevice({"draft": gpu}, draft_sms=None)
     stream = device.stream("draft")
     x, weight = torch.randn(4, 256, device=gpu).bfloat16(), torch.ones(256, device=gpu).bfloat16()
     flag, out = torch.zeros(1, dtype=torch.bool, device=gpu), torch.zeros_like(x)
