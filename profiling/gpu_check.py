@@ -6,7 +6,7 @@ them.
     build     the extension with its CUDA kernels
     smoke     a conditional node and tiny decodes, each in a process of its own: everything else needs them
     kernels   times of the kernels, beside their floors
-    decodes   whole decodes: a large pair that agrees 4 times in 5, and one with the function of smollm2-135m if that is installed
+    decodes   whole decodes: a large pair that agrees 4 times in 5, and one with the function of smollm2-135m if it is here
     ops       tests/ops on the GPU
     gpu       tests/gpu, and compute-sanitizer last
 

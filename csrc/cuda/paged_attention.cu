@@ -8,12 +8,11 @@
 namespace ssd::cuda {
 namespace {
 
-constexpr int kManyQueries = 64;
 constexpr int64_t kWorkspaceBytes = int64_t{128} << 20;  // a call that needs more takes several launches
 
 // How a call is cut. It depends on shapes alone.
 struct Cut {
-  int32_t query_tiles, rows_per_tile;
+  int32_t rows_per_tile;
   int32_t rows;            // of a launch
   int32_t max_parts;       // of a tile
   int64_t entries;         // partial results in the workspace, each of all heads of a row
@@ -23,12 +22,8 @@ struct Cut {
 Cut cut_of(const PagedAttentionParams& p) {
   Cut cut;
   const int32_t group = p.query_heads / p.kv_heads;
-  const int32_t rows_of_sequence = divide_up(p.rows, std::max(p.sequences, 1)), queries = rows_of_sequence * group;
-  // More queries in an item mean fewer reads of K/V. But each row with a suffix needs passes of its own, which run one after
-  // another with the passes of the tile's other rows. Then only many queries are worth a larger tile.
-  const bool two = p.head_dim <= kMaxDoubleHeadDim && queries > (p.suffix_slots != nullptr ? kManyQueries : kMmaRows);
-  cut.query_tiles = two ? 2 : 1;
-  const int32_t most_rows = std::min(kMaxTileRows, cut.query_tiles * kMmaRows / group);
+  const int32_t rows_of_sequence = divide_up(p.rows, std::max(p.sequences, 1));
+  const int32_t most_rows = kMmaRows / group;
   cut.rows_per_tile = divide_up(rows_of_sequence, divide_up(rows_of_sequence, most_rows));
 
   const int64_t capacity = static_cast<int64_t>(p.table_width) * p.page_size + p.suffix_width;
@@ -92,7 +87,6 @@ cudaError_t paged_attention(const PagedAttentionParams& params, cudaStream_t str
     const int64_t most_items = int64_t{p.rows} * cut.max_parts * p.kv_heads;
     const AttentionLaunch launch{
         .params = p,
-        .query_tiles = cut.query_tiles,
         .rows_per_tile = cut.rows_per_tile,
         .enough_sections = kEnoughSections,
         .section_arrivals = p.arrivals + int64_t{std::min(params.rows, kMaxScheduledRows)} * p.kv_heads};

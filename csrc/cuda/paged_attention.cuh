@@ -12,8 +12,6 @@
 // that computes it.
 #pragma once
 
-#include <type_traits>
-
 #include "launch.h"
 #include "paged_attention_merge.cuh"
 #include "paged_attention_schedule.cuh"
@@ -21,15 +19,15 @@
 
 namespace ssd::cuda {
 
-template <int head_dim, int query_tiles>
+template <int head_dim>
 __global__ void __launch_bounds__(kAttentionThreads, 2) paged_attention_kernel(AttentionLaunch launch) {
   wait_for_previous_kernel();
   let_next_kernel_start();
-  auto& shared = *shared_memory<AttentionShared<head_dim, query_tiles>>();
+  auto& shared = *shared_memory<AttentionShared<head_dim>>();
   if (threadIdx.x < kWarp) make_schedule(launch, shared.schedule);
   __syncthreads();
-  AttentionWarp<head_dim, query_tiles> warp(launch.params, shared);
-  const AttentionResults<head_dim, query_tiles> results(launch, shared);
+  AttentionWarp<head_dim> warp(launch.params, shared);
+  const AttentionResults<head_dim> results(launch, shared);
   const int32_t kv_heads = launch.params.kv_heads, items = shared.schedule.first_part[shared.schedule.tiles] * kv_heads;
   for (auto index = static_cast<int32_t>(blockIdx.x); index < items; index += static_cast<int32_t>(gridDim.x)) {
     const Item item = find_item(shared.schedule, index, kv_heads);
@@ -47,16 +45,10 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) paged_attention_kernel(A
 
 template <int head_dim>
 cudaError_t start_paged_attention(const AttentionLaunch& cut, int32_t blocks, cudaStream_t stream) {
-  const auto start = [&]<int query_tiles>(std::integral_constant<int, query_tiles>) {
-    constexpr size_t shared_bytes = sizeof(AttentionShared<head_dim, query_tiles>);
-    static_assert(shared_bytes <= 99 * 1024);
-    return launch<paged_attention_kernel<head_dim, query_tiles>>(dim3(static_cast<unsigned>(blocks)), dim3(kAttentionThreads),
-                                                                 shared_bytes, stream, cut);
-  };
-  if constexpr (head_dim <= kMaxDoubleHeadDim) {
-    if (cut.query_tiles == 2) return start(std::integral_constant<int, 2>());
-  }
-  return start(std::integral_constant<int, 1>());
+  constexpr size_t kSharedBytes = sizeof(AttentionShared<head_dim>);
+  static_assert(kSharedBytes <= 99 * 1024);
+  return launch<paged_attention_kernel<head_dim>>(dim3(static_cast<unsigned>(blocks)), dim3(kAttentionThreads), kSharedBytes,
+                                                  stream, cut);
 }
 
 }  // namespace ssd::cuda

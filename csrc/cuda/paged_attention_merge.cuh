@@ -29,10 +29,10 @@ __device__ __forceinline__ Partial merge(const Partial& a, const Partial& b) {
                       add(a.values.w, b.values.w))};
 }
 
-template <int head_dim, int query_tiles>
+template <int head_dim>
 class AttentionResults {
  public:
-  using Shared = AttentionShared<head_dim, query_tiles>;
+  using Shared = AttentionShared<head_dim>;
 
   __device__ __forceinline__ AttentionResults(const AttentionLaunch& launch, Shared& shared)
       : launch_(launch),

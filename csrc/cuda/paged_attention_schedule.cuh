@@ -23,8 +23,6 @@ constexpr int32_t kFineSplits = kFineTileLimit / kFineTile;
 static_assert(kSection % kFineTile == 0 && kSection % kCoarseTile == 0);
 
 constexpr int kMmaRows = 16;                // queries of an mma; a query is a (row, query head)
-constexpr int kMaxDoubleHeadDim = 128;      // larger heads leave too few registers for 2 * kMmaRows queries
-constexpr int32_t kMaxTileRows = kWarp;     // each has a lane
 constexpr int32_t kMaxScheduledRows = 512;  // of a launch
 constexpr int32_t kEnoughSections = 132;    // one for each multiprocessor of an H100
 constexpr int32_t kPersistentBlocks = 2 * kEnoughSections;
@@ -32,8 +30,7 @@ constexpr int32_t kPersistentBlocks = 2 * kEnoughSections;
 // The parameters of a launch: up to kMaxScheduledRows rows of a call, and how they are cut.
 struct AttentionLaunch {
   PagedAttentionParams params;
-  int32_t query_tiles;        // groups of kMmaRows queries that a tile of rows needs: 1 or 2
-  int32_t rows_per_tile;      // at most this many, and at most kMaxTileRows
+  int32_t rows_per_tile;      // at most this many
   int32_t enough_sections;    // a part is a section if there are at least so many (tile, section, K/V head)s
   int32_t* section_arrivals;  // of each (section, K/V head), at the number of the section's first split
 };

@@ -12,9 +12,8 @@ namespace ssd::cuda {
 
 constexpr int kCopyElements = 8;  // of a cp.async
 
-template <int head_dim, int query_tiles>
+template <int head_dim>
 struct AttentionShared {
-  static constexpr int kQueries = query_tiles * kMmaRows;
   static constexpr int kStages = head_dim > 128 ? 1 : head_dim > 80 ? 2 : 3;
   static constexpr int kPitch = head_dim + kCopyElements;  // elements; eight rows, 16 bytes of each, use different banks
 
@@ -24,14 +23,14 @@ struct AttentionShared {
   };
   union Warp {
     Strip ring[kStages];
-    float values[kQueries][kPitch];  // at the end of a split: the warp's result, not divided by the sum
+    float values[kMmaRows][kPitch];  // at the end of a split: the warp's result, not divided by the sum
   };
 
   Warp warp[kAttentionWarps];
-  float2 softmax[kAttentionWarps][kQueries];  // maximum and sum of each warp's result
-  alignas(16) uint16_t queries[kQueries][kPitch];
-  alignas(16) float section_values[kQueries][head_dim];  // merged splits of the section so far
-  float2 section_softmax[kQueries];
+  float2 softmax[kAttentionWarps][kMmaRows];  // maximum and sum of each warp's result
+  alignas(16) uint16_t queries[kMmaRows][kPitch];
+  alignas(16) float section_values[kMmaRows][head_dim];  // merged splits of the section so far
+  float2 section_softmax[kMmaRows];
   Schedule schedule;
   int32_t is_last;
 };
@@ -47,10 +46,10 @@ __device__ __forceinline__ uint32_t word_of(float low, float high) {
   return word;
 }
 
-template <int head_dim, int query_tiles>
+template <int head_dim>
 class AttentionWarp {
  public:
-  using Shared = AttentionShared<head_dim, query_tiles>;
+  using Shared = AttentionShared<head_dim>;
 
   __device__ __forceinline__ AttentionWarp(const PagedAttentionParams& p, Shared& shared)
       : p_(p),
@@ -73,7 +72,7 @@ class AttentionWarp {
     pages_ = p_.page_table + static_cast<int64_t>(p_.row_seq[first_row_]) * p_.table_width;
 
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < Shared::kQueries * kPieces; i += kAttentionThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < kMmaRows * kPieces; i += kAttentionThreads) {
       const int q = i / kPieces, column = i % kPieces * kCopyElements;
       const int64_t row = first_row_ + q / group_, head = kv_head_ * group_ + q % group_;
       const uint16_t* from = static_cast<const uint16_t*>(p_.q);
@@ -128,30 +127,24 @@ class AttentionWarp {
   static constexpr int kPieces = head_dim / kCopyElements;  // of a key
   static constexpr int kColumnTiles = head_dim / 8;         // of a mma's result
 
-  struct Sums {  // of the warp's keys so far; a lane has a share of 2 * query_tiles queries
-    float values[query_tiles][kColumnTiles][4];
-    float maximum[query_tiles][2];
-    float sum[query_tiles][2];  // over the keys of this lane
+  struct Sums {  // of the warp's keys so far; a lane has a share of two queries
+    float values[kColumnTiles][4];
+    float maximum[2];
+    float sum[2];  // over the keys of this lane
   };
 
-  // Does the tile need the m-th group of queries?
-  __device__ __forceinline__ bool has_queries(int m) const { return m == 0 || queries_ > m * kMmaRows; }
-
-  // The i-th query of this lane.
-  __device__ __forceinline__ int query(int i) const { return i / 2 * kMmaRows + i % 2 * 8 + lane_ / 4; }
+  // The first or second query of this lane.
+  __device__ __forceinline__ int query(int half) const { return half * 8 + lane_ / 4; }
 
   __device__ __forceinline__ static void clear(Sums& sums) {
 #pragma unroll
-    for (int m = 0; m < query_tiles; ++m) {
+    for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
-      for (int n = 0; n < kColumnTiles; ++n)
+      for (int i = 0; i < 4; ++i) sums.values[n][i] = 0.0f;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sums.values[m][n][i] = 0.0f;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        sums.maximum[m][half] = -INFINITY;
-        sums.sum[m][half] = 0.0f;
-      }
+    for (int half = 0; half < 2; ++half) {
+      sums.maximum[half] = -INFINITY;
+      sums.sum[half] = 0.0f;
     }
   }
 
@@ -186,51 +179,37 @@ class AttentionWarp {
 
   // Adds the 16 keys of a pass to the sums of all queries of the tile.
   __device__ __forceinline__ void attend(const typename Shared::Strip& strip, const Pass& pass, Sums& sums) const {
-    float scores[query_tiles][2][4] = {};  // 16 queries x 8 keys each
+    float scores[2][4] = {};  // 16 queries x 8 keys each
 #pragma unroll
     for (int k = 0; k < head_dim; k += 16) {
-      uint32_t key[4];
+      uint32_t key[4], query[4];
       ldmatrix(key, &strip.keys[lane_ / 16 * 8 + lane_ % 8][k + lane_ / 8 % 2 * 8]);
-#pragma unroll
-      for (int m = 0; m < query_tiles; ++m) {
-        if (!has_queries(m)) continue;
-        uint32_t query[4];
-        ldmatrix(query, &shared_.queries[m * kMmaRows + lane_ % 16][k + lane_ / 16 * 8]);
-        mma(scores[m][0], query, {key[0], key[1]});
-        mma(scores[m][1], query, {key[2], key[3]});
-      }
+      ldmatrix(query, &shared_.queries[lane_ % 16][k + lane_ / 16 * 8]);
+      mma(scores[0], query, {key[0], key[1]});
+      mma(scores[1], query, {key[2], key[3]});
     }
 
-    const bool all_share = pass.row == Pass::kSharers && rows_.all_share(pass.strip);
-    const bool takes_part = pass.row == Pass::kSharers ? rows_.shares(pass.strip) : pass.row == lane_;  // the lane's row
-    const int32_t seen_of_row = takes_part ? rows_.length - pass.strip : 0;
-    uint32_t weights[query_tiles][4];
+    int32_t seen[2] = {kStrip, kStrip};  // keys of the strip that each of the lane's queries sees
+    if (pass.row != Pass::kSharers || !rows_.all_share(pass.strip)) {
+      const bool takes_part = pass.row == Pass::kSharers ? rows_.shares(pass.strip) : pass.row == lane_;  // the lane's row
+      const int32_t seen_of_row = takes_part ? rows_.length - pass.strip : 0;
 #pragma unroll
-    for (int m = 0; m < query_tiles; ++m) {
-      if (!has_queries(m)) continue;
-      int32_t seen[2] = {kStrip, kStrip};  // keys of the strip
-      if (!all_share) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) seen[half] = __shfl_sync(kFullMask, seen_of_row, query(2 * m + half) / group_);
-      }
-      weigh(scores[m], seen, sums, m, weights[m]);
+      for (int half = 0; half < 2; ++half) seen[half] = __shfl_sync(kFullMask, seen_of_row, query(half) / group_);
     }
+    uint32_t weights[4];
+    weigh(scores, seen, sums, weights);
 
 #pragma unroll
     for (int n = 0; n < kColumnTiles; n += 2) {
       uint32_t value[4];
       ldmatrix_transposed(value, &strip.values[lane_ % 16][n * 8 + lane_ / 16 * 8]);
-#pragma unroll
-      for (int m = 0; m < query_tiles; ++m) {
-        if (!has_queries(m)) continue;
-        mma(sums.values[m][n], weights[m], {value[0], value[1]});
-        mma(sums.values[m][n + 1], weights[m], {value[2], value[3]});
-      }
+      mma(sums.values[n], weights, {value[0], value[1]});
+      mma(sums.values[n + 1], weights, {value[2], value[3]});
     }
   }
 
   // Turns scores into weights, relative to the largest score so far, and brings the earlier sums to the same scale.
-  __device__ __forceinline__ void weigh(const float (&scores)[2][4], const int32_t (&seen)[2], Sums& sums, int m,
+  __device__ __forceinline__ void weigh(const float (&scores)[2][4], const int32_t (&seen)[2], Sums& sums,
                                         uint32_t (&weights)[4]) const {
     float change[2];
 #pragma unroll
@@ -242,12 +221,12 @@ class AttentionWarp {
       float largest = fmaxf(fmaxf(score[0], score[1]), fmaxf(score[2], score[3]));
       largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, 1));
       largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, 2));
-      const float maximum = fmaxf(sums.maximum[m][half], largest * scale_), offset = offset_of(maximum);
-      change[half] = exp2_approx(sums.maximum[m][half] - offset);
-      sums.maximum[m][half] = maximum;
+      const float maximum = fmaxf(sums.maximum[half], largest * scale_), offset = offset_of(maximum);
+      change[half] = exp2_approx(sums.maximum[half] - offset);
+      sums.maximum[half] = maximum;
 #pragma unroll
       for (int i = 0; i < 4; ++i) score[i] = exp2_approx(fmaf(score[i], scale_, -offset));
-      sums.sum[m][half] = fmaf(sums.sum[m][half], change[half], (score[0] + score[1]) + (score[2] + score[3]));
+      sums.sum[half] = fmaf(sums.sum[half], change[half], (score[0] + score[1]) + (score[2] + score[3]));
       weights[half] = word_of(score[0], score[1]);
       weights[2 + half] = word_of(score[2], score[3]);
     }
@@ -255,23 +234,23 @@ class AttentionWarp {
 #pragma unroll
       for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sums.values[m][n][i] *= change[i / 2];
+        for (int i = 0; i < 4; ++i) sums.values[n][i] *= change[i / 2];
     }
   }
 
   // Writes the result to the shared memory of the ring.
   __device__ __forceinline__ void leave(const Sums& sums) const {
 #pragma unroll
-    for (int i = 0; i < 2 * query_tiles; ++i) {
-      float sum = sums.sum[i / 2][i % 2];
+    for (int half = 0; half < 2; ++half) {
+      float sum = sums.sum[half];
       sum += __shfl_xor_sync(kFullMask, sum, 1);
       sum += __shfl_xor_sync(kFullMask, sum, 2);
-      if (query(i) >= queries_) continue;
-      if (lane_ % 4 == 0) shared_.softmax[warp_][query(i)] = make_float2(sums.maximum[i / 2][i % 2], sum);
+      if (query(half) >= queries_) continue;
+      if (lane_ % 4 == 0) shared_.softmax[warp_][query(half)] = make_float2(sums.maximum[half], sum);
 #pragma unroll
       for (int n = 0; n < kColumnTiles; ++n)
-        reinterpret_cast<float2&>(shared_.warp[warp_].values[query(i)][n * 8 + lane_ % 4 * 2]) =
-            make_float2(sums.values[i / 2][n][i % 2 * 2], sums.values[i / 2][n][i % 2 * 2 + 1]);
+        reinterpret_cast<float2&>(shared_.warp[warp_].values[query(half)][n * 8 + lane_ % 4 * 2]) =
+            make_float2(sums.values[n][half * 2], sums.values[n][half * 2 + 1]);
     }
   }
 

@@ -72,13 +72,14 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the sources, from git, or from $SSD_COMMIT where there is no git or no history; None without either."""
+    """The commit of the sources: $SSD_COMMIT, or from git; None without either."""
+    if given := os.environ.get("SSD_COMMIT"):
+        return given
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        described = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
     except OSError:
-        described = ""
-    return described or os.environ.get("SSD_COMMIT")
+        return None
 
 
 # A GPU ------------------------------------------------------------------------------------------------------------------------

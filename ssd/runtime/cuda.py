@@ -48,8 +48,7 @@ class Clock:
 
 @cache
 def _part(device: torch.device, multiprocessors: int) -> Any:
-    """A green context of this size: one for all engines, because it never ends. Raises SsdError if the device cannot create one.
-    """
+    """A green context of this size. It never ends, so all engines share it. Raises SsdError if the device cannot create one."""
     from ssd._C import GreenContext  # exists only in a build for CUDA
 
     try:

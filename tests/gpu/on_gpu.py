@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ops.examples import Arguments, decision_examples, forward_examples
+from ops.examples import Arguments, decision_examples, forward_examples, row_examples
 
 
 def named_examples() -> Iterator[tuple[str, str, Arguments]]:
     """Yields (a name for the test, the op, its arguments on the CPU)."""
-    for i, (op, arguments) in enumerate([*forward_examples(torch.bfloat16), *decision_examples()]):
+    for i, (op, arguments) in enumerate([*forward_examples(torch.bfloat16), *row_examples(), *decision_examples()]):
         yield f"{op}-{i}", op, arguments
 
 

@@ -311,11 +311,12 @@ def test_paged_attention_handles_prefixes_beyond_the_fine_tiles(dtype: torch.dty
 
 @dtypes
 def test_paged_attention_handles_many_sequences(dtype: torch.dtype) -> None:
-    """So many that a kernel gives each block several tiles of a sequence's keys."""
-    lengths = [129 + 17 * s % 150 for s in range(17)]
+    """So many that a kernel gives a block several sequences, and several of their tiles, with heads to merge in turns."""
+    count = 34
+    lengths = [129 + 17 * s % 150 for s in range(count)]
     keys = PagedKeys(lengths, 8, 64, 16, dtype, seed=7)
-    arguments = keys.see(list(range(17)), lengths, suffix=[s % 3 for s in range(17)])
-    q = torch.randn(17, 8, 64, generator=generator(7)).to(dtype)
+    arguments = keys.see(list(range(count)), lengths, suffix=[s % 3 for s in range(count)])
+    q = torch.randn(count, 96, 64, generator=generator(7)).to(dtype)
     assert_attention(ops.paged_attention(q, scale=0.3, **arguments), reference.paged_attention(q, scale=0.3, **arguments))
 
 
