@@ -36,6 +36,30 @@ class Conditional:
     def __init__(self, stream: int, flags: int, count: int, body: int, part: GreenContext | None = None) -> None: ...
     def end(self) -> None: ...
 
+class Program:
+    """The CPU ops of one of a round's programs: recorded once, then run again (csrc/cpu/program.h)."""
+
+    def __init__(self) -> None: ...
+    def begin(self) -> None:
+        """The CPU ops that this thread calls become steps, and do not run. Raises RuntimeError if it records already."""
+
+    def end(self) -> None: ...
+    def begin_when(self, flags: int, bytes: int) -> None:
+        """The steps until `end_when` run only if one of `bytes` bytes at the address `flags` is not zero."""
+
+    def end_when(self) -> None: ...
+    def mark(self) -> int:
+        """Add a step that notes the time, in seconds on time.perf_counter's clock. Returns its number."""
+
+    @property
+    def times(self) -> list[float]:
+        """The times of the last run, by the numbers of the marks; 0 where a mark was not reached."""
+
+    def run(self) -> None:
+        """Run all steps on this thread, without the interpreter's lock. Raises what a step raises; later steps do not run."""
+
+    def __len__(self) -> int: ...
+
 class PageAllocator:
     """The free pages of a K/V cache, and for every other page the number of sequences that hold it.
 

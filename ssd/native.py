@@ -4,6 +4,6 @@ from ssd._check import check_torch
 
 check_torch()
 
-from ssd._C import PageAllocator, cpu_isa, has_conditional_nodes  # noqa: E402
+from ssd._C import PageAllocator, Program, cpu_isa, has_conditional_nodes  # noqa: E402
 
-__all__ = ["PageAllocator", "cpu_isa", "has_conditional_nodes"]
+__all__ = ["PageAllocator", "Program", "cpu_isa", "has_conditional_nodes"]

@@ -52,3 +52,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     config.hook.pytest_deselected(items=[item for item in items if not asked_for(item)])
     items[:] = [item for item in items if asked_for(item)]
+
+
+@pytest.fixture
+def eager_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines run their rounds eagerly: for tests that replace a part of a program, which a recorded one calls only once."""
+    monkeypatch.setenv("SSD_EAGER", "1")

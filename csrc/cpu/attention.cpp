@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "parallel.h"
+#include "program.h"
 #include "run_dtype.h"
 
 namespace ssd {
@@ -178,38 +179,40 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
   TORCH_CHECK(dim % kBlock == 0 && dim <= kMaxHeadDim, "q must have a head size that is a multiple of ", kBlock, " up to ",
               kMaxHeadDim, ", not ", dim);
   Tensor out = at::empty({sizes.rows, sizes.query_heads, dim}, q.options());
-  with_run_dtype(q, [&]<typename T>(T) {
-    const Call<T> call{
-        .all = {.q = data<T>(q),
-                .k_cache = data<T>(k_cache),
-                .v_cache = data<T>(v_cache),
-                .pages = nullptr,
-                .prefix_len = prefix_len.const_data_ptr<int32_t>(),
-                .suffix_slots = pointer_or_null<int32_t>(suffix_slots),
-                .suffix_len = pointer_or_null<int32_t>(suffix_len),
-                .out = mutable_data<T>(out),
-                .scratch = nullptr,
-                .rows = sizes.rows,
-                .q_stride = q.stride(0),
-                .query_heads = static_cast<int32_t>(sizes.query_heads),
-                .kv_heads = static_cast<int32_t>(sizes.kv_heads),
-                .head_dim = static_cast<int32_t>(dim),
-                .page_size = static_cast<int32_t>(sizes.page_size),
-                .suffix_width = static_cast<int32_t>(sizes.suffix_width),
-                .kv_head = 0,
-                .scale = static_cast<float>(scale),
-                .part = AttentionPart::kAll,
-                .first_key = 0,
-                .partials = nullptr,
-                .partial_stride = 0},
-        .row_seq = row_seq.const_data_ptr<int32_t>(),
-        .page_table = page_table.const_data_ptr<int32_t>(),
-        .sequences = sizes.sequences,
-        .table_width = sizes.table_width,
-        .pages = sizes.pages,
-    };
-    check_values(call);
-    attend(call);
+  run_or_record([=] {
+    with_run_dtype(q, [&]<typename T>(T) {
+      const Call<T> call{
+          .all = {.q = data<T>(q),
+                  .k_cache = data<T>(k_cache),
+                  .v_cache = data<T>(v_cache),
+                  .pages = nullptr,
+                  .prefix_len = prefix_len.const_data_ptr<int32_t>(),
+                  .suffix_slots = pointer_or_null<int32_t>(suffix_slots),
+                  .suffix_len = pointer_or_null<int32_t>(suffix_len),
+                  .out = mutable_data<T>(out),
+                  .scratch = nullptr,
+                  .rows = sizes.rows,
+                  .q_stride = q.stride(0),
+                  .query_heads = static_cast<int32_t>(sizes.query_heads),
+                  .kv_heads = static_cast<int32_t>(sizes.kv_heads),
+                  .head_dim = static_cast<int32_t>(dim),
+                  .page_size = static_cast<int32_t>(sizes.page_size),
+                  .suffix_width = static_cast<int32_t>(sizes.suffix_width),
+                  .kv_head = 0,
+                  .scale = static_cast<float>(scale),
+                  .part = AttentionPart::kAll,
+                  .first_key = 0,
+                  .partials = nullptr,
+                  .partial_stride = 0},
+          .row_seq = row_seq.const_data_ptr<int32_t>(),
+          .page_table = page_table.const_data_ptr<int32_t>(),
+          .sequences = sizes.sequences,
+          .table_width = sizes.table_width,
+          .pages = sizes.pages,
+      };
+      check_values(call);
+      attend(call);
+    });
   });
   return out;
 }

@@ -15,6 +15,7 @@
 
 #include "huge_pages.h"
 #include "parallel.h"
+#include "program.h"
 #include "run_dtype.h"
 
 namespace ssd {
@@ -181,12 +182,13 @@ Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::
   const LinearSizes sizes =
       check_linear(x, weight, out_features, epilogue_name, bias, residual, kCpuDtypes, packed_shape, at::kByte);
   Tensor y = at::empty({sizes.rows, sizes.columns}, x.options().dtype(float32_out ? at::kFloat : x.scalar_type()));
-  multiply(x, weight, sizes, bias, residual, y, float32_out);
+  run_or_record([=] { multiply(x, weight, sizes, bias, residual, y, float32_out); });
   return y;
 }
 
 void logits(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& out) {
-  multiply(x, weight, check_logits(x, weight, bias, out, kCpuDtypes, packed_shape, at::kByte), bias, std::nullopt, out, true);
+  const LinearSizes sizes = check_logits(x, weight, bias, out, kCpuDtypes, packed_shape, at::kByte);
+  run_or_record([=] { multiply(x, weight, sizes, bias, std::nullopt, out, true); });
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include "../arguments.h"
 #include "parallel.h"
+#include "program.h"
 
 namespace ssd {
 namespace {
@@ -36,21 +37,23 @@ void ngram_propose(const Tensor& tokens, const Tensor& length, const Tensor& mis
                    const Tensor& spec_len, const Tensor& q_address) {
   const NgramSizes sizes = check_ngram_propose(tokens, length, missed, spec_tokens, spec_len, q_address);
   const int64_t capacity = sizes.capacity, lookahead = sizes.lookahead;
-  parallel_for(sizes.slots, 1, [&](int64_t begin, int64_t end) {
-    std::vector<int64_t> scratch;
-    for (int64_t s = begin; s < end; ++s) {
-      if (missed.const_data_ptr<uint8_t>()[s] == 0) continue;
-      const int64_t last = length.const_data_ptr<int32_t>()[s];
-      TORCH_CHECK(last >= 0 && last < capacity, "length[", s, "] is ", last, ", outside 0..", capacity - 1);
-      const int32_t* sequence = tokens.const_data_ptr<int32_t>() + s * capacity;
-      const Match match = longest_match(sequence, last, scratch);
-      const int64_t count = match.tokens == 0 ? 0 : std::min(lookahead, last - match.end);
-      int32_t* speculation = spec_tokens.mutable_data_ptr<int32_t>() + s * lookahead;
-      std::fill_n(std::copy_n(sequence + match.end + 1, count, speculation), lookahead - count, 0);
-      int32_t& room = spec_len.mutable_data_ptr<int32_t>()[s];
-      room = static_cast<int32_t>(std::min<int64_t>(room, count));
-      q_address.mutable_data_ptr<int32_t>()[s] = -1;
-    }
+  run_or_record([=] {
+    parallel_for(sizes.slots, 1, [&](int64_t begin, int64_t end) {
+      std::vector<int64_t> scratch;
+      for (int64_t s = begin; s < end; ++s) {
+        if (missed.const_data_ptr<uint8_t>()[s] == 0) continue;
+        const int64_t last = length.const_data_ptr<int32_t>()[s];
+        TORCH_CHECK(last >= 0 && last < capacity, "length[", s, "] is ", last, ", outside 0..", capacity - 1);
+        const int32_t* sequence = tokens.const_data_ptr<int32_t>() + s * capacity;
+        const Match match = longest_match(sequence, last, scratch);
+        const int64_t count = match.tokens == 0 ? 0 : std::min(lookahead, last - match.end);
+        int32_t* speculation = spec_tokens.mutable_data_ptr<int32_t>() + s * lookahead;
+        std::fill_n(std::copy_n(sequence + match.end + 1, count, speculation), lookahead - count, 0);
+        int32_t& room = spec_len.mutable_data_ptr<int32_t>()[s];
+        room = static_cast<int32_t>(std::min<int64_t>(room, count));
+        q_address.mutable_data_ptr<int32_t>()[s] = -1;
+      }
+    });
   });
 }
 

@@ -12,6 +12,7 @@
 #include "../common/distribution.h"
 #include "../common/philox.h"
 #include "parallel.h"
+#include "program.h"
 #include "simd/kernels.h"
 
 namespace ssd {
@@ -118,16 +119,18 @@ Tensor row_stats(const Tensor& logits, const Tensor& temperature, const Tensor& 
   const LogitsSizes sizes = check_row_stats(logits, temperature, top_k, top_p, min_p, saguaro_f, saguaro_c);
   const int64_t rows = sizes.rows, size = sizes.vocabulary;
   Tensor stats = at::empty({rows, kStats}, logits.options());
-  float* out = stats.mutable_data_ptr<float>();
-  parallel_for(rows, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(static_cast<size_t>(size));
-    for (int64_t r = begin; r < end; ++r) {
-      const int64_t s = r / sizes.rows_a_slot;
-      const Processing how{temperature.const_data_ptr<float>()[s], top_p.const_data_ptr<float>()[s],
-                           min_p.const_data_ptr<float>()[s],       static_cast<float>(saguaro_c),
-                           top_k.const_data_ptr<int32_t>()[s],     saguaro_f};
-      stats_of_row(logits.const_data_ptr<float>() + r * size, size, how, scratch.data(), out + r * kStats);
-    }
+  run_or_record([=] {
+    float* out = stats.mutable_data_ptr<float>();
+    parallel_for(rows, 1, [&](int64_t begin, int64_t end) {
+      std::vector<float> scratch(static_cast<size_t>(size));
+      for (int64_t r = begin; r < end; ++r) {
+        const int64_t s = r / sizes.rows_a_slot;
+        const Processing how{temperature.const_data_ptr<float>()[s], top_p.const_data_ptr<float>()[s],
+                             min_p.const_data_ptr<float>()[s],       static_cast<float>(saguaro_c),
+                             top_k.const_data_ptr<int32_t>()[s],     saguaro_f};
+        stats_of_row(logits.const_data_ptr<float>() + r * size, size, how, scratch.data(), out + r * kStats);
+      }
+    });
   });
   return stats;
 }
@@ -155,44 +158,46 @@ void sample(const Tensor& logits, const Tensor& stats, const Tensor& seed, const
   const LogitsSizes sizes =
       check_sample(logits, stats, seed, position, tokens, m, id_of, missed, parity, q_logits, q_stats, spec_len, bad, drafted);
   const int64_t rows = sizes.rows, size = sizes.vocabulary;
-  const int32_t* ids = pointer_or_null<int32_t>(id_of);
-  const uint8_t* wanted = pointer_or_null<uint8_t>(missed);
-  int64_t half = parity.has_value() ? parity->const_data_ptr<int32_t>()[0] : 0;
-  TORCH_CHECK(half == 0 || half == 1, "parity must be 0 or 1, not ", half);
-  if (next_half) half = 1 - half;
-  parallel_for(rows, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> times;
-    std::vector<Entry> best(static_cast<size_t>(m));
-    for (int64_t r = begin; r < end; ++r) {
-      const float* row = logits.const_data_ptr<float>() + r * size;
-      const float* row_stats = stats.const_data_ptr<float>() + r * kStats;
-      const int64_t s = r / sizes.rows_a_slot, of_slot = r % sizes.rows_a_slot;
-      const auto keep = [&](const Tensor& q, const float* values, int64_t count) {
-        float* kept = q.mutable_data_ptr<float>() + s * q.stride(0) + half * q.stride(1) + of_slot * q.stride(2);
-        std::copy_n(values, count, kept);
-      };
-      if (q_logits.has_value()) keep(*q_logits, row, size), keep(*q_stats, row_stats, kStats);
-      if (wanted != nullptr && wanted[s] == 0) continue;
-      int found = 0;
-      if (is_greedy(row_stats)) {
-        found = kernels().largest(row, size, static_cast<int>(m), -1, best.data());
-      } else {
-        times.resize(static_cast<size_t>(size));
-        kernels().probabilities(row, row_stats, 0, size, times.data());
-        kernels().race_times(times.data(), size, seed.const_data_ptr<int64_t>()[s],
-                             position.const_data_ptr<int32_t>()[r * position.stride(0)] + 1,
-                             static_cast<uint32_t>(Purpose::kDraft), times.data());
-        for (float& time : times) time = -time;  // the earliest is the largest
-        found = kernels().largest(times.data(), size, static_cast<int>(m), -1, best.data());
+  run_or_record([=] {
+    const int32_t* ids = pointer_or_null<int32_t>(id_of);
+    const uint8_t* wanted = pointer_or_null<uint8_t>(missed);
+    int64_t half = parity.has_value() ? parity->const_data_ptr<int32_t>()[0] : 0;
+    TORCH_CHECK(half == 0 || half == 1, "parity must be 0 or 1, not ", half);
+    if (next_half) half = 1 - half;
+    parallel_for(rows, 1, [&](int64_t begin, int64_t end) {
+      std::vector<float> times;
+      std::vector<Entry> best(static_cast<size_t>(m));
+      for (int64_t r = begin; r < end; ++r) {
+        const float* row = logits.const_data_ptr<float>() + r * size;
+        const float* row_stats = stats.const_data_ptr<float>() + r * kStats;
+        const int64_t s = r / sizes.rows_a_slot, of_slot = r % sizes.rows_a_slot;
+        const auto keep = [&](const Tensor& q, const float* values, int64_t count) {
+          float* kept = q.mutable_data_ptr<float>() + s * q.stride(0) + half * q.stride(1) + of_slot * q.stride(2);
+          std::copy_n(values, count, kept);
+        };
+        if (q_logits.has_value()) keep(*q_logits, row, size), keep(*q_stats, row_stats, kStats);
+        if (wanted != nullptr && wanted[s] == 0) continue;
+        int found = 0;
+        if (is_greedy(row_stats)) {
+          found = kernels().largest(row, size, static_cast<int>(m), -1, best.data());
+        } else {
+          times.resize(static_cast<size_t>(size));
+          kernels().probabilities(row, row_stats, 0, size, times.data());
+          kernels().race_times(times.data(), size, seed.const_data_ptr<int64_t>()[s],
+                               position.const_data_ptr<int32_t>()[r * position.stride(0)] + 1,
+                               static_cast<uint32_t>(Purpose::kDraft), times.data());
+          for (float& time : times) time = -time;  // the earliest is the largest
+          found = kernels().largest(times.data(), size, static_cast<int>(m), -1, best.data());
+        }
+        int32_t* drawn = tokens.mutable_data_ptr<int32_t>() + s * tokens.stride(0) + of_slot * m * tokens.stride(1);
+        for (int64_t i = 0; i < m; ++i) {
+          const int32_t column = best[static_cast<size_t>(i)].id;
+          drawn[i * tokens.stride(1)] = i >= found ? kNoToken : ids != nullptr ? ids[column] : column;
+        }
       }
-      int32_t* drawn = tokens.mutable_data_ptr<int32_t>() + s * tokens.stride(0) + of_slot * m * tokens.stride(1);
-      for (int64_t i = 0; i < m; ++i) {
-        const int32_t column = best[static_cast<size_t>(i)].id;
-        drawn[i * tokens.stride(1)] = i >= found ? kNoToken : ids != nullptr ? ids[column] : column;
-      }
-    }
+    });
+    if (spec_len.has_value()) end_speculations(tokens, sizes.rows_a_slot, m, wanted, *spec_len, *bad, drafted);
   });
-  if (spec_len.has_value()) end_speculations(tokens, sizes.rows_a_slot, m, wanted, *spec_len, *bad, drafted);
 }
 
 }  // namespace

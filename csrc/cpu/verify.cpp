@@ -9,6 +9,7 @@
 #include "../common/distribution.h"
 #include "../common/philox.h"
 #include "parallel.h"
+#include "program.h"
 #include "simd/kernels.h"
 
 namespace ssd {
@@ -165,84 +166,87 @@ void verify(const Tensor& p_logits, const Tensor& p_stats, const OptionalTensor&
                    parity, seed, eos, ignore_eos, max_length, tokens, length, last_token, done, outcome, path, report);
   const int64_t slots = sizes.slots, nodes = sizes.nodes, vocabulary = sizes.vocabulary, capacity = sizes.capacity;
   const int64_t draft_vocabulary = sizes.draft_vocabulary, addresses = sizes.addresses, q_rows = sizes.q_rows;
-  const int64_t half = parity.const_data_ptr<int32_t>()[0];
-  TORCH_CHECK(half == 0 || half == 1, "parity must be 0 or 1, not ", half);
+  run_or_record([=] {
+    const int64_t half = parity.const_data_ptr<int32_t>()[0];
+    TORCH_CHECK(half == 0 || half == 1, "parity must be 0 or 1, not ", half);
 
-  const auto report_slot = [&](int64_t s, const int32_t* decided) {
-    int32_t* row = report.mutable_data_ptr<int32_t>() + s * (kReportColumns + sizes.newest);
-    const int32_t n = length.const_data_ptr<int32_t>()[s];
-    row[kReportLength] = n;
-    row[kReportDone] = done.const_data_ptr<uint8_t>()[s];
-    row[kReportAccepted] = decided[0];
-    row[kReportProposed] = spec_len.const_data_ptr<int32_t>()[s];
-    row[kReportHit] = hit.const_data_ptr<uint8_t>()[s];
-    row[kReportBad] = bad.const_data_ptr<int32_t>()[s];
-    for (int64_t i = 0; i < sizes.newest; ++i)
-      row[kReportColumns + i] = tokens.const_data_ptr<int32_t>()[s * capacity + newest_position(n, i, sizes.newest, capacity)];
-  };
-  parallel_for(slots, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t s = begin; s < end; ++s) {
-      int32_t* result = outcome.mutable_data_ptr<int32_t>() + (s * 2 + half) * 2;
-      result[0] = result[1] = -1;
-      std::fill_n(path.mutable_data_ptr<int32_t>() + s * nodes, nodes, -1);
-      if (done.const_data_ptr<uint8_t>()[s] != 0) {
-        report_slot(s, result);
-        continue;
-      }
-      const int64_t proposed = spec_len.const_data_ptr<int32_t>()[s];
-      const int32_t address = q_address.const_data_ptr<int32_t>()[s];
+    const auto report_slot = [&](int64_t s, const int32_t* decided) {
+      int32_t* row = report.mutable_data_ptr<int32_t>() + s * (kReportColumns + sizes.newest);
       const int32_t n = length.const_data_ptr<int32_t>()[s];
-      TORCH_CHECK(proposed >= 0 && proposed < nodes, "spec_len[", s, "] is ", proposed, ", outside 0..", nodes - 1);
-      TORCH_CHECK(!q_logits.has_value() || address < addresses, "q_address[", s, "] is ", address, ", outside -1..",
-                  addresses - 1);
-      TORCH_CHECK(n >= 0, "length[", s, "] is ", n);
-      const int32_t* proposals = spec_tokens.const_data_ptr<int32_t>() + s * (nodes - 1);
-      for (int64_t i = 0; i < proposed; ++i)
-        TORCH_CHECK(proposals[i] < vocabulary, "spec_tokens[", s, ", ", i, "] is ", proposals[i],
-                    ", outside the target's vocabulary of ", vocabulary);
-      const bool drawn = q_logits.has_value() && address >= 0;
-      const int64_t q_row = drawn ? ((s * 2 + half) * addresses + address) * q_rows : 0;
-      const Verdict verdict = walk_down({
-          .p_logits = p_logits.const_data_ptr<float>() + s * nodes * vocabulary,
-          .p_stats = p_stats.const_data_ptr<float>() + s * nodes * kStats,
-          .q_logits = drawn ? q_logits->const_data_ptr<float>() + q_row * draft_vocabulary : nullptr,
-          .q_stats = drawn ? q_stats->const_data_ptr<float>() + q_row * kStats : nullptr,
-          .draft_id_of = pointer_or_null<int32_t>(draft_id_of),
-          .tokens = proposals,
-          .parent = parent.has_value() ? parent->const_data_ptr<int32_t>() + s * sizes.parent_stride : nullptr,
-          .nodes = proposed + 1,
-          .vocabulary = vocabulary,
-          .draft_vocabulary = draft_vocabulary,
-          .seed = seed.const_data_ptr<int64_t>()[s],
-          .position = n,
-      });
+      row[kReportLength] = n;
+      row[kReportDone] = done.const_data_ptr<uint8_t>()[s];
+      row[kReportAccepted] = decided[0];
+      row[kReportProposed] = spec_len.const_data_ptr<int32_t>()[s];
+      row[kReportHit] = hit.const_data_ptr<uint8_t>()[s];
+      row[kReportBad] = bad.const_data_ptr<int32_t>()[s];
+      for (int64_t i = 0; i < sizes.newest; ++i)
+        row[kReportColumns + i] =
+            tokens.const_data_ptr<int32_t>()[s * capacity + newest_position(n, i, sizes.newest, capacity)];
+    };
+    parallel_for(slots, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t s = begin; s < end; ++s) {
+        int32_t* result = outcome.mutable_data_ptr<int32_t>() + (s * 2 + half) * 2;
+        result[0] = result[1] = -1;
+        std::fill_n(path.mutable_data_ptr<int32_t>() + s * nodes, nodes, -1);
+        if (done.const_data_ptr<uint8_t>()[s] != 0) {
+          report_slot(s, result);
+          continue;
+        }
+        const int64_t proposed = spec_len.const_data_ptr<int32_t>()[s];
+        const int32_t address = q_address.const_data_ptr<int32_t>()[s];
+        const int32_t n = length.const_data_ptr<int32_t>()[s];
+        TORCH_CHECK(proposed >= 0 && proposed < nodes, "spec_len[", s, "] is ", proposed, ", outside 0..", nodes - 1);
+        TORCH_CHECK(!q_logits.has_value() || address < addresses, "q_address[", s, "] is ", address, ", outside -1..",
+                    addresses - 1);
+        TORCH_CHECK(n >= 0, "length[", s, "] is ", n);
+        const int32_t* proposals = spec_tokens.const_data_ptr<int32_t>() + s * (nodes - 1);
+        for (int64_t i = 0; i < proposed; ++i)
+          TORCH_CHECK(proposals[i] < vocabulary, "spec_tokens[", s, ", ", i, "] is ", proposals[i],
+                      ", outside the target's vocabulary of ", vocabulary);
+        const bool drawn = q_logits.has_value() && address >= 0;
+        const int64_t q_row = drawn ? ((s * 2 + half) * addresses + address) * q_rows : 0;
+        const Verdict verdict = walk_down({
+            .p_logits = p_logits.const_data_ptr<float>() + s * nodes * vocabulary,
+            .p_stats = p_stats.const_data_ptr<float>() + s * nodes * kStats,
+            .q_logits = drawn ? q_logits->const_data_ptr<float>() + q_row * draft_vocabulary : nullptr,
+            .q_stats = drawn ? q_stats->const_data_ptr<float>() + q_row * kStats : nullptr,
+            .draft_id_of = pointer_or_null<int32_t>(draft_id_of),
+            .tokens = proposals,
+            .parent = parent.has_value() ? parent->const_data_ptr<int32_t>() + s * sizes.parent_stride : nullptr,
+            .nodes = proposed + 1,
+            .vocabulary = vocabulary,
+            .draft_vocabulary = draft_vocabulary,
+            .seed = seed.const_data_ptr<int64_t>()[s],
+            .position = n,
+        });
 
-      const int64_t accepted = static_cast<int64_t>(verdict.path.size()) - 1;
-      TORCH_CHECK(n + 1 + accepted < capacity, "tokens has room for ", capacity, " a slot, too few for slot ", s, " of length ",
-                  n, " and ", accepted + 1, " more");
-      result[0] = static_cast<int32_t>(accepted);
-      result[1] = verdict.token;
-      const int64_t decided = accepted + (verdict.token == kNoToken ? 0 : 1);
-      const int32_t* end_ids = eos.const_data_ptr<int32_t>();
-      const bool ends = ignore_eos.const_data_ptr<uint8_t>()[s] == 0;
-      const int64_t room = max_length.const_data_ptr<int32_t>()[s] - (n + 1);
-      int32_t* sequence = tokens.mutable_data_ptr<int32_t>() + s * capacity;
-      bool finished = false;
-      int64_t committed = 0;
-      for (; committed < decided && !finished; ++committed) {
-        const int64_t next = committed < accepted ? verdict.path[static_cast<size_t>(committed) + 1] : 0;
-        const int32_t token = committed < accepted ? proposals[next - 1] : verdict.token;
-        sequence[n + 1 + committed] = token;
-        path.mutable_data_ptr<int32_t>()[s * nodes + committed] =
-            static_cast<int32_t>(verdict.path[static_cast<size_t>(committed)]);
-        finished = (ends && std::find(end_ids, end_ids + sizes.eos_count, token) != end_ids + sizes.eos_count) ||
-                   committed + 1 >= room;
+        const int64_t accepted = static_cast<int64_t>(verdict.path.size()) - 1;
+        TORCH_CHECK(n + 1 + accepted < capacity, "tokens has room for ", capacity, " a slot, too few for slot ", s,
+                    " of length ", n, " and ", accepted + 1, " more");
+        result[0] = static_cast<int32_t>(accepted);
+        result[1] = verdict.token;
+        const int64_t decided = accepted + (verdict.token == kNoToken ? 0 : 1);
+        const int32_t* end_ids = eos.const_data_ptr<int32_t>();
+        const bool ends = ignore_eos.const_data_ptr<uint8_t>()[s] == 0;
+        const int64_t room = max_length.const_data_ptr<int32_t>()[s] - (n + 1);
+        int32_t* sequence = tokens.mutable_data_ptr<int32_t>() + s * capacity;
+        bool finished = false;
+        int64_t committed = 0;
+        for (; committed < decided && !finished; ++committed) {
+          const int64_t next = committed < accepted ? verdict.path[static_cast<size_t>(committed) + 1] : 0;
+          const int32_t token = committed < accepted ? proposals[next - 1] : verdict.token;
+          sequence[n + 1 + committed] = token;
+          path.mutable_data_ptr<int32_t>()[s * nodes + committed] =
+              static_cast<int32_t>(verdict.path[static_cast<size_t>(committed)]);
+          finished = (ends && std::find(end_ids, end_ids + sizes.eos_count, token) != end_ids + sizes.eos_count) ||
+                     committed + 1 >= room;
+        }
+        length.mutable_data_ptr<int32_t>()[s] = n + static_cast<int32_t>(committed);
+        if (committed > 0) last_token.mutable_data_ptr<int32_t>()[s] = sequence[n + committed];
+        done.mutable_data_ptr<uint8_t>()[s] = finished ? kFinished : decided <= accepted ? kFailed : kRunning;
+        report_slot(s, result);
       }
-      length.mutable_data_ptr<int32_t>()[s] = n + static_cast<int32_t>(committed);
-      if (committed > 0) last_token.mutable_data_ptr<int32_t>()[s] = sequence[n + committed];
-      done.mutable_data_ptr<uint8_t>()[s] = finished ? kFinished : decided <= accepted ? kFailed : kRunning;
-      report_slot(s, result);
-    }
+    });
   });
 }
 

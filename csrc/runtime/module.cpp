@@ -1,11 +1,15 @@
 // The extension module. Loading it registers torch.ops.ssd (csrc/ops.cpp); it also has the host classes.
+#include <c10/util/Exception.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <stdexcept>
+
+#include "cpu/program.h"
 #include "cpu/simd/kernels.h"
 #include "runtime/page_allocator.h"
 #ifdef SSD_CUDA
-#include <stdexcept>
 #include <string>
 
 #include "cuda/kernels.h"
@@ -39,6 +43,32 @@ PYBIND11_MODULE(_C, m) {
       .def("holders", &ssd::PageAllocator::holders, py::arg("page"))
       .def_property_readonly("available", &ssd::PageAllocator::available)
       .def_property_readonly("capacity", &ssd::PageAllocator::capacity);
+
+  // Flags are a pointer, which is an integer as torch gives it to Python.
+  py::class_<ssd::Program>(m, "Program")
+      .def(py::init())
+      .def("begin", &ssd::Program::begin)
+      .def("end", &ssd::Program::end)
+      .def(
+          "begin_when",
+          [](ssd::Program& self, uintptr_t flags, int64_t bytes) {
+            self.begin_when(reinterpret_cast<const uint8_t*>(flags), bytes);
+          },
+          py::arg("flags"), py::arg("bytes"))
+      .def("end_when", &ssd::Program::end_when)
+      .def("mark", &ssd::Program::mark)
+      .def_property_readonly("times", &ssd::Program::times)
+      .def(
+          "run",
+          [](ssd::Program& self) {
+            try {
+              self.run();
+            } catch (const c10::Error& error) {  // as torch shows the errors of its ops
+              throw std::runtime_error(error.what_without_backtrace());
+            }
+          },
+          py::call_guard<py::gil_scoped_release>())
+      .def("__len__", &ssd::Program::size);
 
 #ifdef SSD_CUDA
   // Streams and pointers are integers, as torch gives them to Python.

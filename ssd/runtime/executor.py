@@ -1,8 +1,9 @@
 """The executor of a round's programs. Each program runs on its lane, the target's or the draft's, in the order of the calls.
 
 A program may read a table that the other lane wrote only if its `run` names the writing run in `after`. The loops
-(ssd/decoding) state no other order. Each executor implements the lanes: `EagerExecutor` by the caller's thread, and by a thread
-of the draft for programs that run beside it; `CapturedExecutor` (runtime/captured.py) by two streams of a device.
+(ssd/decoding) state no other order. Each executor implements the lanes. `EagerExecutor` does it by the caller's thread, and by
+a thread of the draft for programs that run beside it. `RecordedExecutor` (runtime/recorded.py) uses the same threads, with no
+Python inside a program. `CapturedExecutor` (runtime/captured.py) uses two streams of a device.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Recorded:
 class Executor(ABC):
     """Runs the programs of the loops. trace: takes the times of a round's phases."""
 
-    kind: str  # "eager" or "graphs"
+    kind: str  # "eager", "recorded", "paced" or "graphs"
     in_flight = 0  # rounds that may be in flight while the host reads the reports of an earlier one
 
     def __init__(self, trace: Trace) -> None:
@@ -174,12 +175,17 @@ class EagerExecutor(Executor):
     ) -> Run:
         if lane == "draft":
             self.settle()
-        return self._run(lane, name, program, batch=n)
+        return self._run(lane, name, self._prepare(lane, name, program, n, key), batch=n)
 
     def start(self, name: str, program: Callable[[], Any], n: int, key: object = None) -> Run:
         self.settle()
-        self._started = self._worker.submit(lambda: self._run("draft", name, program, batch=n))
+        prepared = self._prepare("draft", name, program, n, key)
+        self._started = self._worker.submit(lambda: self._run("draft", name, prepared, batch=n))
         return _Started(self._started)
+
+    def _prepare(self, lane: str, name: str, program: Callable[[], Any], n: int, key: object) -> Callable[[], Any]:
+        """The function to call for this program. For lane, name, n and key see `run`."""
+        return program
 
     def _run(self, lane: str, name: str, program: Callable[[], Any], **details: Any) -> _Done:
         with self.trace.span(lane, name, **details) as span:

@@ -15,6 +15,7 @@ from ssd.options import EngineOptions
 from ssd.runtime.captured import CapturedExecutor
 from ssd.runtime.executor import EagerExecutor, Executor
 from ssd.runtime.memory import available_memory
+from ssd.runtime.recorded import RecordedExecutor
 from ssd.runtime.trace import Trace
 
 CPU_MEMORY_FRACTION = 0.5  # fraction of the machine's available memory for K/V
@@ -90,12 +91,13 @@ def memory_for_kv(options: EngineOptions, device: torch.device) -> int:
 
 
 def make_executor(trace: Trace, options: EngineOptions, placement: Placement) -> Executor:
-    """The executor of this placement: graphs on a GPU, eager on a CPU.
+    """The executor of this placement: graphs on a GPU, recorded programs on a CPU.
 
-    A GPU runs eagerly too if $SSD_EAGER is 1, or if its driver lacks conditional nodes. Raises SsdError for draft_sms without
-    graphs.
+    Rounds are eager if $SSD_EAGER is 1, on a GPU whose driver lacks conditional nodes, and on a CPU where each role has tables
+    of its own, or where passes are paced. Raises SsdError for draft_sms without graphs.
     """
-    if placement.target_device.type == "cuda" and os.environ.get("SSD_EAGER") != "1":
+    eager = os.environ.get("SSD_EAGER") == "1"
+    if placement.target_device.type == "cuda" and not eager:
         if has_conditional_nodes():
             from ssd.runtime.cuda import CudaDevice
 
@@ -106,4 +108,6 @@ def make_executor(trace: Trace, options: EngineOptions, placement: Placement) ->
         )
     if options.draft_sms is not None:
         raise SsdError("draft_sms needs rounds as graphs, and here they run eagerly; leave it out.")
-    return EagerExecutor(trace, options.draft_threads or 1)
+    eager = eager or placement.apart or options.pace is not None or placement.target_device.type == "cuda"
+    kind = EagerExecutor if eager else RecordedExecutor
+    return kind(trace, options.draft_threads or 1)

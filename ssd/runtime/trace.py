@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,9 @@ class Span:
         return max(0.0, min(self.end, other.end) - max(self.start, other.start)) * 1e3
 
 
+Marked = tuple[Span, int, int]  # a span of a recorded program, and the numbers of the marks at its ends
+
+
 class Trace:
     """Measures spans. It keeps them after a call of `record`."""
 
@@ -47,6 +50,7 @@ class Trace:
         self._recorded: list[Span] | None = None
         self._later: list[Callable[[], Span]] = []
         self._muted = False
+        self._marking: tuple[Callable[[], int], list[Marked]] | None = None
         self._nvtx = _nvtx()
 
     def record(self) -> None:
@@ -72,6 +76,12 @@ class Trace:
     @contextmanager
     def span(self, lane: str, name: str, **details: Any) -> Iterator[Span]:
         span = Span(lane, name, details=details)
+        if self._marking is not None:
+            mark, marked = self._marking
+            begin = mark()
+            yield span
+            marked.append((span, begin, mark()))
+            return
         with self.named(f"{lane}: {name}"):
             span.start = time.perf_counter()
             try:
@@ -101,6 +111,25 @@ class Trace:
             yield
         finally:
             self._muted = was_muted
+
+    @contextmanager
+    def marking(self, mark: Callable[[], int]) -> Iterator[list[Marked]]:
+        """A context that records a program. Its spans are not measured: `mark` gives the numbers of their ends in the program.
+
+        Yields the list to which the spans are added.
+        """
+        marked: list[Marked] = []
+        self._marking = mark, marked
+        try:
+            yield marked
+        finally:
+            self._marking = None
+
+    def keep_marked(self, marked: list[Marked], times: Sequence[float]) -> None:
+        """Keep a program's spans. times: of the marks, by their numbers; 0 for a mark that was not reached."""
+        for span, begin, end in marked:
+            if times[end] > 0:
+                self.keep(Span(span.lane, span.name, times[begin], times[end], dict(span.details)))
 
     @property
     def spans(self) -> list[Span]:

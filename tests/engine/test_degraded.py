@@ -15,6 +15,8 @@ from ssd import Completion, Engine, SamplingParams, ops
 from ssd.decoding.speculative import Speculative
 from ssd.decoding.ssd import SpeculativeSpeculative
 
+pytestmark = pytest.mark.usefixtures("eager_rounds")
+
 PROMPTS = random_prompts((3, 20, 1, 9, 40))  # more than the engine's three slots, so some begin while others are running
 PARAMS = [SamplingParams(max_new_tokens=n) for n in (30, 12, 25, 18, 9)]
 

@@ -204,6 +204,7 @@ def spoil_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "how", [*NOT_FINITE, *(pytest.param(how, marks=pytest.mark.acceptance) for how in NOT_FINITE_EITHER)], ids=str
 )
+@pytest.mark.usefixtures("eager_rounds")
 def test_a_draft_that_is_not_always_finite_keeps_the_targets_law(
     engine: MakeEngine, language: Path, next_logits: Tensor, monkeypatch: pytest.MonkeyPatch, how: Configuration
 ) -> None:
@@ -215,6 +216,7 @@ def test_a_draft_that_is_not_always_finite_keeps_the_targets_law(
 
 
 @pytest.mark.parametrize("how", [Configuration("sd", tree=(2, 2)), Configuration("ssd")], ids=str)
+@pytest.mark.usefixtures("eager_rounds")
 def test_the_law_rejects_a_token_from_a_row_that_is_not_finite(
     engine: MakeEngine, language: Path, next_logits: Tensor, monkeypatch: pytest.MonkeyPatch, how: Configuration
 ) -> None:
@@ -311,6 +313,7 @@ def p_value_of_mutant(
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
+@pytest.mark.usefixtures("eager_rounds")
 def test_the_law_rejects_a_mistake(
     engine: MakeEngine,
     language: Path,
@@ -329,6 +332,7 @@ def test_the_law_rejects_a_mistake(
 
 
 @pytest.mark.skipif(compiler() is None, reason="mutants are compiled, and there is no C++ compiler")
+@pytest.mark.usefixtures("eager_rounds")
 def test_the_law_rejects_a_sibling_that_is_left_in_q(
     engine: MakeEngine,
     language: Path,

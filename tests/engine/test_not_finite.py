@@ -37,6 +37,8 @@ from ssd.decoding.ssd import SpeculativeSpeculative
 from ssd.kv.cache import KVCache, Rows
 from ssd.models.transformer import Transformer
 
+pytestmark = pytest.mark.usefixtures("eager_rounds")
+
 NAN = float("nan")
 Mask = Callable[[Rows], Tensor]  # which rows are spoilt, [R] bool
 

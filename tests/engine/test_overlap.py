@@ -13,6 +13,8 @@ from engine.cases import MakeEngine, random_prompt, tokens_of
 from ssd import Engine, SamplingParams
 from ssd.decoding.ssd import SpeculativeSpeculative
 
+pytestmark = pytest.mark.usefixtures("eager_rounds")
+
 PROMPT, PARAMS = random_prompt(5), SamplingParams(max_new_tokens=24)
 
 

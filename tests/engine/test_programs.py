@@ -19,6 +19,8 @@ from ssd import SamplingParams
 from ssd.decoding.round import VerifyOutput
 from ssd.runtime.executor import EagerExecutor
 
+pytestmark = pytest.mark.usefixtures("eager_rounds")
+
 VIEWS = {
     "aten::alias",
     "aten::expand",

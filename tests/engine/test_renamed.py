@@ -32,6 +32,8 @@ from ssd import Completion, Engine, SamplingParams, ops
 from ssd.errors import SsdError
 from ssd.models.weights import LM_HEAD
 
+pytestmark = pytest.mark.usefixtures("eager_rounds")
+
 SPECIAL = {0, 1, 2}  # END, USER, ASSISTANT
 RENAMED = ["<|stop|>", tiny.USER, "<|reserved_1|>", *VOCABULARY[3:]]
 DIFFERENT = {0, 2}

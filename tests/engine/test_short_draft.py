@@ -21,6 +21,8 @@ from ssd import Engine, SamplingParams
 from ssd.decoding.speculative import Speculative
 from ssd.decoding.ssd import SpeculativeSpeculative
 
+pytestmark = pytest.mark.usefixtures("eager_rounds")
+
 CONTEXT = 32
 PROMPTS = random_prompts(tuple(range(21, 36)), seed=3)
 NEW = 20

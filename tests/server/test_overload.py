@@ -119,6 +119,7 @@ def test_a_client_that_leaves_in_mid_stream_frees_its_slot(engine: MakeEngine, m
     assert is_idle_and_whole(one)
 
 
+@pytest.mark.usefixtures("eager_rounds")
 def test_a_client_that_does_not_read_holds_up_nobody_and_learns_why_its_stream_ended(engine: MakeEngine, alone: Engine) -> None:
     one = engine(max_batch=2)
     expected = texts_alone(alone, 30)
@@ -187,6 +188,7 @@ def test_what_is_no_http_is_refused_in_the_same_form(served: Live, sent: bytes) 
     assert served.complete().status_code == 200
 
 
+@pytest.mark.usefixtures("eager_rounds")
 def test_a_draft_that_fails_in_mid_load_costs_no_answer_and_health_says_so(
     engine: MakeEngine, alone: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +213,7 @@ def test_a_draft_that_fails_in_mid_load_costs_no_answer_and_health_says_so(
         assert served.figures()["ssd:degraded"] == 1
 
 
+@pytest.mark.usefixtures("eager_rounds")
 def test_a_target_that_gives_no_numbers_is_an_error_of_that_request(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ def test_an_exception_in_one_client_does_not_affect_the_others(engine: MakeEngin
 
 
 @pytest.mark.parametrize("mode", ["ar", "sd", "ssd"])
+@pytest.mark.usefixtures("eager_rounds")
 def test_ctrl_c_in_one_client_does_not_affect_the_others(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
@@ -147,6 +148,7 @@ def test_ctrl_c_in_one_client_does_not_affect_the_others(
     assert is_idle_and_whole(one)
 
 
+@pytest.mark.usefixtures("eager_rounds")
 def test_an_error_of_the_target_reaches_every_client_that_it_ran_for(
     engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
