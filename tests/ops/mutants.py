@@ -50,12 +50,14 @@ MUTATIONS = {
     ),
 }
 
-# The inner loops that fork and verify call: the portable ones, on one thread.
+# What fork and verify call: the portable inner loops, on one thread, and no program is recorded.
 KERNELS = """
 #define SSD_ISA portable
 #include "simd/vocabulary.cpp"
 #include "parallel.h"
+#include "program.h"
 namespace ssd {
+Program* Program::recording() { return nullptr; }
 void parallel_for(int64_t items, int64_t, RangeFunction f, const void*) { f(0, items); }
 const Kernels& kernels() {
   static const Kernels table = [] {

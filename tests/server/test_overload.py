@@ -254,6 +254,8 @@ def test_a_failed_engine_says_so(engine: MakeEngine, monkeypatch: pytest.MonkeyP
 class Process:
     """`ssd serve` as a process of its own, each verification of which takes at least 10 ms."""
 
+    TOKENS = 300  # of an answer: decoding it takes longer than sending all requests and a signal
+
     def __init__(self, target: Path, *flags: str) -> None:
         command = [
             sys.executable,
@@ -274,7 +276,8 @@ class Process:
         self.url = address[1]
 
     def complete(self, prompt: str, stream: bool = False) -> str:
-        body = {"model": MODEL, "prompt": prompt, "max_tokens": 60, "temperature": 0, "ignore_eos": True, "stream": stream}
+        body = {"model": MODEL, "prompt": prompt, "max_tokens": self.TOKENS, "ignore_eos": True, "stream": stream}
+        body["temperature"] = 0
         with httpx.Client(base_url=self.url, timeout=60) as client:
             answer = client.post("/v1/completions", json=body).raise_for_status()
         if not stream:
@@ -301,7 +304,7 @@ def test_a_signal_under_load_ends_the_server_after_the_accepted_requests(
         answers = [pool.submit(server.complete, prompt, index % 3 == 0) for index, prompt in enumerate(PROMPTS)]
         eventually(lambda: server.waits_and_runs() == 12)
         server.process.send_signal(number)
-        assert [answer.result() for answer in answers] == texts_alone(alone, 60)
+        assert [answer.result() for answer in answers] == texts_alone(alone, server.TOKENS)
     status, said = server.end()
     assert status == 0
     assert said.endswith("ssd: the server has ended.\n")
