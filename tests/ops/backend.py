@@ -154,7 +154,8 @@ def choose(name: str) -> None:
 
 
 def load_emulator() -> None:
-    sources = [path for folder in ("csrc", "tests/emulator") for path in (ROOT / folder).rglob("*.[ch]*") if path.is_file()]
+    folders = ("csrc/common", "csrc/cuda", "csrc/cuda_ops", "tests/emulator")
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*.[ch]*") if path.is_file()]
     if not EMULATOR.exists():
         raise pytest.UsageError(f"--backend emulator: {EMULATOR} is not there; run `make emulator` first.")
     stale = [path for path in sources if path.stat().st_mtime > EMULATOR.stat().st_mtime]
