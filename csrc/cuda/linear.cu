@@ -9,6 +9,10 @@
 // Row invariance: the inputs are cut into kSegments segments, which depend on the weight's width alone. One warp sums a segment
 // in order, and the sums of the segments are added in order. How many outputs a block takes, and how many warps share its
 // segments, changes no bit.
+//
+// Versions, on an H100: µs of Llama-3.1-8B's down (4096 x 14336) at 1 row, and of Qwen3-0.6B's attention_out (1024 x 2048) at 24:
+//   one tile a block and 6 stages up to 8 rows, two tiles above that   44.6   6.7
+//   tiles and stages by shape; the residual is read before the sums    40.2   4.4
 #include "elements.cuh"
 #include "launch.h"
 

@@ -10,6 +10,12 @@
 // Row invariance: the index of a key alone determines its strip, warp, split and section, and partial results are merged in
 // that order. So no bit of a row depends on the other rows of the tile, on the position of its keys in memory, or on the block
 // that computes it.
+//
+// Versions, on an H100: µs of a pass of 24 branch rows over 512 keys, of Qwen3-0.6B, Llama-3.2-1B and Llama-3.1-8B:
+//   tiles of 16 or 32 queries, as many as there are           1916   1857   7126
+//   fewer rows in a tile while blocks are idle; merges of
+//   several queries overlap; a third less code                1404   1436   7375
+//   no tiles of 32 queries                                    1400   1451   6308
 #pragma once
 
 #include "launch.h"
