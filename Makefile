@@ -60,17 +60,17 @@ format: $(VENV)/dev
 
 # Uses the CMake and Ninja on the path; where one is missing or too old, both come from PyPI, into .venv.
 kernels: $(if $(BUILD_TOOLS),,$(VENV)/tools)
-	cmake -G Ninja -S . -B build/kernels -DSSD_KERNELS_ONLY=ON $(if $(SSD_CUDA_ARCHS),"-DSSD_CUDA_ARCHS=$(SSD_CUDA_ARCHS)")
+	cmake -G Ninja -S . -B build/kernels -DSSD_WERROR=ON -DSSD_KERNELS_ONLY=ON $(if $(SSD_CUDA_ARCHS),"-DSSD_CUDA_ARCHS=$(SSD_CUDA_ARCHS)")
 	cmake --build build/kernels --target ssd_kernels --parallel 2
 
 # Compiles the torch side of the kernels, with a CPU build of torch and the CUDA toolkit.
 cuda-ops: $(VENV)/ready
-	cmake -G Ninja -S . -B build/cuda_ops -DSSD_CUDA_OPS_CHECK=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	cmake -G Ninja -S . -B build/cuda_ops -DSSD_WERROR=ON -DSSD_CUDA_OPS_CHECK=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	cmake --build build/cuda_ops --target cuda_ops_check
 
 # The CUDA kernels compiled as C++, for tests without a GPU (tests/emulator).
 emulator: $(VENV)/test
-	cmake -G Ninja -S . -B build/emulator -DSSD_EMULATOR=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	cmake -G Ninja -S . -B build/emulator -DSSD_WERROR=ON -DSSD_EMULATOR=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	cmake --build build/emulator --target ssd_emulator ssd_emulator_mistakes --parallel 2
 
 # SKIP_CODE=1 makes it a failure if they cannot run.

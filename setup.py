@@ -2,6 +2,7 @@
 
 Environment: with SSD_CUDA=1 the CUDA kernels are built, or the build fails and says why. With SSD_CUDA=0 they are left out.
 Without it they are built if nvcc and a CUDA build of torch are found. SSD_CUDA_ARCHS="80;90a-real" chooses their architectures.
+With SSD_WERROR=1 a compiler warning is an error.
 pyproject.toml has everything else.
 """
 
@@ -100,6 +101,7 @@ class CMakeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "SSD_TORCH_DIR": str(Path(torch.__file__).parent),
             "SSD_CUDA": "OFF" if no_cuda else "ON",
+            "SSD_WERROR": "ON" if os.environ.get("SSD_WERROR") == "1" else "OFF",
         }
         if not no_cuda:
             options |= {"CMAKE_CUDA_COMPILER": nvcc, "SSD_CUDA_ARCHS": archs}

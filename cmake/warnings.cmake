@@ -1,5 +1,10 @@
-# ssd_warnings: turns warnings into errors for targets that link to it. Headers of other projects are SYSTEM and exempt.
+# ssd_warnings: the warnings of targets that link to it; with SSD_WERROR they are errors. Headers of other projects are SYSTEM
+# and exempt. Somebody else's compiler may know a warning that ours do not, so a user's build does not end at one.
 add_library(ssd_warnings INTERFACE)
+if(SSD_WERROR)
+  set(cxx_errors -Werror)
+  set(cuda_errors -Xcompiler=-Werror --Werror=all-warnings)
+endif()
 target_compile_options(
-  ssd_warnings INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Werror>
-                         $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Werror;--Werror=all-warnings>)
+  ssd_warnings INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;${cxx_errors}>"
+                         "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra;${cuda_errors}>")

@@ -14,10 +14,35 @@ import torch
 from torch import Tensor
 
 from ssd import ops
+from ssd.errors import SsdError
 from ssd.kv.cache import KVCache, Rows
 from ssd.models.config import ModelConfig
 from ssd.models.quantise import SCALE, dequantise, quantise
 from ssd.options import EngineOptions, WeightsName
+
+# What paged_attention takes: csrc/cuda_ops/forward.cpp, csrc/cpu/simd/kernels.h.
+CUDA_HEAD_SIZES = (64, 80, 96, 128, 256)
+MAX_CPU_HEAD_SIZE = 256
+MAX_GROUP = {"cuda": 16, "cpu": 32}  # query heads that share a K/V head
+
+
+def check_sizes(config: ModelConfig, device: torch.device) -> None:
+    """Refuse a model whose sizes the device's ops do not take, before its weights are packed. Raises SsdError."""
+    on_gpu, size, group = device.type == "cuda", config.head_dim, config.num_heads // config.num_kv_heads
+    if on_gpu and size not in CUDA_HEAD_SIZES:
+        sizes = ", ".join(map(str, CUDA_HEAD_SIZES))
+        raise SsdError(f"the model's head size is {size}, and attention on a GPU takes {sizes}; use device='cpu'.")
+    if not on_gpu and (size % 16 or size > MAX_CPU_HEAD_SIZE):
+        raise SsdError(f"the model's head size is {size}, and attention takes multiples of 16 up to {MAX_CPU_HEAD_SIZE}.")
+    if group > (most := MAX_GROUP[device.type]):
+        raise SsdError(
+            f"{group} query heads of the model share a K/V head, and attention takes at most {most} ({device.type})."
+        )
+    for name in ("hidden_size", "intermediate_size"):
+        if on_gpu and getattr(config, name) % 8:
+            raise SsdError(
+                f"the model's {name} is {getattr(config, name)}, and on a GPU it must be a multiple of 8; use device='cpu'."
+            )
 
 
 @dataclass
@@ -86,7 +111,9 @@ class Transformer:
         with its scale. positions: the longest sequence. columns: the number of head rows to use, or their indices (None: all);
         a token without a row is never drawn. weights: format of the matrices, "bf16" (the run dtype), "int8" (CPU only), or
         "auto": int8 where it is stored and the device computes with it. progress: called with the fraction packed.
+        Raises SsdError for sizes that the device's kernels lack.
         """
+        check_sizes(config, device)
         keep_int8 = weights == "int8" or (weights == "auto" and device.type == "cpu")
 
         def take(name: str) -> Tensor:

@@ -6,6 +6,7 @@ logits reach about 10, and sequences run well beyond the original context of the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from ssd.errors import SsdError
 from ssd.kv.cache import PAGE_SIZE, KVCache, Rows
 from ssd.models import registry
 from ssd.models.config import ModelConfig
-from ssd.models.transformer import Transformer
+from ssd.models.transformer import CUDA_HEAD_SIZES, MAX_CPU_HEAD_SIZE, MAX_GROUP, Transformer, check_sizes
 from ssd.models.weights import load_checkpoint
 
 BOUND = 1e-4
@@ -237,3 +238,46 @@ def test_smollm2s_logits_equal_transformers() -> None:
     for text in TEXTS:
         ids = tokenizer.encode(text)
         assert error(teacher_forced(ours, ids), expected_logits(theirs, ids)) <= BOUND, text
+
+
+# Sizes that a device lacks ----------------------------------------------------------------------------------------------------
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+LLAMA = {"num_heads": 32, "num_kv_heads": 8, "head_dim": 128, "hidden_size": 4096, "intermediate_size": 14336}
+
+
+def sized(**sizes: int) -> ModelConfig:
+    return replace(
+        ModelConfig(
+            vocab_size=100, num_layers=1, rms_norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, frequency_factors=None,
+            max_position=64, tie_embeddings=True, qk_norm=False, **LLAMA,
+        ),
+        **sizes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "device,sizes,words",
+    [
+        ("cuda", {"head_dim": 48}, "head size is 48, and attention on a GPU takes 64, 80, 96, 128, 256"),
+        ("cuda", {"num_heads": 34, "num_kv_heads": 2}, "17 query heads of the model share a K/V head"),
+        ("cuda", {"hidden_size": 4100}, "hidden_size is 4100"),
+        ("cuda", {"intermediate_size": 14332}, "intermediate_size is 14332"),
+        ("cpu", {"head_dim": 40}, "head size is 40, and attention takes multiples of 16 up to 256"),
+        ("cpu", {"head_dim": 272}, "head size is 272"),
+        ("cpu", {"num_heads": 66, "num_kv_heads": 2}, "33 query heads"),
+    ],
+)
+def test_sizes_that_a_device_lacks_are_refused_when_the_model_is_loaded(device: str, sizes: dict[str, int], words: str) -> None:
+    check_sizes(sized(), torch.device(device))
+    with pytest.raises(SsdError, match=words):
+        check_sizes(sized(**sizes), torch.device(device))
+
+
+def test_the_sizes_are_those_of_the_ops() -> None:
+    cuda, cpu = (CSRC / "cuda_ops" / "forward.cpp").read_text(), (CSRC / "cpu" / "simd" / "kernels.h").read_text()
+    (sizes,) = re.findall(r"kHeadDims\{([\d, ]+)\}", cuda)
+    assert tuple(map(int, sizes.split(","))) == CUDA_HEAD_SIZES
+    groups = {"cuda": int(re.findall(r"kMaxGroup = (\d+)", cuda)[0]), "cpu": int(re.findall(r"kMaxGroup = (\d+)", cpu)[0])}
+    assert groups == MAX_GROUP
+    assert int(re.findall(r"kMaxHeadDim = (\d+)", cpu)[0]) == MAX_CPU_HEAD_SIZE
