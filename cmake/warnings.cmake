@@ -1,5 +1,5 @@
 # ssd_warnings: the warnings of targets that link to it; with SSD_WERROR they are errors. Headers of other projects are SYSTEM
-# and exempt. Somebody else's compiler may know a warning that ours do not, so a user's build does not end at one.
+# and exempt. A user's compiler may have warnings that ours lack, so they do not end a user's build.
 add_library(ssd_warnings INTERFACE)
 if(SSD_WERROR)
   set(cxx_errors -Werror)

@@ -3,7 +3,7 @@ import numpy as np
 import numpy.typing as npt
 
 def cpu_isa() -> str:
-    """The instruction set of the CPU ops on this machine: "portable", "avx2" or "avx512bf16"."""
+    """The instruction set of the CPU ops on this machine: "portable", "avx2", "avxvnni", "avx512vnni" or "avx512bf16"."""
 
 def has_conditional_nodes() -> bool:
     """Whether this extension was built for CUDA and the driver supports conditional nodes (CUDA 12.4)."""
@@ -14,7 +14,8 @@ def launches_overlap() -> bool:
     It may on Hopper, unless SSD_PDL=0. Exists only in an extension built for CUDA. Raises RuntimeError with CUDA's message."""
 
 class GreenContext:
-    """A partition of at least this many of a GPU's multiprocessors. Work on its streams runs only on them. It owns its streams.
+    """A partition of at least this many of a GPU's multiprocessors. Work on its streams runs only on them. Neither the
+    partition nor a stream of it ever ends.
 
     Exists only in an extension built for CUDA; needs a driver of CUDA 12.5. Raises RuntimeError with CUDA's message."""
 

@@ -56,5 +56,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def eager_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines run their rounds eagerly: for tests that replace a part of a program, which a recorded one calls only once."""
+    """Engines run eager rounds, for a test that replaces Python code of a program: a recorded program calls it only once."""
     monkeypatch.setenv("SSD_EAGER", "1")

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <memory>
 #include <stdexcept>
 
 namespace ssd {
@@ -16,8 +17,8 @@ Program* Program::recording() { return recorded; }
 void Program::begin() {
   if (recorded != nullptr) throw std::runtime_error("this thread records another program already");
   steps_.clear();
-  bodies_.clear();
   times_.clear();
+  size_ = 0;
   open_ = {&steps_};
   recorded = this;
 }
@@ -28,7 +29,7 @@ void Program::end() {
 }
 
 void Program::begin_when(const uint8_t* flags, int64_t count) {
-  const std::shared_ptr<Steps> body = bodies_.emplace_back(std::make_shared<Steps>());
+  const auto body = std::make_shared<Steps>();
   add([flags, count, body] {
     if (std::all_of(flags, flags + count, [](uint8_t flag) { return flag == 0; })) return;
     for (const Step& step : *body) step();
@@ -50,12 +51,6 @@ int64_t Program::mark() {
 void Program::run() {
   std::fill(times_.begin(), times_.end(), 0.0);
   for (const Step& step : steps_) step();
-}
-
-int64_t Program::size() const {
-  size_t count = steps_.size();
-  for (const auto& body : bodies_) count += body->size();
-  return static_cast<int64_t>(count);
 }
 
 }  // namespace ssd

@@ -8,7 +8,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <utility>
 #include <vector>
 
@@ -39,17 +38,20 @@ class Program {
   // The times of the last run, by the numbers of the marks; 0 where a mark was not reached.
   const std::vector<double>& times() const { return times_; }
 
-  int64_t size() const;  // steps, those of conditions included
+  int64_t size() const { return size_; }  // steps, those of conditions included
 
   // The program that this thread records, or null.
   static Program* recording();
-  void add(Step step) { open_.back()->push_back(std::move(step)); }
+  void add(Step step) {
+    open_.back()->push_back(std::move(step));
+    ++size_;
+  }
 
  private:
   using Steps = std::vector<Step>;
   Steps steps_;
   std::vector<Steps*> open_{};  // the innermost list that is being recorded is the last
-  std::vector<std::shared_ptr<Steps>> bodies_{};
+  int64_t size_ = 0;
   std::vector<double> times_{};
 };
 

@@ -146,7 +146,7 @@ __device__ __forceinline__ void write_output(const LinearParams& p, int64_t at, 
 }
 
 // Four results of a lane: rows row and row + 1, at outputs output and output + 8.
-struct Place {
+struct LaneOutputs {
   int row, output;
   __device__ __forceinline__ int row_of(int i) const { return row + i % 2; }
   __device__ __forceinline__ int output_of(int i) const { return output + i / 2 * 8; }
@@ -158,21 +158,22 @@ struct Place {
   }
 };
 
-// What is added to the four sums. The loads are together, before any output is written, so that they overlap.
-__device__ __forceinline__ float4 residual_of(const LinearParams& p, const Place& place) {
+// The residual of four outputs, or zeros. All loads come before the first output is written, so they overlap.
+__device__ __forceinline__ float4 residual_of(const LinearParams& p, const LaneOutputs& outputs) {
   const auto load = [&](int i) {
-    return place.exists(p, i) ? to_float(static_cast<const Element*>(p.residual)[place.at(p, i)]) : 0.0f;
+    return outputs.exists(p, i) ? to_float(static_cast<const Element*>(p.residual)[outputs.at(p, i)]) : 0.0f;
   };
   return p.epilogue == Epilogue::kAdd ? float4{load(0), load(1), load(2), load(3)} : float4{0.0f, 0.0f, 0.0f, 0.0f};
 }
 
 // Writes four outputs, after bias and residual.
-__device__ __forceinline__ void finish(const LinearParams& p, const Place& place, const float4& sum, const float4& residual) {
+__device__ __forceinline__ void finish(const LinearParams& p, const LaneOutputs& outputs, const float4& sum,
+                                       const float4& residual) {
   const auto write = [&](int i, float value, float added) {
-    if (!place.exists(p, i)) return;
-    if (p.bias != nullptr) value += to_float(static_cast<const Element*>(p.bias)[place.output_of(i)]);
+    if (!outputs.exists(p, i)) return;
+    if (p.bias != nullptr) value += to_float(static_cast<const Element*>(p.bias)[outputs.output_of(i)]);
     if (p.epilogue == Epilogue::kAdd) value += added;
-    write_output(p, place.at(p, i), value);
+    write_output(p, outputs.at(p, i), value);
   };
   write(0, sum.x, residual.x);
   write(1, sum.y, residual.y);
@@ -200,7 +201,7 @@ __global__ void __launch_bounds__(C::threads) linear_kernel(LinearParams p) {
   float4 total[kSums], residual[kSums];
 #pragma unroll
   for (int i = 0; i < kSums; ++i) total[i] = {0.0f, 0.0f, 0.0f, 0.0f};
-  const auto place_of = [&](int i) -> Place {  // of total[i]
+  const auto outputs_of = [&](int i) -> LaneOutputs {  // of total[i]
     const int at = i * C::threads + thread, lane = at % kWarp, column = at / kWarp % C::columns;
     const int tile = static_cast<int>(blockIdx.y) * C::tiles + at / kWarp / C::columns;
     return {(static_cast<int>(blockIdx.x) * C::columns + column) * kColumns + lane % 4 * 2, tile * kTile + lane / 4};
@@ -208,7 +209,7 @@ __global__ void __launch_bounds__(C::threads) linear_kernel(LinearParams p) {
   const auto load_residual = [&] {
 #pragma unroll
     for (int i = 0; i < kSums; ++i)
-      if (i * C::threads + thread < C::sums) residual[i] = residual_of(p, place_of(i));
+      if (i * C::threads + thread < C::sums) residual[i] = residual_of(p, outputs_of(i));
   };
 
 #pragma unroll 1
@@ -273,13 +274,13 @@ __global__ void __launch_bounds__(C::threads) linear_kernel(LinearParams p) {
 #pragma unroll
   for (int i = 0; i < kSums; ++i) {
     if (i * C::threads + thread >= C::sums) break;
-    const Place place = place_of(i);
+    const LaneOutputs outputs = outputs_of(i);
     if (p.epilogue == Epilogue::kSiluMul) {
-      const int output = place.output / kTile * (kTile / 2) + place.output % kTile;
-      finish_gated(p, place.row, output, total[i].x, total[i].z);
-      finish_gated(p, place.row + 1, output, total[i].y, total[i].w);
+      const int output = outputs.output / kTile * (kTile / 2) + outputs.output % kTile;
+      finish_gated(p, outputs.row, output, total[i].x, total[i].z);
+      finish_gated(p, outputs.row + 1, output, total[i].y, total[i].w);
     } else {
-      finish(p, place, total[i], residual[i]);
+      finish(p, outputs, total[i], residual[i]);
     }
   }
 }

@@ -48,11 +48,11 @@ class AttentionResults {
     const auto partial = [](float2 softmax, const float* values) -> Partial {
       return {softmax.x, softmax.y, reinterpret_cast<const float4&>(*values)};
     };
-    for_results(item, [&](const Place(&place)[kTogether]) {
+    for_results(item, [&](const Columns(&columns)[kTogether]) {
       Partial merged[kTogether];
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
-        const int q = place[i].query, column = place[i].column;
+        const int q = columns[i].query, column = columns[i].column;
         merged[i] = partial(shared_.softmax[0][q], &shared_.warp[0].values[q][column]);
 #pragma unroll
         for (int w = 1; w < kAttentionWarps; ++w)
@@ -62,10 +62,10 @@ class AttentionResults {
       if (!last) __syncthreads();  // every thread has read section_softmax
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
-        const int q = place[i].query, column = place[i].column;
-        if (!place[i].exists) continue;
+        const int q = columns[i].query, column = columns[i].column;
+        if (!columns[i].exists) continue;
         if (last) {
-          write(item, item.parts > 1 ? item.part : kOut, place[i], merged[i]);
+          write(item, item.parts > 1 ? item.part : kOut, columns[i], merged[i]);
         } else {
           reinterpret_cast<float4&>(shared_.section_values[q][column]) = merged[i].values;
           if (column == 0) shared_.section_softmax[q] = make_float2(merged[i].maximum, merged[i].sum);
@@ -103,44 +103,44 @@ class AttentionResults {
   static constexpr int32_t kOut = -1;                                         // the row's result, not an entry
 
   // Four columns of a query. If it does not exist, it is another one, which can be read but must not be written.
-  struct Place {
+  struct Columns {
     int query, column;
     bool exists;
     int32_t head;  // number of the query among all heads of the tile's rows
   };
 
-  // Calls function(places) until each place of the item was passed to one thread. All threads call it equally often.
+  // Calls function(columns) until all columns of the item's queries were passed to a thread. All threads call it equally often.
   template <typename Function>
   __device__ __forceinline__ void for_results(const Item& item, Function function) const {
     const int turns = item.rows * group_ * kTurns;
 #pragma unroll 1
     for (int first = warp_; first - warp_ < turns; first += kTogether * kAttentionWarps) {
-      Place place[kTogether];
+      Columns columns[kTogether];
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
         const int turn = first + i * kAttentionWarps, column = (turn % kTurns * kWarp + lane_) * kPartialColumns;
         const int query = min(turn, turns - 1) / kTurns;
-        place[i] = {query, min(column, head_dim - kPartialColumns), turn < turns && column < head_dim,
-                    query / group_ * p_.query_heads + item.kv_head * group_ + query % group_};
+        columns[i] = {query, min(column, head_dim - kPartialColumns), turn < turns && column < head_dim,
+                      query / group_ * p_.query_heads + item.kv_head * group_ + query % group_};
       }
-      function(place);
+      function(columns);
     }
   }
 
   // Part `number` of a query in the workspace.
-  __device__ __forceinline__ float* entry(const Item& item, int32_t number, const Place& place) const {
+  __device__ __forceinline__ float* entry(const Item& item, int32_t number, const Columns& columns) const {
     const int64_t row = shared_.schedule.first_entry[item.tile] + number * item.rows;
-    return static_cast<float*>(p_.workspace) + (row * p_.query_heads + place.head) * kEntry;
+    return static_cast<float*>(p_.workspace) + (row * p_.query_heads + columns.head) * kEntry;
   }
-  __device__ __forceinline__ Partial read_entry(const Item& item, int32_t number, const Place& place) const {
-    const float* from = entry(item, number, place);
+  __device__ __forceinline__ Partial read_entry(const Item& item, int32_t number, const Columns& columns) const {
+    const float* from = entry(item, number, columns);
     const float2 softmax = reinterpret_cast<const float2&>(from[head_dim]);
-    return {softmax.x, softmax.y, reinterpret_cast<const float4&>(from[place.column])};
+    return {softmax.x, softmax.y, reinterpret_cast<const float4&>(from[columns.column])};
   }
 
   // Merges `count` entries of each query, from `first` on and in order, and writes the result to the entry `into` or to kOut.
   __device__ __forceinline__ void fold(const Item& item, int32_t first, int32_t count, int32_t into) const {
-    for_results(item, [&](const Place(&place)[kTogether]) {
+    for_results(item, [&](const Columns(&columns)[kTogether]) {
       Partial total[kTogether];
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) total[i] = no_keys();
@@ -151,7 +151,7 @@ class AttentionResults {
         for (int i = 0; i < kTogether; ++i)
 #pragma unroll
           for (int j = 0; j < kFold; ++j)
-            partial[i][j] = done + j < count && place[i].exists ? read_entry(item, first + done + j, place[i]) : no_keys();
+            partial[i][j] = done + j < count && columns[i].exists ? read_entry(item, first + done + j, columns[i]) : no_keys();
 #pragma unroll
         for (int j = 0; j < kFold; ++j)
 #pragma unroll
@@ -159,22 +159,22 @@ class AttentionResults {
       }
 #pragma unroll
       for (int i = 0; i < kTogether; ++i)
-        if (place[i].exists) write(item, into, place[i], total[i]);
+        if (columns[i].exists) write(item, into, columns[i], total[i]);
     });
   }
 
-  __device__ __forceinline__ void write(const Item& item, int32_t into, const Place& place, const Partial& result) const {
+  __device__ __forceinline__ void write(const Item& item, int32_t into, const Columns& columns, const Partial& result) const {
     if (into != kOut) {
-      float* to = entry(item, into, place);
-      reinterpret_cast<float4&>(to[place.column]) = result.values;
-      if (place.column == 0) reinterpret_cast<float2&>(to[head_dim]) = make_float2(result.maximum, result.sum);
+      float* to = entry(item, into, columns);
+      reinterpret_cast<float4&>(to[columns.column]) = result.values;
+      if (columns.column == 0) reinterpret_cast<float2&>(to[head_dim]) = make_float2(result.maximum, result.sum);
       return;
     }
     const float factor = result.sum > 0.0f ? 1.0f / result.sum : 0.0f;
     // + 0 makes every zero positive: its sign may depend on how often no_keys() was merged.
     const auto finish = [&](float x) { return rounded(fmaf(x, factor, 0.0f)); };
-    const int64_t head = static_cast<int64_t>(item.first_row) * p_.query_heads + place.head;
-    auto* out = static_cast<Element*>(p_.out) + head * head_dim + place.column;
+    const int64_t head = static_cast<int64_t>(item.first_row) * p_.query_heads + columns.head;
+    auto* out = static_cast<Element*>(p_.out) + head * head_dim + columns.column;
     reinterpret_cast<Vector<kPartialColumns>&>(*out) = {finish(result.values.x), finish(result.values.y),
                                                         finish(result.values.z), finish(result.values.w)};
   }

@@ -8,8 +8,8 @@
 // split would take as much memory traffic as the keys.
 //
 // Only the device knows how long the sequences are. So each block makes the table of all tiles itself. Block b takes the items
-// (tile, part, K/V head) number b, b + gridDim.x and so on. Tiles get fewer rows while that gives idle blocks work: then the
-// parts of a short context, the passes for suffixes and the merging run side by side.
+// (tile, part, K/V head) number b, b + gridDim.x and so on. If blocks would be idle, tiles take fewer rows. Then more blocks
+// share the passes for suffixes and the merging of a short context.
 #pragma once
 
 #include "../common/paging.h"
@@ -30,7 +30,7 @@ constexpr int32_t kPersistentBlocks = 2 * kEnoughSections;
 // The parameters of a launch: up to kMaxScheduledRows rows of a call, and how they are cut.
 struct AttentionLaunch {
   PagedAttentionParams params;
-  int32_t rows_per_tile;      // at most this many
+  int32_t rows_per_tile;      // the most rows that a tile takes
   int32_t enough_sections;    // a part is a section if there are at least so many (tile, section, K/V head)s
   int32_t* section_arrivals;  // of each (section, K/V head), at the number of the section's first split
 };
@@ -55,9 +55,10 @@ __device__ __forceinline__ int32_t visible_keys(const PagedAttentionParams& p, i
 
 // The table of all tiles, in shared memory. Element [tiles] of each array is the total.
 struct Schedule {
-  int32_t first_part[kMaxScheduledRows + 1];   // parts of all tiles before this one
-  int32_t first_entry[kMaxScheduledRows + 1];  // entries of the workspace that the tiles before use; first: keys of each row
-  uint16_t first_row[kMaxScheduledRows + 2];   // rows of the tiles before
+  int32_t first_part[kMaxScheduledRows + 1];  // parts of all tiles before this one
+  int32_t first_entry[kMaxScheduledRows +
+                      1];  // entries of the workspace that the tiles before use; until then, the keys of each row
+  uint16_t first_row[kMaxScheduledRows + 2];  // rows of the tiles before
   int32_t tiles;
   int32_t by_section;  // 1: a part is a section; 0: a part is a split
 };

@@ -92,8 +92,8 @@ class AttentionWarp {
     Pass copied[kStages] = {};  // the passes in the ring, the oldest first
     Sums sums;
     clear(sums);
-    // Turn t multiplies pass t - kStages, copies pass t and looks for the keys of pass t + 1. All in one loop, because the size
-    // of the code matters: between two calls, the kernels of a layer drive each other out of the instruction caches.
+    // Turn t multiplies pass t - kStages, copies pass t and finds the keys of pass t + 1. One loop does it all, to keep the code
+    // small: the kernels of a layer drive each other out of the instruction caches.
 #pragma unroll 1
     for (int turn = -1, stage = kStages - 1;; ++turn, stage = stage + 1 == kStages ? 0 : stage + 1) {
       if (turn == kStages) {

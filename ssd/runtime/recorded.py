@@ -44,7 +44,7 @@ class OnlyOurOps(TorchDispatchMode):
 
 
 @dataclass
-class _Recorded:
+class _Replay:
     """A recorded program. Calling it runs its steps and returns the tables that the program returned."""
 
     trace: Trace
@@ -67,8 +67,8 @@ class RecordedExecutor(EagerExecutor):
 
     def __init__(self, trace: Trace, draft_threads: int = 1) -> None:
         super().__init__(trace, draft_threads)
-        self._programs: dict[Key, _Recorded] = {}
-        self._recording: _Recorded | None = None
+        self._programs: dict[Key, _Replay] = {}
+        self._recording: _Replay | None = None
 
     def _prepare(self, lane: str, name: str, program: Callable[[], Any], n: int, key: object) -> Callable[[], Any]:
         identity = (lane, name, n, key)
@@ -76,21 +76,21 @@ class RecordedExecutor(EagerExecutor):
             self._programs[identity] = self._record(program)
         return self._programs[identity]
 
-    def _record(self, program: Callable[[], Any]) -> _Recorded:
+    def _record(self, program: Callable[[], Any]) -> _Replay:
         self.settle()  # a program that runs beside this has spans of its own
         began, only_ours = time.perf_counter(), OnlyOurOps()
-        self._recording = recorded = _Recorded(self.trace)
-        recorded.steps.begin()
+        self._recording = replay = _Replay(self.trace)
+        replay.steps.begin()
         try:
-            with self.trace.marking(recorded.steps.mark) as recorded.marked, only_ours:
-                recorded.value = program()
+            with self.trace.marking(replay.steps.mark) as replay.marked, only_ours:
+                replay.value = program()
         finally:
-            recorded.steps.end()
+            replay.steps.end()
             self._recording = None
         self.recorded.programs += 1
         self.recorded.seconds += time.perf_counter() - began
         self.recorded.bytes += only_ours.allocated
-        return recorded
+        return replay
 
     def when(self, flags: Tensor, program: Callable[[], Any]) -> None:
         if self._recording is None:

@@ -114,9 +114,9 @@ class Trace:
 
     @contextmanager
     def marking(self, mark: Callable[[], int]) -> Iterator[list[Marked]]:
-        """A context that records a program. Its spans are not measured: `mark` gives the numbers of their ends in the program.
+        """A context in which a program is recorded. Its spans are not measured; each end of a span calls `mark`.
 
-        Yields the list to which the spans are added.
+        mark: returns the number of this point in the program. Yields the list to which the spans are added.
         """
         marked: list[Marked] = []
         self._marking = mark, marked

@@ -15,10 +15,10 @@ from ssd.serving.loading import LoadedModels
 class Footprint:
     """An engine's memory in bytes, and its settings.
 
-    rounds: "eager", "paced" or "graphs". target_pass_bytes, draft_pass_bytes: bytes of weights that a pass reads. kv_pages:
-    number of pages for all sequences, each of kv_page_tokens tokens. kv_bytes: bytes of both models' K/V caches.
+    rounds: "eager", "recorded", "paced" or "graphs". target_pass_bytes, draft_pass_bytes: bytes of weights that a pass reads.
+    kv_pages: number of pages for all sequences, each of kv_page_tokens tokens. kv_bytes: bytes of both models' K/V caches.
     draft_kv_bytes: bytes of the draft's cache, with its scratch pages for branches. recorded: number of programs recorded so
-    far, for rounds of batch_sizes slots. recording_seconds, recording_bytes: their cost in time and in device memory.
+    far, for rounds of batch_sizes slots. recording_seconds, recording_bytes: their cost in time and in memory.
     """
 
     mode: str
