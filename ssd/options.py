@@ -71,6 +71,11 @@ class SamplingParams:
         panel=SAMPLING,
         limits=SEEDS,
     )
+    cache_salt: str | None = option(
+        None,
+        help="Name of a group of requests that share cached prompts with nobody else; all without one are a group.",
+        panel=SAMPLING,
+    )
     logprobs: int = option(
         0,
         help="Number of likeliest tokens whose log-probabilities are reported with each token's own; 0 reports none.",
@@ -84,6 +89,8 @@ class SamplingParams:
             raise SsdError(f"stop is {self.stop!r}; it must be one or more strings that are not empty.")
         object.__setattr__(self, "stop", tuple(stop))
         check(self)
+        if not isinstance(self.cache_salt, str | None):
+            raise SsdError(f"cache_salt is {self.cache_salt!r}; it must be a string, or None.")
         if 0 < self.temperature < 0.01:
             raise SsdError(f"temperature is {self.temperature!r}; use 0 for greedy decoding, or at least 0.01.")
         if self.top_p == 0:
@@ -229,6 +236,9 @@ class EngineOptions:
         help="Longest sequence in tokens, prompt and output; the model's own limit unless given.",
         panel=MACHINE,
         limits=(2, 2**24),
+    )
+    prefix_caching: bool = option(
+        True, help="Keeping the K/V of ended sequences, for prompts that begin like them.", panel=MACHINE
     )
     gpu_memory_utilization: float = option(
         0.9, help="Fraction of GPU memory for weights and K/V.", panel=MACHINE, limits=(0.01, 1)

@@ -97,11 +97,34 @@ class Request:
     degraded: bool = False
     slot: int = -1
     pages: np.ndarray | None = None  # [pages] int32, while it has a slot
-    stored: int = 0  # number of prompt tokens whose K/V are stored
+    page_keys: list[bytes] = field(default_factory=list)  # of its first full pages, see ssd/kv/prefix.py
+    stored: int = 0  # until it runs: number of tokens whose K/V the target has
+    draft_stored: int = 0  # until it runs: the same of the draft
+    draft_reach: int = 0  # number of its first tokens that the draft stores at most; 0 without a draft model
 
     @property
     def max_length(self) -> int:
         return len(self.prompt) + self.max_new_tokens
+
+    @property
+    def tokens(self) -> list[int]:
+        """The prompt, and the tokens that rounds have committed."""
+        return self.prompt + self.token_ids
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return len(self.prompt) + len(self.token_ids)
+
+    @property
+    def resumes(self) -> bool:
+        """Whether it has run before: its next token is for a round to decide."""
+        return bool(self.token_ids)
+
+    @property
+    def to_store(self) -> int:
+        """Number of tokens whose K/V must be stored before it runs. A round stores the last token of one that resumes."""
+        return self.length - self.resumes
 
     @property
     def finished(self) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from ssd.decoding.prefill import Admitted
 from ssd.decoding.round import Round, SlotReport, Verification
 from ssd.decoding.verifier import Verifier
@@ -26,9 +28,18 @@ class Autoregressive:
     def store(self, slot: int, start: int, stop: int) -> None:
         self.verifier.store(slot, start, stop)
 
-    def enter(self, slot: int, start: int, stop: int) -> Verification:
+    def catch_up(self, slot: int, start: int, stop: int) -> None:
+        """There is no draft that could lag behind."""
+
+    def enter(self, slot: int, start: int, stop: int, resumes: bool) -> Verification:
         with self.executor.alone():
-            return self.verifier.enter(slot, start, stop)
+            return self.verifier.enter(slot, start, stop, resumes)
+
+    def grow(self, slot: int, first: int, pages: Tensor) -> None:
+        self.verifier.grow(slot, first, pages)
+
+    def draft_reach(self, tokens: int) -> int:
+        return 0
 
     def retire(self, slot: int) -> None:
         self.verifier.retire(slot)

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from ssd.decoding.autoregressive import Autoregressive
 from ssd.decoding.prefill import Admitted
 from ssd.decoding.round import DraftFailed, Round, SlotReport, Verification
@@ -45,9 +47,18 @@ class Failover:
     def store(self, slot: int, start: int, stop: int) -> None:
         self._call(lambda loop: loop.store(slot, start, stop))
 
-    def enter(self, slot: int, start: int, stop: int) -> Verification:
-        verification: Verification = self._call(lambda loop: loop.enter(slot, start, stop))
+    def catch_up(self, slot: int, start: int, stop: int) -> None:
+        self._call(lambda loop: loop.catch_up(slot, start, stop))
+
+    def enter(self, slot: int, start: int, stop: int, resumes: bool) -> Verification:
+        verification: Verification = self._call(lambda loop: loop.enter(slot, start, stop, resumes))
         return verification
+
+    def grow(self, slot: int, first: int, pages: Tensor) -> None:
+        self._call(lambda loop: loop.grow(slot, first, pages))
+
+    def draft_reach(self, tokens: int) -> int:
+        return self.loop.draft_reach(tokens)
 
     def round(self, n: int) -> Round:
         round: Round = self._call(lambda loop: loop.round(n))

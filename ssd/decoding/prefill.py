@@ -1,5 +1,7 @@
 """Storing a prompt: in chunks between rounds, from staging tables, until its slot is switched on.
 
+Only what the prefix cache lacks is stored. A request that was preempted stores the tokens that it had, as a prompt does.
+
 The staging tables are a `SequenceState` of one row. While a prompt is stored, its slot stays done and names only the null page,
 so rounds in flight do not see it. The last chunk commits the first token and copies the staged row into the slot.
 """
@@ -23,7 +25,7 @@ class Admitted(Protocol):
     """A request that has its pages; see `ssd.requests.Request`."""
 
     @property
-    def prompt(self) -> list[int]: ...
+    def tokens(self) -> list[int]: ...
     @property
     def params(self) -> SamplingParams: ...
     @property
@@ -37,20 +39,20 @@ class Admitted(Protocol):
 
 def stage(staging: SequenceState, executor: Executor, request: Admitted) -> None:
     """Write a request into the staging tables, on the target's lane. Called `alone`."""
-    prompt, pages = request.prompt, request.pages
+    tokens, pages = request.tokens, request.pages
     assert pages is not None
     with executor.on("target"):
-        executor.write("target", staging.tokens[0, : len(prompt)], torch.tensor(prompt, dtype=torch.int32))
+        executor.write("target", staging.tokens[0, : len(tokens)], torch.tensor(tokens, dtype=torch.int32))
         staging.page_table.zero_()
         executor.write("target", staging.page_table[0, : len(pages)], torch.from_numpy(pages))
-        staging.fill(0, len(prompt), prompt[-1], request.params, request.seed, request.max_length)
+        staging.fill(0, len(tokens), tokens[-1], request.params, request.seed, request.max_length)
 
 
 def chunk_rows(staging: SequenceState, start: int, stop: int) -> Rows:
-    """The rows of prompt tokens start..stop−1. Each chunk except the last has PREFILL_CHUNK tokens.
+    """The rows of the staged tokens start..stop−1, at most PREFILL_CHUNK.
 
-    A prompt is stored by itself and cut at fixed positions, so its K/V depends neither on other requests nor on the time of its
-    admission.
+    A row of our ops depends neither on its neighbours nor on their number. So the K/V of a token depends only on the tokens
+    before it, wherever a chunk is cut, and whether a chunk or a round stored it: pages can be shared by content.
     """
     root = torch.full((1,), start, dtype=torch.int32, device=staging.length.device)
     return staging.rows(staging.tokens[:, start + 1 : stop], root, 0, stop - start)

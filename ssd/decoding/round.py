@@ -32,6 +32,14 @@ class VerifyOutput(SlotTables):
             report=torch.zeros(slots, Reports.width(newest), dtype=torch.int32, device=device),
         )
 
+    def report_committed(self, tokens: Tensor) -> None:
+        """Report sequences that go on where they were. tokens: [n, tokens] int32, all of each sequence."""
+        report, length = Reports.unpack(self.report), tokens.shape[1] - 1
+        report.length.fill_(length)
+        newest = report.newest[:, -tokens.shape[1] :]
+        report.newest.copy_(tokens[:, :1].expand_as(report.newest))  # before the first token of a short one
+        newest.copy_(tokens[:, -newest.shape[1] :])
+
 
 @dataclass
 class Reports:

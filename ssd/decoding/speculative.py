@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from ssd.decoding.drafters.drafter import Drafter
 from ssd.decoding.link import Link
 from ssd.decoding.prefill import Admitted
@@ -45,15 +47,33 @@ class Speculative:
             self.drafter.store(slot, start, stop)
         self.verifier.store(slot, start, stop)
 
-    def enter(self, slot: int, start: int, stop: int) -> Verification:
-        """Store the last chunk of the staged prompt, commit its first token, and switch the slot on."""
+    def catch_up(self, slot: int, start: int, stop: int) -> None:
+        """Store the draft's K/V alone, of tokens that the target has stored already."""
+        with DraftFailed.guard():
+            self.drafter.store(slot, start, stop)
+
+    def enter(self, slot: int, start: int, stop: int, resumes: bool) -> Verification:
+        """Store the last chunk of the staged prompt, commit its first token, and switch the slot on.
+
+        resumes: whether the request ran before it was preempted. Then nothing is committed.
+        """
         with self.executor.alone():
             with DraftFailed.guard():
                 self.drafter.store(slot, start, stop)
-            verification = self.verifier.enter(slot, start, stop)
+            verification = self.verifier.enter(slot, start, stop, resumes)
             with DraftFailed.guard(verification):
                 self.link.enter(slot, verification.output)
         return verification
+
+    def grow(self, slot: int, first: int, pages: Tensor) -> None:
+        """Name further pages of a slot, from its `first` one on, for later rounds. pages: [count] int32, on the host."""
+        self.verifier.grow(slot, first, pages)
+        with DraftFailed.guard():
+            self.executor.write("draft", self.drafter.tables.state.page_table[slot, first : first + len(pages)], pages)
+
+    def draft_reach(self, tokens: int) -> int:
+        """The number of tokens of a sequence whose K/V the draft stores at most, if it is admitted with `tokens` tokens."""
+        return self.drafter.reach(tokens)
 
     def retire(self, slot: int) -> None:
         """Switch a slot off, after the rounds in flight."""

@@ -25,7 +25,8 @@ class Stats:
     guesses for their accepted count; a larger budget hits higher ranks. proposed_counts: speculation length → rounds.
     accepted_at: rounds that accepted at least one token, at least two, and so on. t_draft_ms: extend and branches in "ssd", the
     K draft steps in "sd". t_fallback_ms: the cost of a miss. hidden_draft_ms: the part of t_draft_ms that the verification hid.
-    branches_unused: drafted branches that were not handed out. decode_tokens_per_s: without the prefill and the first token.
+    branches_unused: drafted branches that were not handed out. cached_tokens: tokens of the prompt that the prefix cache had
+    stored. decode_tokens_per_s: without the prefill and the first token.
     """
 
     mode: str
@@ -43,6 +44,7 @@ class Stats:
     t_fallback_ms: float | None
     hidden_draft_ms: float | None
     branches_unused: int
+    cached_tokens: int
     decode_tokens_per_s: float | None
     time_to_first_token_s: float
 
@@ -56,6 +58,7 @@ class SequenceStats:
     """Gathers a sequence's stats round by round."""
 
     arrived: float = field(default_factory=time.perf_counter)
+    cached_tokens: int | None = None  # None until it is admitted
     first_token: float = 0.0
     last_token: float = 0.0
     rounds: int = 0
@@ -71,6 +74,11 @@ class SequenceStats:
     draft_ms: list[float] = field(default_factory=list)
     fallback_ms: list[float] = field(default_factory=list)
     hidden_ms: list[float] = field(default_factory=list)
+
+    def admitted(self, cached: int) -> None:
+        """The request has a slot. cached: number of tokens whose K/V were found in the prefix cache."""
+        if self.cached_tokens is None:  # the first time; after a preemption it finds its own pages
+            self.cached_tokens = cached
 
     def started(self) -> None:
         """The prefill has committed the first token."""
@@ -127,6 +135,7 @@ class SequenceStats:
             t_fallback_ms=_median(self.fallback_ms),
             hidden_draft_ms=_median(self.hidden_ms) if mode == "ssd" else None,
             branches_unused=self.branches - hits,
+            cached_tokens=self.cached_tokens or 0,
             decode_tokens_per_s=(tokens - 1) / elapsed if elapsed > 0 and tokens > 1 else None,
             time_to_first_token_s=self.first_token - self.arrived,
         )

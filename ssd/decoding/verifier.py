@@ -47,13 +47,24 @@ class Verifier:
         """Store the K/V of a chunk of the staged prompt, which will get this slot."""
         self._executor.once("target", "prefill", lambda: self._forward_chunk(start, stop), slot=slot)
 
-    def enter(self, slot: int, start: int, stop: int) -> Verification:
-        """Store the last chunk, commit the first token (by an empty verification), and switch the slot on. Called `alone`."""
+    def grow(self, slot: int, first: int, pages: Tensor) -> None:
+        """Name further pages of a slot, from its `first` one on. pages: [count] int32, on the host."""
+        self._executor.write("target", self.tables.state.page_table[slot, first : first + len(pages)], pages)
+
+    def enter(self, slot: int, start: int, stop: int, resumes: bool) -> Verification:
+        """Store the last chunk, commit the first token (by an empty verification), and switch the slot on. Called `alone`.
+
+        resumes: whether the sequence has a token after the chunk already. Then nothing is committed.
+        """
 
         def prefill() -> VerifyOutput:
             staging, output = self.tables.staging, self._new_output(1, 1)
-            self.model.logits(self._forward_chunk(start, stop)[-1:], out=output.logits[0])
-            self._decide(staging, self._empty_speculation, output)
+            hidden = self._forward_chunk(start, stop)
+            if resumes:
+                output.report_committed(staging.tokens[:, : stop + 1])
+            else:
+                self.model.logits(hidden[-1:], out=output.logits[0])
+                self._decide(staging, self._empty_speculation, output)
             # There is no guess of the first token: the first look-up is a miss.
             staging.outcome.fill_(-1)
             Reports.unpack(output.report).accepted.fill_(-1)

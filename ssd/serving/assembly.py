@@ -22,6 +22,7 @@ from ssd.decoding.tree import Tree
 from ssd.decoding.verifier import Verifier
 from ssd.errors import SsdError
 from ssd.kv.cache import PAGE_SIZE, KVCache
+from ssd.kv.prefix import PrefixCache
 from ssd.models.pair import Draft
 from ssd.native import PageAllocator
 from ssd.options import EngineOptions
@@ -64,9 +65,12 @@ class Assembly:
             self._num_pages = 1 + min(self._slots * self._pages_a_sequence, affordable)
             self.state, self._staging = self._sequences(placement.target_device)
             self.kv_cache = KVCache(target.model.config, self._num_pages, target.model.dtype, placement.target_device)
-        self.pages = PageAllocator(self._num_pages)
+        self.pages = PrefixCache(PageAllocator(self._num_pages))
         remedy = "raise gpu_memory_utilization" if placement.target_device.type == "cuda" else "free some memory"
-        self.scheduler = Scheduler(self._slots, self.pages, self._proposed, remedy)
+        identity = repr((options.target, options.draft, options.weights, str(target.model.dtype)))
+        self.scheduler = Scheduler(
+            self._slots, self.pages, self._proposed, remedy, identity if options.prefix_caching else None
+        )
 
     def core(self) -> Core:
         """The engine's core with the loop of its mode; without a draft, if the draft did not load or its tables do not fit."""

@@ -58,6 +58,7 @@ class Core:
         self.in_flight: deque[InFlight] = deque()
         self._options = options
         self._eos = eos
+        self._tokens_a_round = options.speculation_options.nodes  # the most that a round commits for a sequence
         self._storing: Request | None = None  # the request whose prompt is in the staging tables
         self._added: deque[Request] = deque()
         self._aborted: deque[Request] = deque()
@@ -208,8 +209,9 @@ class Core:
             with self._on_target_threads():
                 self._apply_adds_and_aborts()
                 self._store_prompts()
+                grown = self._reserve_pages()
                 self._begin_round()
-                return self._read_reports()
+                return grown + self._read_reports()
         except BaseException as error:
             ended = self._fail(error)
             if not ended or not isinstance(error, Exception):
@@ -217,19 +219,28 @@ class Core:
             return ended
 
     def _store_prompts(self) -> None:
-        """Store the next chunks of the oldest prompts, at most PREFILL_CHUNK tokens in all."""
+        """Store the next chunks of the oldest prompts, at most PREFILL_CHUNK tokens in all.
+
+        Where the prefix cache had more pages of the target than of the draft, the draft catches up first.
+        """
         left = PREFILL_CHUNK
         while (request := self._next_to_store()) is not None:
-            start, stop = request.stored, min(len(request.prompt), request.stored + PREFILL_CHUNK)
+            lags = request.draft_stored < request.stored
+            start, end = (request.draft_stored, request.stored) if lags else (request.stored, request.to_store)
+            stop = min(end, start + PREFILL_CHUNK)
             if stop - start > left:
                 return
             left -= stop - start
-            if stop < len(request.prompt):
+            if lags:
+                self.failover.catch_up(request.slot, start, stop)
+                request.draft_stored = stop
+                continue
+            if stop < end:
                 self.failover.store(request.slot, start, stop)
-                request.stored = stop
+                request.stored = request.draft_stored = stop
                 return
-            verification = self.failover.enter(request.slot, start, stop)
-            request.stored = stop
+            verification = self.failover.enter(request.slot, start, stop, request.resumes)
+            request.stored = request.draft_stored = stop
             self._storing = None
             self.scheduler.start(request)
             self.in_flight.append(InFlight([(0, request)], verification))
@@ -238,7 +249,37 @@ class Core:
         if self._storing is None and (request := self.scheduler.admit()) is not None:
             self._storing = request
             self.failover.stage(request)
+            request.draft_reach = self.failover.draft_reach(request.length)
+            if not request.draft_reach:
+                request.draft_stored = request.stored  # nothing to catch up with
+            request.stats.admitted(request.stored)
         return self._storing
+
+    def _reserve_pages(self) -> list[Request]:
+        """Give each running request the pages that the next round may write to, the oldest first.
+
+        Where too few are left, the newest request is preempted, after the rounds in flight. Returns the requests that those
+        rounds have grown.
+        """
+        grown: list[Request] = []
+        for request in list(self.scheduler.running.values()):
+            while self.scheduler.running.get(request.slot) is request:
+                held = len(request.pages) if request.pages is not None else 0
+                new = self.scheduler.grow(request, (len(self.in_flight) + 1) * self._tokens_a_round)
+                if new is not None:
+                    if len(new):
+                        self.failover.grow(request.slot, held, torch.from_numpy(new))
+                    break
+                if not self.in_flight:
+                    self._preempt(self.scheduler.newest)
+                while self.in_flight:
+                    grown += self._deliver(self.in_flight.popleft())
+        return grown
+
+    def _preempt(self, request: Request) -> None:
+        self._switch_off(request)
+        self._check_open()
+        self.scheduler.preempt(request)
 
     def _begin_round(self) -> None:
         if self.scheduler.running:
@@ -308,10 +349,14 @@ class Core:
             request.finish_reason = ending  # last: a client on another thread now takes the request as it is
 
     def _release(self, request: Request) -> None:
-        """Take a request's slot and pages back.
+        """Take a request's slot and pages back."""
+        self._switch_off(request)
+        self.scheduler.release(request)
 
-        The device switches the slot off after the rounds in flight, and before another request uses the pages. If it cannot,
-        the core closes: the slot would write to another request's pages.
+    def _switch_off(self, request: Request) -> None:
+        """Have the device switch a request's slot off, after the rounds in flight, and before another request uses the pages.
+
+        If it cannot, the core closes: the slot would write to another request's pages.
         """
         if request is self._storing:
             self._storing = None
@@ -321,7 +366,6 @@ class Core:
                     self.failover.retire(request.slot)
             except Exception as error:
                 self._closed = f"this engine's target failed ({one_line(error)}); make another engine."
-        self.scheduler.release(request)
 
     def _fail(self, error: BaseException) -> list[Request]:
         """End every admitted request with the error of a step, and return them. Requests that wait for a slot go on waiting."""
@@ -333,6 +377,7 @@ class Core:
         for request in ended:
             self._release(request)
             request.fail(cause)
+        self.scheduler.pages.clear()  # nobody knows what was stored
         return ended
 
     @contextmanager

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ssd.errors import SsdError
+from ssd.kv.prefix import PrefixCache
 from ssd.native import PageAllocator
 from ssd.options import SamplingParams
 from ssd.requests import Request
@@ -18,7 +19,7 @@ class Desk:
     """A scheduler and its pages."""
 
     def __init__(self, slots: int = 3, pages: int = 20) -> None:
-        self.pages = PageAllocator(1 + pages)
+        self.pages = PrefixCache(PageAllocator(1 + pages))
         self.scheduler = Scheduler(slots, self.pages, SLACK)
 
     def add(self, *lengths: int) -> list[Request]:

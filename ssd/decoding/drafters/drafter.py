@@ -23,6 +23,9 @@ class Drafter(Protocol):
     def stage(self, request: Admitted) -> None:
         """Prepare for a request whose prompt is staged. Called `alone`."""
 
+    def reach(self, tokens: int) -> int:
+        """The number of tokens of a sequence whose K/V the draft stores at most, if its staged prompt has `tokens` tokens."""
+
     def store(self, slot: int, start: int, stop: int) -> None:
         """Store the K/V of tokens start..stop−1 of the staged prompt, which will get this slot."""
 

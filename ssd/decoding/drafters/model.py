@@ -51,9 +51,13 @@ class ModelDrafter:
         return self.tree.needs_compaction
 
     def stage(self, request: Admitted) -> None:
-        self._stores = self.tables.context is None or len(request.prompt) < self.tables.context
+        self._stores = self.reach(len(request.tokens)) > 0
         if request.params.temperature > 0:
             self.tables.speculation.hold_distributions(self.tables.branches.budget, self.model.vocab_size)
+
+    def reach(self, tokens: int) -> int:
+        context = self.tables.draft_context
+        return context - 1 if tokens < context else 0
 
     def store(self, slot: int, start: int, stop: int) -> None:
         """Store the K/V of a chunk of the staged prompt in the trunk, unless the prompt leaves nothing to propose."""

@@ -31,6 +31,9 @@ class NgramDrafter:
     def stage(self, request: Admitted) -> None:
         """N-grams are not drawn: there is no distribution to hold."""
 
+    def reach(self, tokens: int) -> int:
+        return 0
+
     def store(self, slot: int, start: int, stop: int) -> None:
         """N-grams need no K/V."""
 
