@@ -419,9 +419,9 @@ def test_a_tool_says_in_one_sentence_that_there_is_no_gpu(tool: str) -> None:
 def test_gaps_are_measured_while_a_long_prompt_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     from gaps import measure
 
-    from ssd.serving import core
+    from ssd.serving import storing
 
-    monkeypatch.setattr(core, "PREFILL_CHUNK", 64)
+    monkeypatch.setattr(storing, "PREFILL_CHUNK", 64)
     tiny.write_model(tmp_path, tokenizer=tiny.vocabulary_of_bytes(), vocab_size=288)
     with Engine(str(tmp_path), None if mode == "ar" else "self:2", mode, threads=1, max_batch=3) as engine:
         found = measure(engine, streams=2, prompt_tokens=300)

@@ -4,7 +4,7 @@ The core has no thread of its own. A client that waits for its request takes the
 threads sleep until their own requests have grown. So two streams that one thread reads in turn both advance, and a client that
 goes away ends only its own request.
 
-A prompt is stored in chunks, at most PREFILL_CHUNK tokens per step, so that running requests get a round between two chunks.
+A prompt is stored in chunks, so that running requests get a round between two chunks (ssd/serving/storing.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import torch
 
 from ssd.decoding.failover import Failover, Loop
-from ssd.decoding.prefill import PREFILL_CHUNK
 from ssd.decoding.round import Round, SlotReport, Verification
 from ssd.errors import SsdError, one_line
 from ssd.models.pair import OnProgress
@@ -27,6 +26,7 @@ from ssd.options import EngineOptions
 from ssd.requests import FinishReason, Request
 from ssd.runtime.executor import Executor
 from ssd.serving.scheduler import Scheduler
+from ssd.serving.storing import PromptStore
 from ssd.serving.turn import Turn, interrupts_deferred
 
 
@@ -59,7 +59,7 @@ class Core:
         self._options = options
         self._eos = eos
         self._tokens_a_round = options.speculation_options.nodes  # the most that a round commits for a sequence
-        self._storing: Request | None = None  # the request whose prompt is in the staging tables
+        self._prompts = PromptStore(scheduler, failover)
         self._added: deque[Request] = deque()
         self._aborted: deque[Request] = deque()
         self._closed: str | None = None  # why nothing runs any more
@@ -208,7 +208,7 @@ class Core:
         try:
             with self._on_target_threads():
                 self._apply_adds_and_aborts()
-                self._store_prompts()
+                self.in_flight += [InFlight([(0, request)], entered) for request, entered in self._prompts.store_chunks()]
                 grown = self._reserve_pages()
                 self._begin_round()
                 return grown + self._read_reports()
@@ -218,68 +218,26 @@ class Core:
                 raise
             return ended
 
-    def _store_prompts(self) -> None:
-        """Store the next chunks of the oldest prompts, at most PREFILL_CHUNK tokens in all.
-
-        Where the prefix cache had more pages of the target than of the draft, the draft catches up first.
-        """
-        left = PREFILL_CHUNK
-        while (request := self._next_to_store()) is not None:
-            lags = request.draft_stored < request.stored
-            start, end = (request.draft_stored, request.stored) if lags else (request.stored, request.to_store)
-            stop = min(end, start + PREFILL_CHUNK)
-            if stop - start > left:
-                return
-            left -= stop - start
-            if lags:
-                self.failover.catch_up(request.slot, start, stop)
-                request.draft_stored = stop
-                continue
-            if stop < end:
-                self.failover.store(request.slot, start, stop)
-                request.stored = request.draft_stored = stop
-                return
-            verification = self.failover.enter(request.slot, start, stop, request.resumes)
-            request.stored = request.draft_stored = stop
-            self._storing = None
-            self.scheduler.start(request)
-            self.in_flight.append(InFlight([(0, request)], verification))
-
-    def _next_to_store(self) -> Request | None:
-        if self._storing is None and (request := self.scheduler.admit()) is not None:
-            self._storing = request
-            self.failover.stage(request)
-            request.draft_reach = self.failover.draft_reach(request.length)
-            if not request.draft_reach:
-                request.draft_stored = request.stored  # nothing to catch up with
-            request.stats.admitted(request.stored)
-        return self._storing
-
     def _reserve_pages(self) -> list[Request]:
         """Give each running request the pages that the next round may write to, the oldest first.
 
-        Where too few are left, the newest request is preempted, after the rounds in flight. Returns the requests that those
-        rounds have grown.
+        Where too few are left, the newest request is preempted. The rounds in flight are read before; returns those that grew.
         """
         grown: list[Request] = []
         for request in list(self.scheduler.running.values()):
             while self.scheduler.running.get(request.slot) is request:
-                held = len(request.pages) if request.pages is not None else 0
                 new = self.scheduler.grow(request, (len(self.in_flight) + 1) * self._tokens_a_round)
                 if new is not None:
-                    if len(new):
-                        self.failover.grow(request.slot, held, torch.from_numpy(new))
+                    if new.pages:
+                        self.failover.grow(request.slot, new.first, torch.tensor(new.pages, dtype=torch.int32))
                     break
                 if not self.in_flight:
-                    self._preempt(self.scheduler.newest)
+                    self._switch_off(newest := self.scheduler.newest)
+                    self._check_open()
+                    self.scheduler.preempt(newest)
                 while self.in_flight:
                     grown += self._deliver(self.in_flight.popleft())
         return grown
-
-    def _preempt(self, request: Request) -> None:
-        self._switch_off(request)
-        self._check_open()
-        self.scheduler.preempt(request)
 
     def _begin_round(self) -> None:
         if self.scheduler.running:
@@ -354,12 +312,12 @@ class Core:
         self.scheduler.release(request)
 
     def _switch_off(self, request: Request) -> None:
-        """Have the device switch a request's slot off, after the rounds in flight, and before another request uses the pages.
+        """Switch a request's slot off on the device, after the rounds in flight, and before another request uses the pages.
 
-        If it cannot, the core closes: the slot would write to another request's pages.
+        If that fails, the core closes: the slot would write to another request's pages.
         """
-        if request is self._storing:
-            self._storing = None
+        if request is self._prompts.storing:
+            self._prompts.storing = None
         if self.scheduler.admitted.get(request.slot) is request and self._closed is None:
             try:  # also where the slot may not be switched on yet: that changes nothing
                 with torch.inference_mode():

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ssd.errors import SsdError
 from ssd.kv.cache import PAGE_SIZE
@@ -21,6 +21,13 @@ from ssd.kv.prefix import Key, PrefixCache, page_key, root_key
 from ssd.requests import Request
 
 GROWTH = 4  # pages that a growing sequence gets at a time, where they are available: few writes, and little is reserved
+
+
+class NewPages(NamedTuple):
+    """Pages that a request has got. first: the index of the first one among its pages."""
+
+    first: int
+    pages: list[int]
 
 
 class Scheduler:
@@ -41,7 +48,9 @@ class Scheduler:
         self._identity = identity
         self._free_slots = list(range(slots))
         self.waiting: deque[Request] = deque()
-        self.admitted: dict[int, Request] = {}  # by slot, oldest first: requests with pages, whose prompts are stored or being stored
+        self.admitted: dict[
+            int, Request
+        ] = {}  # by slot, oldest first: requests with pages, whose prompts are stored or being stored
         self.running: dict[int, Request] = {}  # by slot: requests whose prompts are stored
 
     @property
@@ -96,21 +105,22 @@ class Scheduler:
         self.running[request.slot] = request
         self._keep(request)
 
-    def grow(self, request: Request, tokens: int) -> npt.NDArray[np.int32] | None:
+    def grow(self, request: Request, tokens: int) -> NewPages | None:
         """Give a running request pages for its present and `tokens` further tokens.
 
-        Returns the new pages, [pages] int32, perhaps none; or None, and gives none, if too few are available.
+        Returns the new pages, perhaps none; or None, and gives none, if too few are available.
         """
         assert request.pages is not None
-        missing = self._pages_for(request, request.length + tokens) - len(request.pages)
+        held = len(request.pages)
+        missing = self._pages_for(request, request.length + tokens) - held
         if missing <= 0:
-            return np.empty(0, dtype=np.int32)
+            return NewPages(held, [])
         if missing > self.pages.available:
             return None
-        most = self._pages_for(request, request.max_length) - len(request.pages)
+        most = self._pages_for(request, request.max_length) - held
         new = self.pages.allocate(min(max(missing, GROWTH), most, self.pages.available))
         request.pages = np.concatenate([request.pages, new])
-        return new
+        return NewPages(held, new.tolist())
 
     def preempt(self, request: Request) -> None:
         """Take an admitted request's slot and pages back. It is the next one to be admitted, and goes on where it was."""

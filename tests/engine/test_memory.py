@@ -2,8 +2,8 @@
 memory does not grow.
 
 Before every admission and every round, all free K/V pages are filled with a pattern, in both models' caches. Afterwards the
-pattern must be unchanged. The pattern is a NaN, so a key read from such a page would change the tokens too. Half of the pages
-are held back, so that requests also wait for pages.
+pattern must be unchanged. The pattern is a NaN, so a key read from such a page would change the tokens too. Pages
+that are kept for later prompts must not change either. Most pages are held back: requests wait for pages and are preempted.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ssd import Completion, Engine, SamplingParams
 from ssd.decoding.drafters.model import ModelDrafter
 from ssd.decoding.speculative import Speculative
 from ssd.decoding.ssd import SpeculativeSpeculative
+from ssd.kv.prefix import KeptPage, PrefixCache
 from ssd.native import PageAllocator
 
 REQUESTS, WARM_UP = 300, 100
@@ -57,6 +58,10 @@ def random_requests() -> tuple[list[list[int]], list[SamplingParams]]:
     return prompts, params
 
 
+def kept_pages(engine: Engine) -> list[KeptPage]:
+    return [*engine.core.scheduler.pages._kept.values()]
+
+
 @dataclass
 class Canary:
     """Watches the free pages while the engine's loop works."""
@@ -64,6 +69,7 @@ class Canary:
     engine: Engine
     overwritten: list[str] = field(default_factory=list)
     checks: int = 0
+    kept_checks: int = 0
     waits: int = 0  # rounds during which a request waited although a slot was free
 
     def __post_init__(self) -> None:
@@ -78,18 +84,27 @@ class Canary:
         def watched(*arguments: Any) -> Any:
             scheduler = self.engine.core.scheduler
             owned = {int(page) for request in scheduler.admitted.values() for page in request.pages}  # type: ignore[union-attr]
-            free = torch.tensor(sorted(set(range(1, self.caches["target"].kv.shape[2])) - owned))
+            shared = kept_pages(self.engine)
+            kept = torch.tensor([page.page for page in shared], dtype=torch.int64)
+            free = torch.tensor(
+                sorted(set(range(1, 1 + scheduler.pages.capacity)) - owned - set(kept.tolist())), dtype=torch.int64
+            )
             self.waits += bool(scheduler.waiting and scheduler._free_slots)
             views = {name: cache.kv.view(torch.int32) for name, cache in self.caches.items()}
             for view in views.values():
                 view[:, :, free] = PATTERN
+            before = {name: view[:, :, kept].clone() for name, view in views.items()}
             result = work(*arguments)
             self.engine.core.executor.settle()
+            self.kept_checks += len(kept)
             self.checks += 1
             for name, view in views.items():
                 spoilt = (view[:, :, free] != PATTERN).flatten(3).any(3).flatten(0, 1).any(0)
                 if spoilt.any():
                     self.overwritten.append(f"{name}, pages {free[spoilt].tolist()}")
+                for index, page in enumerate(shared):
+                    if (page.by_draft or name == "target") and (view[:, :, page.page] != before[name][:, :, index]).any():
+                        self.overwritten.append(f"{name}, the kept page {page.page}")
             return result
 
         return watched
@@ -107,7 +122,7 @@ def run(models: Models) -> Run:
     prompts, params = random_requests()
     with Engine(models.target, models.draft, "ssd", max_batch=8, **OPTIONS) as engine:
         scheduler = engine.core.scheduler
-        scheduler.pages = PageAllocator(1 + scheduler.pages.capacity // 2)  # so few that requests wait for them
+        scheduler.pages = PrefixCache(PageAllocator(1 + scheduler.pages.capacity // 4))
         canary = Canary(engine)
         completions = engine.decode(prompts[:WARM_UP], params[:WARM_UP])
         warm = resident_bytes() if STATM.exists() else 0
@@ -124,11 +139,16 @@ def test_no_page_is_leaked(run: Run) -> None:
 def test_no_free_page_is_written(run: Run) -> None:
     assert run.canary.overwritten == []
     assert run.canary.checks > 1.5 * REQUESTS
+    assert run.canary.kept_checks > REQUESTS
 
 
-def test_requests_waited_for_pages(run: Run) -> None:
+def test_requests_waited_for_pages_and_were_preempted(run: Run) -> None:
     """Otherwise the run would not have been short of pages."""
+    scheduler = run.canary.engine.core.scheduler
+    print(run.canary.waits, run.canary.kept_checks, scheduler.preemptions, scheduler.pages.evictions)
     assert run.canary.waits > 20
+    assert scheduler.preemptions > 5
+    assert scheduler.pages.evictions > REQUESTS
 
 
 def test_no_sequence_is_changed_by_its_neighbours(run: Run, models: Models) -> None:

@@ -17,7 +17,7 @@ from ssd import Completion, Engine, SamplingParams
 from ssd.decoding.round import DraftFailed
 from ssd.errors import SsdError
 from ssd.requests import Stream
-from ssd.serving import core
+from ssd.serving import storing
 
 PROMPTS = random_prompts((4, 9, 1, 20, 7, 2))
 LONG = SamplingParams(max_new_tokens=40, ignore_eos=True)
@@ -348,7 +348,7 @@ def run_all(threads: list[threading.Thread]) -> None:
 
 @pytest.fixture
 def chunks_of_16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core, "PREFILL_CHUNK", 16)
+    monkeypatch.setattr(storing, "PREFILL_CHUNK", 16)
 
 
 @pytest.mark.parametrize("mode", ["ar", "sd", "ssd"])
