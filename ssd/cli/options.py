@@ -103,7 +103,8 @@ def _parameter(each: Option, default: Any) -> Parameter:
         kind, default, help = list[str] | None, None, f"{help} May be given several times."
     elif default is None:
         kind = kind | None
-    names = (each.flag, each.short) if each.short else (each.flag,)
+    switch = f"{each.flag}/{each.flag.replace('--', '--no-', 1)}" if default is True else each.flag
+    names = (switch, each.short) if each.short else (switch,)
     flag = option(*names, help=help, panel=each.panel, metavar=each.metavar)
     return Parameter(each.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, flag])
 

@@ -29,30 +29,39 @@ def finish_reason(completion: Completion) -> str:
 
 
 class Answer(ABC):
-    """The parts of an answer that do not depend on its kind. prompt_tokens: number of tokens of all prompts."""
+    """The parts of an answer that do not depend on its kind.
+
+    prompt_tokens: number of tokens of all prompts. n: number of choices of each.
+    """
 
     object: str
     piece_object: str
     prefix: str
 
-    def __init__(self, served: Served, prompt_tokens: int) -> None:
+    def __init__(self, served: Served, prompt_tokens: int, n: int) -> None:
         self._tokenizer = served.engine.engine.tokenizer
         self._prompt_tokens = prompt_tokens
+        self._n = n
         self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
         self._head["system_fingerprint"] = served.fingerprint
 
     def whole(self, completions: list[Completion]) -> dict[str, Any]:
         choices = [self.choice(index, completion) for index, completion in enumerate(completions)]
-        usage = self.usage(sum(len(completion.token_ids) for completion in completions))
-        return {**self._head, "object": self.object, "choices": choices, "usage": usage}
+        return {**self._head, "object": self.object, "choices": choices, "usage": self.usage(completions)}
 
     def piece(self, choices: list[Choice]) -> dict[str, Any]:
         return {**self._head, "object": self.piece_object, "choices": choices}
 
-    def usage(self, tokens: int) -> dict[str, int]:
-        """tokens: number of generated tokens of all choices."""
-        counts = {"prompt_tokens": self._prompt_tokens, "completion_tokens": tokens}
-        return counts | {"total_tokens": sum(counts.values())}
+    def usage(self, completions: list[Completion]) -> dict[str, Any]:
+        """completions: of all choices, in order. A prompt counts once, and its cached tokens are those of its first choice."""
+        tokens = sum(len(completion.token_ids) for completion in completions)
+        cached = sum(completion.stats.cached_tokens for completion in completions[:: self._n])
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": tokens,
+            "total_tokens": self._prompt_tokens + tokens,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
 
     @abstractmethod
     def choice(self, index: int, completion: Completion) -> Choice:
@@ -71,7 +80,7 @@ class ChatAnswer(Answer):
     object, piece_object, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
     def __init__(self, served: Served, prompt_tokens: int, body: ChatBody) -> None:
-        super().__init__(served, prompt_tokens)
+        super().__init__(served, prompt_tokens, body.n)
         self._top = body.top_logprobs
 
     def choice(self, index: int, completion: Completion) -> Choice:
@@ -99,7 +108,7 @@ class TextAnswer(Answer):
     object, piece_object, prefix = "text_completion", "text_completion", "cmpl"
 
     def __init__(self, served: Served, prompt_tokens: int, body: CompletionBody, echoed: list[str] | None) -> None:
-        super().__init__(served, prompt_tokens)
+        super().__init__(served, prompt_tokens, body.n)
         self._top = body.logprobs or 0
         self._echoed = echoed
         self._offsets: dict[int, int] = {}  # characters of the tokens so far, by choice

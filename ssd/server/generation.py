@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from ssd.requests import Completion
 from ssd.server.answers import Answer
 from ssd.server.errors import ApiError
 from ssd.server.reader import Chunk, Reader
@@ -94,18 +95,19 @@ class EventStream(Response):
 
     async def _events(self) -> AsyncGenerator[dict[str, Any]]:
         usage = {"usage": None} if self._include_usage else {}
-        tokens = 0
+        completions: dict[int, Completion] = {}
         openings = [self._answer.opening(index) for index in range(len(self._readers))]
         for opening in openings:
             if opening is not None:
                 yield self._answer.piece([opening]) | usage
         async with aclosing(merged(self._readers)) as chunks:
             async for index, chunk in chunks:
-                tokens += len(chunk.token_ids)
+                if chunk.completion is not None:
+                    completions[index] = chunk.completion
                 if chunk.text or chunk.completion is not None or chunk.logprobs:
                     yield self._answer.piece([self._answer.delta(index, chunk)]) | usage
         if self._include_usage:
-            yield self._answer.piece([]) | {"usage": self._answer.usage(tokens)}
+            yield self._answer.piece([]) | {"usage": self._answer.usage([completions[index] for index in sorted(completions)])}
 
 
 async def merged(readers: Sequence[Reader]) -> AsyncGenerator[tuple[int, Chunk]]:

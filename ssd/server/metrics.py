@@ -6,8 +6,11 @@ A request's tokens and rounds are counted when it ends.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from ssd.requests import Request
 from ssd.server.async_engine import AsyncEngine
@@ -29,6 +32,10 @@ class Figures:
 
         self._ended = counter("requests_ended", "Ended requests by the reason.", "finished_reason")
         self._prompt_tokens = counter("prompt_tokens", "Tokens of the prompts.")
+        self._cached_tokens = counter("prefix_cache_hits", "Tokens of the prompts whose K/V were found in the prefix cache.")
+        self._searched_tokens = counter(
+            "prefix_cache_queries", "Tokens of the prompts that were looked up in the prefix cache."
+        )
         self._tokens = counter("generation_tokens", "Generated tokens.")
         self._drafts = counter("spec_decode_num_drafts", "Rounds with draft tokens.")
         self._draft_tokens = counter("spec_decode_num_draft_tokens", "Draft tokens.")
@@ -47,22 +54,38 @@ class Figures:
 
     def watch(self, engine: AsyncEngine) -> None:
         """Show the engine's present state."""
-        pages = engine.engine.core.scheduler.pages
+        scheduler = engine.engine.core.scheduler
+        pages = scheduler.pages
         gauges = {
             "num_requests_running": ("Requests with a slot.", lambda: engine.running),
             "num_requests_waiting": ("Requests without a slot.", lambda: engine.waiting),
             "kv_pages": ("Pages of the K/V cache.", lambda: pages.capacity),
             "kv_pages_in_use": ("Pages of the K/V cache that requests hold.", lambda: pages.capacity - pages.available),
+            "kv_pages_kept": ("Full pages that are kept for prompts to come, in use or not.", lambda: pages.kept),
             "degraded": ("1 after the draft has failed, else 0.", lambda: engine.state == "degraded"),
         }
         for name, (help, value) in gauges.items():
             Gauge(f"ssd:{name}", help, registry=self.registry).set_function(value)
+        self.registry.register(
+            _Counts(
+                {
+                    "num_preemptions": (
+                        "Requests that gave their pages to older ones for a while.",
+                        lambda: scheduler.preemptions,
+                    ),
+                    "prefix_cache_evictions": ("Kept pages that were dropped for new ones.", lambda: pages.evictions),
+                }
+            )
+        )
 
     def count(self, request: Request) -> None:
         """Add a request that has ended."""
         stats, tokens = request.stats, len(request.token_ids)
         self._ended.labels(request.finish_reason or "aborted").inc()
         self._prompt_tokens.inc(len(request.prompt))
+        if stats.cached_tokens is not None:
+            self._searched_tokens.inc(len(request.prompt))
+            self._cached_tokens.inc(stats.cached_tokens)
         self._tokens.inc(tokens)
         self._drafts.inc(sum(rounds for proposed, rounds in stats.lengths.items() if proposed))
         self._draft_tokens.inc(stats.proposed)
@@ -79,3 +102,14 @@ class Figures:
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+
+class _Counts(Collector):
+    """Counts that are kept elsewhere: by name, their help and value."""
+
+    def __init__(self, counts: Mapping[str, tuple[str, Callable[[], int]]]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        for name, (help, value) in self._counts.items():
+            yield CounterMetricFamily(f"ssd:{name}", help, value())

@@ -95,6 +95,7 @@ class Sampling(Body):
     ignore_eos: bool = SamplingParams.ignore_eos
     stream: bool = False
     stream_options: StreamOptions | None = None
+    cache_salt: str | None = SamplingParams.cache_salt
     user: str = ""  # whom the client asks for; nothing here depends on it
 
     @model_validator(mode="after")
@@ -128,6 +129,7 @@ class Sampling(Body):
             stop=tuple([self.stop] if isinstance(self.stop, str) else self.stop),
             ignore_eos=self.ignore_eos,
             seed=self.seed,
+            cache_salt=self.cache_salt,
             logprobs=self.reported_logprobs,
         )
         seeds = [one.seed if one.seed is None else (one.seed + i + 2**63) % 2**64 - 2**63 for i in range(self.n)]

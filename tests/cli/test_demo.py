@@ -120,6 +120,7 @@ def stats(mode: str, **changes: Any) -> Stats:
             t_fallback_ms=80.0 if caches else None,
             hidden_draft_ms=30.0 if caches else None,
             branches_unused=0,
+            cached_tokens=0,
             decode_tokens_per_s=30.0,
             time_to_first_token_s=0.1,
         ),
