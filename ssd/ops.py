@@ -173,7 +173,7 @@ def tree_rows(
     Node 0, the root, is the last committed token; node −1 is the token before it. tokens: [S, N] int32; length: [S] int32, the
     root's position. spec_tokens: [S, T−1] int32, node i's token in column i−1. page_table: [S, P] int32. parent: [T] int32 with
     parent[i] < i, and depth: the number of levels below the root; None and 0 for a chain. Node i's K/V is written i KV slots
-    after the root's.
+    after the root's. A slot of length 0 has no sequence: its rows are written to the null page's first KV slot.
     In a chain, a row sees all keys up to its own, as prefix. In a tree, a node after the root sees the keys up to the root's as
     prefix, and then its ancestors and itself as suffix.
     Returns `RowTensors`, with W = depth; unused entries of suffix_slots are 0.

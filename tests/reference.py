@@ -144,15 +144,19 @@ def tree_row(
     tokens: Tensor, spec_tokens: Tensor, length: int, pages: Tensor, parent: list[int] | None, page_size: int, node: int
 ) -> tuple[int, int, int, int, list[int]]:
     """One node of one sequence: (id, position, KV slot, keys in the prefix, KV slots of the suffix)."""
+
+    def slot_of(position: int) -> int:
+        return kv_slot(pages, position, page_size) if length else 0
+
     stored_at = max(0, length + node)
     token = int(tokens[stored_at]) if node <= 0 else int(spec_tokens[node - 1])
-    slot = kv_slot(pages, stored_at, page_size)
+    slot = slot_of(stored_at)
     if parent is None or node <= 0:
         return token, stored_at, slot, stored_at + 1, []
     ancestors = [node]
     while parent[ancestors[0]] > 0:
         ancestors.insert(0, parent[ancestors[0]])
-    suffix = [kv_slot(pages, length + i, page_size) for i in ancestors]
+    suffix = [slot_of(length + i) for i in ancestors]
     return token, length + len(ancestors), slot, length + 1, suffix
 
 

@@ -11,7 +11,8 @@
 
 namespace ssd {
 
-constexpr int kNullPage = 0;  // rows of finished slots read and write this page; their results are ignored
+// Rows of a slot without a sequence, whose length is 0, write to the first KV slot of this page. Their results are ignored.
+constexpr int kNullPage = 0;
 
 SSD_HOST_DEVICE int64_t kv_slot(const int32_t* page_table_row, int32_t position, int32_t page_size) {
   return static_cast<int64_t>(page_table_row[position / page_size]) * page_size + position % page_size;

@@ -47,6 +47,7 @@ RowTensors tree_rows(const Tensor& tokens, const Tensor& spec_tokens, const Tens
       TORCH_CHECK(n >= 0 && n < sizes.capacity, "length[", s, "] is ", n, ", outside 0..", sizes.capacity - 1);
       const int32_t* pages = page_table.const_data_ptr<int32_t>() + s * sizes.table_width;
       const auto slot_at = [&](int64_t position) {
+        if (n == 0) return kNullPage;
         TORCH_CHECK(position / page_size < sizes.table_width, "page_table has ", sizes.table_width,
                     " pages a slot, too few for position ", position, " of slot ", s);
         return static_cast<int32_t>(kv_slot(pages, static_cast<int32_t>(position), static_cast<int32_t>(page_size)));

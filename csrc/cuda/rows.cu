@@ -9,9 +9,10 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// The KV slot of a position. A position outside the page table gets the null page, because the host cannot check lengths.
-__device__ __forceinline__ int32_t slot_at(const TreeRowsParams& p, int64_t sequence, int64_t position) {
-  const bool inside = position >= 0 && position < static_cast<int64_t>(p.table_width) * p.page_size;
+// The KV slot of a position of a sequence of length n. A slot without a sequence gets the null page, and so does a position
+// outside the page table, because the host cannot check lengths.
+__device__ __forceinline__ int32_t slot_at(const TreeRowsParams& p, int64_t sequence, int64_t n, int64_t position) {
+  const bool inside = n > 0 && position >= 0 && position < static_cast<int64_t>(p.table_width) * p.page_size;
   if (!inside) return kNullPage;
   const int32_t* pages = p.page_table + sequence * p.table_width;
   return static_cast<int32_t>(kv_slot(pages, static_cast<int32_t>(position), p.page_size));
@@ -38,13 +39,13 @@ __global__ void __launch_bounds__(kThreads) tree_rows_kernel(TreeRowsParams p) {
       for (int32_t up = node; up > 0 && level < p.depth; up = parent_of(p, up)) ++level;
     p.rows.ids[row] = node <= 0 ? p.tokens[s * p.capacity + stored_at] : p.spec_tokens[s * (p.nodes - 1) + node - 1];
     p.rows.positions[row] = static_cast<int32_t>(in_tree ? n + level : stored_at);
-    p.rows.kv_slots[row] = slot_at(p, s, stored_at);
+    p.rows.kv_slots[row] = slot_at(p, s, n, stored_at);
     p.rows.row_seq[row] = static_cast<int32_t>(s);
     p.rows.prefix_len[row] = static_cast<int32_t>((in_tree ? n : stored_at) + 1);
     p.rows.suffix_len[row] = level;
     int32_t* suffix = p.rows.suffix_slots + row * p.depth;
     for (int32_t unused = level; unused < p.depth; ++unused) suffix[unused] = 0;
-    for (int32_t up = node; level > 0; up = parent_of(p, up)) suffix[--level] = slot_at(p, s, n + up);
+    for (int32_t up = node; level > 0; up = parent_of(p, up)) suffix[--level] = slot_at(p, s, n, n + up);
   }
 }
 

@@ -54,5 +54,5 @@ def chunk_rows(staging: SequenceState, start: int, stop: int) -> Rows:
     A row of our ops depends neither on its neighbours nor on their number. So the K/V of a token depends only on the tokens
     before it, wherever a chunk is cut, and whether a chunk or a round stored it: pages can be shared by content.
     """
-    root = torch.full((1,), start, dtype=torch.int32, device=staging.length.device)
-    return staging.rows(staging.tokens[:, start + 1 : stop], root, 0, stop - start)
+    root = torch.full((1,), start + 1, dtype=torch.int32, device=staging.length.device)
+    return staging.rows(staging.tokens[:, start + 2 : max(stop, start + 2)], root, -1, stop - start)

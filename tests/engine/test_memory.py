@@ -145,7 +145,6 @@ def test_no_free_page_is_written(run: Run) -> None:
 def test_requests_waited_for_pages_and_were_preempted(run: Run) -> None:
     """Otherwise the run would not have been short of pages."""
     scheduler = run.canary.engine.core.scheduler
-    print(run.canary.waits, run.canary.kept_checks, scheduler.preemptions, scheduler.pages.evictions)
     assert run.canary.waits > 20
     assert scheduler.preemptions > 5
     assert scheduler.pages.evictions > REQUESTS

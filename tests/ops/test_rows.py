@@ -93,10 +93,11 @@ def test_the_node_before_the_root_is_the_token_before_the_last() -> None:
     assert rows_of([-1, 0, 0, 1], -1, 2)["ids"] == [12, 13]
 
 
-def test_a_sequence_of_one_token_has_no_token_before_it() -> None:
-    """A free slot: its rows go to its first KV slot, and see one key."""
-    rows = rows_of(None, -1, 2, length=0)
-    assert (rows["ids"], rows["positions"], rows["kv_slots"], rows["prefix_len"]) == ([10, 10], [0, 0], [20, 20], [1, 1])
+def test_the_rows_of_a_slot_without_a_sequence_are_written_to_the_null_page() -> None:
+    """Its table may name pages that other sequences share: those of one that has outgrown the draft's context."""
+    rows = rows_of(None, -1, 3, length=0)
+    assert (rows["ids"], rows["positions"], rows["kv_slots"]) == ([10, 10, 21], [0, 0, 1], [0, 0, 0])
+    assert rows_of([-1, 0, 0, 2], 0, 4, length=0)["suffix_slots"] == [[0, 0]] * 4
 
 
 def test_siblings_have_one_position_and_see_only_their_own_ancestors() -> None:
