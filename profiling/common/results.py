@@ -34,6 +34,7 @@ ROUNDS = Kind("rounds", "rounds")  # rounds.py; also `musts` (musts.py)
 HIT_RATES = Kind("hit-rates", "hit_rates")  # hit_rates.py
 DRAFTS = Kind("drafts", "drafts")  # drafts.py
 QUALITY = Kind("quality", "quality")  # quality.py
+PREFIXES = Kind("prefixes", "prefixes")  # prefixes.py; also `first_token` and `musts`
 KERNELS = Kind("kernels", "kernels")  # kernels.py; also `musts`
 PTXAS = Kind("ptxas", "kernels")  # ptxas.py
 GPU_TESTS, EMULATOR_TESTS, CPU_TESTS = (Kind(f"{name}-tests", "ops") for name in ("gpu", "emulator", "cpu"))  # tests/results.py

@@ -1,10 +1,10 @@
-"""docs/benchmarks.md: a section for each result of rounds.py, decode.py, hit_rates.py, drafts.py and quality.py."""
+"""docs/benchmarks.md: a section for each result of rounds.py, decode.py, hit_rates.py, drafts.py, quality.py and prefixes.py."""
 
 from __future__ import annotations
 
 from statistics import median
 
-from common.results import DECODE, DRAFTS, HIT_RATES, QUALITY, ROUNDS, Row
+from common.results import DECODE, DRAFTS, HIT_RATES, PREFIXES, QUALITY, ROUNDS, Row
 
 from pages.markdown import figure, files_in_words, made_on, musts_table, prompts_in_words, table
 
@@ -164,6 +164,23 @@ def quality_section(result: Row) -> str:
     return f"{title}\n{made_on(result['machine'])}.  \n{made_with}\n\n{table(lines)}\n"
 
 
+def prefixes_section(result: Row) -> str:
+    """A result of prefixes.py: a line for each mode, greedy and sampled."""
+    settings, first = result["settings"], result["first_token"]
+    lines = [["conversations", "tokens not stored again", "seconds", "without the cache", "tokens identical"]]
+    for name, row in result[PREFIXES.figures].items():
+        seconds, without = figure(row["seconds"]), figure(row["seconds_without"])
+        lines.append([name, f"{row['saved']:.1%}", seconds, without, "yes" if row["identical"] else "**NO**"])
+    made_with = (
+        f"{settings['conversations']} conversations of {settings['turns']} turns, {settings['max_new_tokens']} tokens an answer, "
+        f"dtype {settings['dtype']}, weights {settings['weights']} (`python profiling/prefixes.py --help`). First token after a "
+        f"system prompt of {settings['system_tokens']} tokens: {1000 * first['seconds']:.0f} ms, "
+        f"{1000 * first['seconds_without']:.0f} ms without the cache (medians)."
+    )
+    musts = f"\n{musts_table(result['musts'])}\n"
+    return f"{_title(result)}\n{made_on(result['machine'])}.  \n{made_with}\n\n{table(lines)}\n{musts}"
+
+
 def _title(result: Row) -> str:
     return f"\n## {result['what']}: {result['settings']['target']}, draft {result['settings']['draft']}\n"
 
@@ -174,4 +191,5 @@ SECTIONS = {  # in the order of the page
     HIT_RATES.figures: hit_rates_section,
     DRAFTS.figures: drafts_section,
     QUALITY.figures: quality_section,
+    PREFIXES.figures: prefixes_section,
 }
