@@ -1,4 +1,4 @@
-"""docs/benchmarks.md: a section for each result of rounds.py, decode.py, hit_rates.py, drafts.py, quality.py and prefixes.py."""
+"""docs/benchmarks.md: a section for each result of the benchmarks, in the order of SECTIONS."""
 
 from __future__ import annotations
 
