@@ -36,7 +36,7 @@ SAVED = Must("tokens of prompts that are not stored again, the system prompt lef
 FIRST_TOKEN = Must("time to the first token after a known system prompt, over that without the cache", at_most=0.2)
 LOOK_UP = Must("time of the look-up over that of the prefill that it saves", at_most=0.01)
 EVICTION = Must("µs a page to hash, keep and drop one, in a cache of 100,000 pages", at_most=10)
-WORDS = "the report says that every member has read it and that no further question about this point is open".split(" ")
+WORDS = ("report", "member", "question", "point", "read", "open", "further", "no", "every", "this")
 
 
 class Talk:

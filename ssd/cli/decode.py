@@ -166,6 +166,7 @@ def _stat_rows(stats: Stats, tokens: int) -> list[tuple[str, str]]:
         ("tokens", str(tokens)),
         ("tokens/s, after the first", figure(stats.decode_tokens_per_s)),
         ("time to first token", figure(stats.time_to_first_token_s, " s", 2)),
+        ("prompt tokens found in the prefix cache", str(stats.cached_tokens)),
         ("rounds", str(stats.rounds)),
         ("verification", figure(stats.t_verify_ms, " ms")),
     ]

@@ -12,6 +12,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +80,7 @@ class PrefixCache:
 
     def hold(self, found: Sequence[KeptPage]) -> npt.NDArray[np.int32]:
         """Let a sequence hold pages that were found: [found] int32."""
-        pages = np.array([kept.page for kept in found], dtype=np.int32)
+        pages = _pages_of(found)
         self._pages.hold(pages)
         for page in pages.tolist():
             self._idle.pop(page, None)
@@ -87,10 +88,10 @@ class PrefixCache:
 
     def allocate(self, count: int) -> npt.NDArray[np.int32]:
         """Take `count` new pages, [count] int32. Raises RuntimeError if fewer are available."""
-        if count <= self.available:
-            while count > self._pages.available:
-                self._drop(next(iter(self._idle.values())))
-                self.evictions += 1
+        missing = count - self._pages.available
+        if 0 < missing <= len(self._idle):
+            self._drop(list(islice(self._idle.values(), missing)))
+            self.evictions += missing
         return self._pages.allocate(count)
 
     def keep(self, keys: Sequence[Key], pages: npt.NDArray[np.int32], by_draft: int) -> None:
@@ -98,17 +99,20 @@ class PrefixCache:
 
         If another page with the same key is kept already, that one stays, unless the draft has stored only the new one.
         """
+        new, replaced = [], []
         for index, (key, page) in enumerate(zip(keys, pages.tolist(), strict=False)):
             before, stored = self._kept.get(key), index < by_draft
-            if before is not None and (before.by_draft or not stored):
-                continue
-            if before is not None and before.page == page:
-                before.by_draft = True
-                continue
-            if before is not None:
-                self._drop(before)
-            self._pages.hold(np.array([page], dtype=np.int32))
-            self._kept[key] = self._kept_at[page] = KeptPage(key, page, stored)
+            if before is None:
+                new.append(KeptPage(key, page, stored))
+            elif before.page == page:
+                before.by_draft |= stored
+            elif stored and not before.by_draft:
+                replaced.append(before)
+                new.append(KeptPage(key, page, stored))
+        self._drop(replaced)
+        self._pages.hold(_pages_of(new))
+        for kept in new:
+            self._kept[kept.key] = self._kept_at[kept.page] = kept
 
     def release(self, pages: npt.NDArray[np.int32]) -> None:
         """Take a sequence's pages back. The kept ones among them that nobody else holds become idle, the last page first."""
@@ -119,8 +123,7 @@ class PrefixCache:
 
     def clear(self) -> None:
         """Keep nothing any more: what the pages hold is not certain."""
-        for kept in list(self._kept.values()):
-            self._drop(kept)
+        self._drop(list(self._kept.values()))
 
     def check_integrity(self, held: Sequence[int]) -> None:
         """Raise RuntimeError unless every page is free, or has its holders and no others.
@@ -137,7 +140,12 @@ class PrefixCache:
                 f"{self.capacity} in all, {wrong[:10].tolist()} with a wrong count."
             )
 
-    def _drop(self, kept: KeptPage) -> None:
-        del self._kept[kept.key], self._kept_at[kept.page]
-        self._idle.pop(kept.page, None)
-        self._pages.free(np.array([kept.page], dtype=np.int32))
+    def _drop(self, dropped: Sequence[KeptPage]) -> None:
+        for kept in dropped:
+            del self._kept[kept.key], self._kept_at[kept.page]
+            self._idle.pop(kept.page, None)
+        self._pages.free(_pages_of(dropped))
+
+
+def _pages_of(kept: Sequence[KeptPage]) -> npt.NDArray[np.int32]:
+    return np.array([each.page for each in kept], dtype=np.int32)

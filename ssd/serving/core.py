@@ -254,7 +254,7 @@ class Core:
         while len(self.in_flight) > limit:
             grown += self._deliver(self.in_flight.popleft())
         if not self.scheduler.busy and not self.in_flight:
-            self.scheduler.check_integrity()
+            self.scheduler.check_idle()
         return grown
 
     def _deliver(self, finished: InFlight) -> list[Request]:

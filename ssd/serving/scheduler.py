@@ -144,6 +144,13 @@ class Scheduler:
         heapq.heappush(self._free_slots, request.slot)
         request.pages = None
 
+    def check_idle(self) -> None:
+        """Raise RuntimeError if a page has a holder although no request has a slot. Cheap: it looks at no single page."""
+        if self.pages.available != self.pages.capacity:
+            raise RuntimeError(
+                f"K/V pages were lost: nothing runs, and {self.pages.available} of {self.pages.capacity} are available."
+            )
+
     def check_integrity(self) -> None:
         """Raise RuntimeError unless every page is free, or has exactly the requests that name it, and the cache, as holders."""
         admitted = (request.pages for request in self.admitted.values())

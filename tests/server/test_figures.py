@@ -10,6 +10,8 @@ from server.cases import eventually
 from server.conftest import MakeEngine
 from server.live import live
 from ssd import Engine, SamplingParams
+from ssd.kv.prefix import PrefixCache
+from ssd.native import PageAllocator
 
 PROMPTS = ["one", "the other", "and a third one"]
 PARAMS = SamplingParams(max_new_tokens=40, ignore_eos=True)
@@ -52,3 +54,33 @@ def test_the_counters_of_speculation_are_the_completions_own(engine: MakeEngine,
         assert figures.get(f'ssd:cache_hits_total{{accepted="{accepted}"}}', 0) == hits
         assert figures.get(f'ssd:cache_look_ups_total{{accepted="{accepted}"}}', 0) == look_ups
     assert any(name.startswith("ssd:cache_hits") for name in figures) == (mode == "ssd")
+
+
+def test_the_prefix_cache_is_seen_in_usage_and_figures(engine: MakeEngine) -> None:
+    prompt = " ".join(PROMPTS * 4)
+    with live(engine()) as served:
+        first, second, others = (
+            served.complete(prompt, max_tokens=4, ignore_eos=True, **more).json()["usage"]
+            for more in ({}, {}, {"n": 3, "cache_salt": "other"})
+        )
+        eventually(lambda: served.figures()["ssd:kv_pages_in_use"] == 0)
+        figures = served.figures()
+    length = first["prompt_tokens"]
+    full = (length - 2) // 16 * 16
+    assert full > 16
+    cached = [usage["prompt_tokens_details"]["cached_tokens"] for usage in (first, second, others)]
+    assert cached == [0, full, 0]
+    assert figures["ssd:prefix_cache_queries_total"] == 5 * length
+    assert figures["ssd:prefix_cache_hits_total"] == 3 * full  # the second request, and two of the three choices
+    assert figures["ssd:kv_pages_kept"] >= 2 * full / 16
+    assert figures["ssd:prefix_cache_evictions_total"] == figures["ssd:num_preemptions_total"] == 0
+
+
+def test_preemptions_and_evictions_are_counted(engine: MakeEngine) -> None:
+    one = engine(max_context=128)
+    one.core.scheduler.pages = PrefixCache(PageAllocator(1 + 12))
+    with live(one) as served:
+        answers = served.complete(PROMPTS, max_tokens=100, ignore_eos=True).json()
+        figures = served.figures()
+    assert [choice["finish_reason"] for choice in answers["choices"]] == ["length"] * 3
+    assert figures["ssd:num_preemptions_total"] > 0 and figures["ssd:prefix_cache_evictions_total"] > 0
