@@ -91,6 +91,7 @@ class Request:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[dict[int, float]] = field(default_factory=list)
     text: str = ""
+    text_ends: list[int] = field(default_factory=list)  # for each token, the length of the text with it
     finish_reason: FinishReason | None = None
     error: str | None = None  # of the completion, with finish_reason "error"
     raised: BaseException | None = None  # instead of a completion, with finish_reason "error"
@@ -138,7 +139,9 @@ class Request:
         """Append committed tokens. Returns "stop" at the one that completes a stop string, and drops the rest."""
         for token in ids:
             self.token_ids.append(token)
-            if self.text_stream is not None and self._append_text(self.text_stream.push([token])):
+            stopped = self.text_stream is not None and self._append_text(self.text_stream.push([token]))
+            self.text_ends.append(len(self.text))
+            if stopped:
                 return "stop"
         return None
 
@@ -151,7 +154,9 @@ class Request:
 
     def flush(self) -> FinishReason | None:
         """Append the text that waited for more tokens. Returns "stop" if it completes a stop string."""
-        return "stop" if self.text_stream is not None and self._append_text(self.text_stream.flush()) else None
+        stopped = self.text_stream is not None and self._append_text(self.text_stream.flush())
+        self.text_ends[-1:] = [len(self.text)] * bool(self.text_ends)
+        return "stop" if stopped else None
 
     def lack_next_token(self) -> FinishReason:
         """Note that the target's logits for the next token are not finite. Returns "error"."""

@@ -49,6 +49,27 @@ class Stats:
     time_to_first_token_s: float
 
 
+@dataclass(frozen=True)
+class Committed:
+    """What the prefill or one round added to a completion.
+
+    tokens: number of tokens that the completion kept. accepted: how many of them the draft had proposed; they come first, and
+    at most one token of the target's own follows. proposed: number of proposed tokens. hit: whether they came from the
+    speculation cache; None where nothing was looked up.
+    """
+
+    tokens: int
+    accepted: int = 0
+    proposed: int = 0
+    hit: bool | None = None
+
+    @property
+    def origins(self) -> list[str]:
+        """Where each token came from: "cache" (a prepared branch), "draft" (drafted on the spot) or "target"."""
+        drafted = "cache" if self.hit else "draft"
+        return [drafted] * self.accepted + ["target"] * (self.tokens - self.accepted)
+
+
 def _median(values: list[float]) -> float | None:
     return median(values) if values else None
 
@@ -74,6 +95,7 @@ class SequenceStats:
     draft_ms: list[float] = field(default_factory=list)
     fallback_ms: list[float] = field(default_factory=list)
     hidden_ms: list[float] = field(default_factory=list)
+    committed: list[Committed] = field(default_factory=list)  # the prefill's token, then round by round
 
     def admitted(self, cached: int) -> None:
         """The request has a slot. cached: number of tokens whose K/V were found in the prefix cache."""
@@ -82,20 +104,24 @@ class SequenceStats:
 
     def started(self) -> None:
         """The prefill has committed the first token."""
+        self.committed.append(Committed(1))
         self.first_token = self.last_token = time.perf_counter()
 
-    def add(self, round: Round, *, length: int, accepted: int, proposed: int, hit: bool, missed: bool, rank: int = -1) -> None:
+    def add(
+        self, round: Round, *, length: int, tokens: int, accepted: int, proposed: int, hit: bool, missed: bool, rank: int = -1
+    ) -> None:
         """Add a round with this sequence.
 
-        length: number of tokens whose K/V was stored before the round. accepted: number of accepted draft tokens that the
-        completion kept. missed: whether any sequence of the round missed, so that the round waited for a fallback. rank: see
-        `Round.rank`; −1 where there was no look-up.
+        length: number of tokens whose K/V was stored before the round. tokens: number of committed tokens that the completion
+        kept. accepted: how many of them the draft had proposed. missed: whether any sequence of the round missed, so that the
+        round waited for a fallback. rank: see `Round.rank`; −1 where there was no look-up.
         """
         verify = round.verified.span
         self.last_token = time.perf_counter()
         self.rounds += 1
         self.accepted += accepted
         self.proposed += proposed
+        self.committed.append(Committed(tokens, accepted, proposed, hit if round.budget else None))
         self.lengths[proposed] += 1
         self.counts[accepted] += 1
         if rank >= 0:

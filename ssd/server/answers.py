@@ -63,6 +63,16 @@ class Answer(ABC):
             "prompt_tokens_details": {"cached_tokens": cached},
         }
 
+    @staticmethod
+    def speculation(chunk: Chunk) -> Choice:
+        """The part of a choice that says where the tokens of a round came from; {} unless it was asked for."""
+        if (round := chunk.committed) is None:
+            return {}
+        tokens = [
+            {"origin": origin, "characters": count} for origin, count in zip(round.origins, chunk.characters, strict=True)
+        ]
+        return {"speculation": {"proposed": round.proposed, "accepted": round.accepted, "hit": round.hit, "tokens": tokens}}
+
     @abstractmethod
     def choice(self, index: int, completion: Completion) -> Choice:
         """A whole choice. Raises ApiError for a completion that ended in an error."""
@@ -96,7 +106,7 @@ class ChatAnswer(Answer):
         reason = finish_reason(chunk.completion) if chunk.completion is not None else None
         delta = {"content": chunk.text} if chunk.text else {}
         logprobs = self._logprobs(chunk.token_ids, chunk.logprobs) if chunk.token_ids else None
-        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason} | self.speculation(chunk)
 
     def _logprobs(self, token_ids: list[int], rows: list[dict[int, float]] | None) -> dict[str, Any] | None:
         return chat_logprobs(self._tokenizer, token_ids, rows, self._top) if rows is not None else None
@@ -126,7 +136,8 @@ class TextAnswer(Answer):
     def delta(self, index: int, chunk: Chunk) -> Choice:
         reason = finish_reason(chunk.completion) if chunk.completion is not None else None
         logprobs = self._logprobs(index, chunk.token_ids, chunk.logprobs) if chunk.token_ids else None
-        return {"index": index, "text": chunk.text, "logprobs": logprobs, "finish_reason": reason}
+        choice = {"index": index, "text": chunk.text, "logprobs": logprobs, "finish_reason": reason}
+        return choice | self.speculation(chunk)
 
     def _logprobs(self, index: int, token_ids: list[int], rows: list[dict[int, float]] | None) -> dict[str, Any] | None:
         if rows is None:

@@ -105,7 +105,9 @@ async def _start(served: Served, body: ChatBody | CompletionBody) -> list[Reader
     """A reader for each choice of each prompt, the choices of a prompt next to each other."""
     served.check(body.model)
     try:
-        return await served.engine.start(body.prompts, body.choices(), deadline=served.options.deadline, **body.form)
+        return await served.engine.start(
+            body.prompts, body.choices(), deadline=served.options.deadline, by_round=body.include_speculation, **body.form
+        )
     except SsdError as error:
         raise served.error(error, body.token_limit[0]) from error
 

@@ -107,9 +107,10 @@ class AsyncEngine:
         choices: Sequence[SamplingParams],
         *,
         deadline: float | None = ServerOptions.deadline,
+        by_round: bool = False,
         **form: Unpack[PromptForm],
     ) -> list[Reader]:
-        """Add a request for each choice of each prompt, all or none.
+        """Add a request for each choice of each prompt, all or none. by_round: whether a chunk is one round.
 
         Returns a reader for each, the choices of a prompt next to each other. Raises as `generate` does.
         """
@@ -117,7 +118,7 @@ class AsyncEngine:
         self._accept(count)
         try:
             requests = await self._on_encoder(partial(self._requests, prompts, choices, form))
-            readers = [Reader(self.engine, request, self._max_unread, deadline) for request in requests]
+            readers = [Reader(self.engine, request, self._max_unread, deadline, by_round) for request in requests]
             with self._changed:
                 if self._failure is not None:
                     raise self._failure

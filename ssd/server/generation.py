@@ -104,7 +104,7 @@ class EventStream(Response):
             async for index, chunk in chunks:
                 if chunk.completion is not None:
                     completions[index] = chunk.completion
-                if chunk.text or chunk.completion is not None or chunk.logprobs:
+                if chunk.text or chunk.completion is not None or chunk.logprobs or chunk.committed is not None:
                     yield self._answer.piece([self._answer.delta(index, chunk)]) | usage
         if self._include_usage:
             yield self._answer.piece([]) | {"usage": self._answer.usage([completions[index] for index in sorted(completions)])}

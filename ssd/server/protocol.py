@@ -70,6 +70,7 @@ class Body(BaseModel):
 
 class StreamOptions(Body):
     include_usage: bool = False
+    include_speculation: bool = False  # ours: a chunk for each round, which says where its tokens came from
 
 
 class Message(BaseModel):
@@ -107,6 +108,10 @@ class Sampling(Body):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def include_speculation(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_speculation
 
     @property
     def token_limit(self) -> tuple[str, int | None]:
@@ -157,6 +162,10 @@ class ChatBody(Sampling):
         return self
 
     @property
+    def include_speculation(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_speculation
+
+    @property
     def token_limit(self) -> tuple[str, int | None]:
         if self.max_completion_tokens is not None:
             return "max_completion_tokens", self.max_completion_tokens
@@ -191,6 +200,10 @@ class CompletionBody(Sampling):
         if self.echo and self.logprobs is not None:
             raise ValueError("echo with logprobs is not supported by this server; leave one of the two out.")
         return self
+
+    @property
+    def include_speculation(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_speculation
 
     @property
     def token_limit(self) -> tuple[str, int | None]:

@@ -6,9 +6,11 @@ A chunk is everything that is new since the chunk before it. So there is no queu
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import dataclass
 from typing import Self
 
+from ssd.decoding.stats import Committed
 from ssd.engine import Engine
 from ssd.errors import SsdError
 from ssd.requests import Completion, Request
@@ -27,22 +29,27 @@ class Chunk:
     """The text and tokens that are new since the last chunk.
 
     logprobs: a dict for each of the tokens, as in `Completion`; None unless the parameters ask for it. completion: the whole,
-    in the last chunk; None before.
+    in the last chunk; None before. committed: with a reader "by round", the round that the tokens came from. characters: then
+    the number of characters of each token. Their text comes in a later chunk while it may still become a stop string.
     """
 
     text: str
     token_ids: list[int]
     logprobs: list[dict[int, float]] | None
     completion: Completion | None
+    committed: Committed | None = None
+    characters: tuple[int, ...] = ()
 
 
 class Reader:
-    """An asynchronous iterator over the chunks of a request. Closing it aborts the request.
+    """An asynchronous iterator over the chunks of a request. Closing it aborts the request. by_round: a chunk is one round.
 
     Iteration raises `DeadlinePassed`, `SlowReader`, and an error of the engine that ended the request.
     """
 
-    def __init__(self, engine: Engine, request: Request, max_unread: int, deadline: float | None) -> None:
+    def __init__(
+        self, engine: Engine, request: Request, max_unread: int, deadline: float | None, by_round: bool = False
+    ) -> None:
         self.request = request
         self.loop = asyncio.get_running_loop()
         self._engine = engine
@@ -50,6 +57,8 @@ class Reader:
         self._woken = asyncio.Event()
         self._tokens = 0  # taken by the reader
         self._characters = 0  # taken by the reader
+        self._by_round = by_round
+        self._rounds = 0  # taken by the reader
         self._noticed = 0  # tokens of which the reader was told
         self._takes_chunks = True
         self._stopped: Exception | None = None
@@ -101,7 +110,7 @@ class Reader:
 
     async def completion(self) -> Completion:
         """Wait for the end. The tokens until then do not count as unread, and wake nobody."""
-        self._takes_chunks = False
+        self._takes_chunks = self._by_round = False
         while True:
             self._woken.clear()
             if (self.request.finished or self._stopped) and (completion := self._take(True).completion) is not None:
@@ -132,13 +141,30 @@ class Reader:
             tokens = min(tokens, len(request.logprobs))  # they follow their tokens
         text = request.certain_text()
         first, shown = self._tokens, self._characters
+        committed: Committed | None = None
+        characters: tuple[int, ...] = ()
+        if self._by_round:
+            committed, rounds = self._next_round(), len(request.stats.committed)
+            tokens = first + (committed.tokens if committed is not None else 0)
+            ends = [0, *request.text_ends][first : tokens + 1]
+            characters = tuple(after - before for before, after in itertools.pairwise(ends))
+            finished = finished and self._rounds == rounds
+            text = text if finished else text[: max(shown, ends[-1])]
         self._tokens, self._characters = tokens, len(text)
         completion = None
         if finished:
             self.close()
             completion = request.completion(self._engine.mode)
         logprobs = request.logprobs[first:tokens] if request.params.logprobs else None
-        return Chunk(text[shown:], request.token_ids[first:tokens], logprobs, completion)
+        return Chunk(text[shown:], request.token_ids[first:tokens], logprobs, completion, committed, characters)
+
+    def _next_round(self) -> Committed | None:
+        """The next round that the reader has not taken."""
+        committed = self.request.stats.committed
+        if self._rounds == len(committed):
+            return None
+        self._rounds += 1
+        return committed[self._rounds - 1]
 
     def _expire(self, deadline: float) -> None:
         self.stop(

@@ -281,6 +281,7 @@ class Core:
                 request.stats.add(
                     round,
                     length=report.length - committed,
+                    tokens=kept,
                     accepted=accepted,
                     proposed=report.proposed,
                     hit=report.hit,
