@@ -67,7 +67,7 @@ class Engine:
         return engine
 
     def _open(self, models: LoadedModels, placement: Placement, executor: Executor) -> None:
-        self._target = models.target
+        self.target = models.target
         self._assembly = Assembly(self.options, models, placement, executor)
         self.core = self._assembly.core()
         self.trace = executor.trace
@@ -98,12 +98,12 @@ class Engine:
 
     @property
     def target_model(self) -> Transformer:
-        return self._target.model
+        return self.target.model
 
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The target's tokenizer; None if its checkpoint has none."""
-        return self._target.tokenizer
+        return self.target.tokenizer
 
     @overload
     def decode(self, prompts: Prompt, params: Params = None, **form: Unpack[PromptForm]) -> Completion: ...  # type: ignore[overload-overlap]

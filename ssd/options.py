@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import Parameter, Signature, cleandoc
 from typing import Any, Literal, TypeVar
 
@@ -294,6 +294,18 @@ class EngineOptions:
         Raises SsdError for an option that is not known or has a value outside its limits.
         """
         return build(cls, {"target": str(target), **options})
+
+    def autoregressive(self) -> EngineOptions:
+        """The same for mode "ar": no draft, and nothing that only a draft has."""
+        return replace(
+            self,
+            mode="ar",
+            draft=None,
+            draft_device=None,
+            draft_sms=None,
+            draft_threads=None,
+            speculation_options=SpeculationOptions(),
+        )
 
 
 def engine_signature() -> Signature:

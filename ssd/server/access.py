@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ssd.server.errors import ApiError
 from ssd.server.generation import Json
 
-OPEN_PATHS = ("/health",)  # these need no key
+OPEN_PATHS = ("/health", "/")  # these need no key, nor does a file of the chat page
 MAX_HEADER_BYTES = 16384  # of a request's path and headers
 CLIENT_GONE = 499  # nginx's status, in the log, for a client that went away before its answer was complete
 
@@ -34,7 +34,7 @@ class KeyCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
-        if scope["type"] == "http" and self._expected is not None and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and self._expected is not None and not _is_open(scope["path"]):
             scheme, _, key = _header(scope["headers"], b"authorization").partition(b" ")
             # Digests have one length, so the time of the comparison says nothing about the key.
             if scheme.lower() != b"bearer" or not hmac.compare_digest(_digest(key.strip()), self._expected):
@@ -43,6 +43,10 @@ class KeyCheck:
                 )
                 app = Json(refusal.body, 401, {"www-authenticate": "Bearer"})
         await app(scope, receive, send)
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith("/page/")
 
 
 class Front:

@@ -19,6 +19,7 @@ from ssd.server.metrics import Figures
 from ssd.server.protocol import ChatBody, CompletionBody, DetokenizeBody, Sampling, TokenizeBody
 from ssd.server.reader import Reader
 from ssd.server.served import Served
+from ssd.server.static import Page
 
 
 def make_app(served: Served, figures: Figures, key: str | None) -> ASGIApp:
@@ -34,6 +35,14 @@ def make_app(served: Served, figures: Figures, key: str | None) -> ASGIApp:
 def _paths(served: Served, figures: Figures) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     engine, largest = served.engine.engine, served.options.max_body_mb * 10**6
+    files = Page()
+
+    @app.get("/")
+    @app.get("/page/{name}")
+    async def page(name: str = "index.html") -> Response:
+        if (file := files.response(name)) is None:
+            raise HTTPException(404)
+        return file
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
@@ -105,7 +114,8 @@ async def _start(served: Served, body: ChatBody | CompletionBody) -> list[Reader
     """A reader for each choice of each prompt, the choices of a prompt next to each other."""
     served.check(body.model)
     try:
-        return await served.engine.start(
+        engine = await served.plain() if body.mode == "ar" else served.engine
+        return await engine.start(
             body.prompts, body.choices(), deadline=served.options.deadline, by_round=body.include_speculation, **body.form
         )
     except SsdError as error:

@@ -68,6 +68,7 @@ class AsyncEngine:
         on_end: Callable[[Request], None] | None = None,
     ) -> None:
         self.engine = engine
+        self._max_waiting = max_waiting
         self._capacity = engine.options.max_batch + max_waiting
         self._max_unread = max_unread
         self._on_end = on_end or (lambda request: None)
@@ -149,6 +150,10 @@ class AsyncEngine:
         await asyncio.to_thread(self._thread.join)
         self._encoder.shutdown(wait=False, cancel_futures=True)
         self.engine.close()
+
+    def beside(self, engine: Engine) -> AsyncEngine:
+        """Another engine with the limits of this one."""
+        return AsyncEngine(engine, max_waiting=self._max_waiting, max_unread=self._max_unread, on_end=self._on_end)
 
     async def __aenter__(self) -> Self:
         return self

@@ -97,6 +97,7 @@ class Sampling(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     cache_salt: str | None = SamplingParams.cache_salt
+    mode: Literal["ar"] | None = None  # "ar": decoded token by token, to compare with the engine's mode
     user: str = ""  # whom the client asks for; nothing here depends on it
 
     @model_validator(mode="after")

@@ -71,8 +71,9 @@ class Server(uvicorn.Server):
         self.engine = AsyncEngine(engine, max_waiting=options.max_waiting, max_unread=options.max_unread, on_end=figures.count)
         figures.watch(self.engine)
         self._ready = ready
+        self._served = Served(self.engine, options)
         config = uvicorn.Config(
-            make_app(Served(self.engine, options), figures, api_key(options)),
+            make_app(self._served, figures, api_key(options)),
             http=PatientConnection,
             ws="none",
             proxy_headers=False,  # a client could write into the log by them
@@ -91,7 +92,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        await self.engine.close()
+        await self._served.close()
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:

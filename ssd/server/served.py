@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ssd import __version__
+from ssd.engine import Engine
 from ssd.server.async_engine import AsyncEngine
 from ssd.server.errors import ApiError, api_error
 from ssd.server.options import ServerOptions
@@ -19,10 +22,29 @@ class Served:
 
     def __init__(self, engine: AsyncEngine, options: ServerOptions) -> None:
         self.engine = engine
+        self._plain: AsyncEngine | None = None
+        self._making = asyncio.Lock()
         self.options = options
         target = engine.engine.options.target
         self.name = options.served_model_name or (Path(target).name if Path(target).exists() else target)
         self.created = int(time.time())
+
+    async def plain(self) -> AsyncEngine:
+        """An engine over the same weights that decodes token by token, one request at a time; made when first asked for."""
+        if self.engine.engine.mode == "ar":
+            return self.engine
+        async with self._making:
+            if self._plain is None:
+                engine = self.engine.engine
+                options = replace(engine.options.autoregressive(), max_batch=1)
+                self._plain = self.engine.beside(await asyncio.to_thread(Engine.of, engine.target, None, options))
+        return self._plain
+
+    async def close(self) -> None:
+        """End all requests, and close the engines."""
+        await self.engine.close()
+        if self._plain is not None:
+            await self._plain.close()
 
     @property
     def fingerprint(self) -> str:
