@@ -144,7 +144,7 @@ class Reader:
         committed: Committed | None = None
         characters: tuple[int, ...] = ()
         if self._by_round:
-            committed, rounds = self._next_round(), len(request.stats.committed)
+            committed, rounds = self._next_round(first, tokens), len(request.stats.committed)
             tokens = first + (committed.tokens if committed is not None else 0)
             ends = [0, *request.text_ends][first : tokens + 1]
             characters = tuple(after - before for before, after in itertools.pairwise(ends))
@@ -158,10 +158,10 @@ class Reader:
         logprobs = request.logprobs[first:tokens] if request.params.logprobs else None
         return Chunk(text[shown:], request.token_ids[first:tokens], logprobs, completion, committed, characters)
 
-    def _next_round(self) -> Committed | None:
-        """The next round that the reader has not taken."""
+    def _next_round(self, first: int, ready: int) -> Committed | None:
+        """The next round that the reader has not taken, if its tokens, from number `first` on, are among the `ready` ones."""
         committed = self.request.stats.committed
-        if self._rounds == len(committed):
+        if self._rounds == len(committed) or first + committed[self._rounds].tokens > ready:
             return None
         self._rounds += 1
         return committed[self._rounds - 1]

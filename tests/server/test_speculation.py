@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("fastapi")
 
 from server.conftest import MakeEngine
 from server.live import Live, live
 from ssd import Engine, SamplingParams
+from ssd.decoding.stats import Committed
+from ssd.server.reader import Reader
 
 PROMPT = "the one and the other"
 SAID = {"stream": True, "stream_options": {"include_speculation": True}}
@@ -95,3 +99,20 @@ def test_chats_and_several_choices_have_rounds_too(served: Live) -> None:
 def test_it_is_only_for_streams(served: Live) -> None:
     refused = served.complete(PROMPT, stream_options={"include_speculation": True})
     assert refused.status_code == 400 and "stream=true" in refused.json()["error"]["message"]
+
+
+def test_a_round_waits_for_its_logprobs(engine: MakeEngine) -> None:
+    """The engine appends a round's tokens first and their log-probabilities last; a reader may look between the two."""
+    one = engine()
+
+    async def look() -> None:
+        (request,) = one.requests([[1, 2, 3]], SamplingParams(max_new_tokens=9, logprobs=1), {})
+        with Reader(one, request, 100, None, by_round=True) as reader:
+            request.append([4])
+            request.stats.started()
+            assert reader._take(False).committed is None
+            request.append_logprobs(torch.zeros(1, 300), 0)
+            chunk = reader._take(False)
+            assert chunk.committed == Committed(1) and chunk.token_ids == [4] and chunk.logprobs is not None
+
+    asyncio.run(look())
