@@ -79,11 +79,12 @@ def test_the_wheel_requires_exactly_the_torch_it_was_built_with(wheel: Path) -> 
     assert asked == [f"Requires-Dist: torch=={metadata.version('torch').split('+')[0]}"]
 
 
-def test_the_wheel_contains_its_licence_and_types_but_no_source(wheel: Path) -> None:
+def test_the_wheel_contains_its_licence_types_and_assets_but_no_source(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {"ssd/py.typed", "ssd/_C.pyi", "ssd/_build_info.py"} <= set(names)
-    drafts = [str(file.relative_to(ROOT)) for file in ROOT.glob("ssd/models/assets/*/*")]
-    assert drafts and set(drafts) <= set(names)
+    for folder in ("ssd/models/assets/*", "ssd/server/page"):
+        files = [str(file.relative_to(ROOT)) for file in ROOT.glob(f"{folder}/*")]
+        assert files and set(files) <= set(names)
     assert any(name.endswith("/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("csrc", "tests", "build"))]
 
