@@ -43,21 +43,24 @@ class Gate:
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         self._steps = threading.Semaphore(0)
+        self._allowed = self._begun = 0
         step = engine.core.step
 
         def gated() -> Any:
             self._steps.acquire()
+            self._begun += 1
             return step()
 
         monkeypatch.setattr(engine.core, "step", gated)
 
     def let(self, steps: int) -> None:
         """Allow this many further steps."""
+        self._allowed += steps
         self._steps.release(steps)
 
     def stepped(self, true: Callable[[], bool]) -> bool:
-        """Whether this is true; if not, allow one more step. For a loop that waits."""
-        if not true():
+        """Whether this is true; if not, and all steps have begun, allow one more. For a loop that waits."""
+        if not true() and self._begun == self._allowed:
             self.let(1)
         return true()
 
