@@ -19,7 +19,7 @@ from ssd.server.metrics import Figures
 from ssd.server.protocol import ChatBody, CompletionBody, DetokenizeBody, Sampling, TokenizeBody
 from ssd.server.reader import Reader
 from ssd.server.served import Served
-from ssd.server.static import Page
+from ssd.server.static import ChatPage
 
 
 def make_app(served: Served, figures: Figures, key: str | None) -> ASGIApp:
@@ -35,7 +35,7 @@ def make_app(served: Served, figures: Figures, key: str | None) -> ASGIApp:
 def _paths(served: Served, figures: Figures) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     engine, largest = served.engine.engine, served.options.max_body_mb * 10**6
-    files = Page()
+    files = ChatPage()
 
     @app.get("/")
     @app.get("/page/{name}")

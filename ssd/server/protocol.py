@@ -163,10 +163,6 @@ class ChatBody(Sampling):
         return self
 
     @property
-    def include_speculation(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_speculation
-
-    @property
     def token_limit(self) -> tuple[str, int | None]:
         if self.max_completion_tokens is not None:
             return "max_completion_tokens", self.max_completion_tokens
@@ -201,10 +197,6 @@ class CompletionBody(Sampling):
         if self.echo and self.logprobs is not None:
             raise ValueError("echo with logprobs is not supported by this server; leave one of the two out.")
         return self
-
-    @property
-    def include_speculation(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_speculation
 
     @property
     def token_limit(self) -> tuple[str, int | None]:

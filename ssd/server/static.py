@@ -16,7 +16,7 @@ HEADERS = {
 }
 
 
-class Page:
+class ChatPage:
     """The files of the page by name, read once."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from ssd.server.options import ServerOptions
 from ssd.server.run import listen
-from ssd.server.static import Page
+from ssd.server.static import ChatPage
 
 Round = dict[str, Any]
 
@@ -51,7 +51,7 @@ def _round(tokens: list[str], proposed: int, accepted: int, hit: bool | None) ->
 @contextmanager
 def scripted(script: Script) -> Iterator[str]:
     """Serve the page and the script until the block's end; gives the address."""
-    page = Page()
+    page = ChatPage()
 
     async def file(request: Request) -> Response:
         return page.response(request.path_params.get("name", "index.html")) or Response(status_code=404)

@@ -1,14 +1,14 @@
 // An answer on the page: its text with the origins of its tokens, its figures, and a bar for each round.
 import { blocks, isContinued, render } from "./markdown.js";
 
-export const ORIGINS = { t: "target", d: "draft", c: "cache" };
+const ORIGINS = { t: "target", d: "draft", c: "cache" };
 
 // The rounds of an answer, as they are kept: [proposed, accepted, hit, letters of the tokens' origins, their characters].
 export function packed(round) {
   return [round.proposed, round.accepted, round.hit, round.tokens.map((token) => token.origin[0]).join(""), round.tokens.map((token) => token.characters)];
 }
 
-export function figuresOf(rounds, seconds) {
+function figuresOf(rounds, seconds) {
   const later = rounds.slice(1); // the first token is the prompt's
   const sum = (values) => values.reduce((total, value) => total + value, 0);
   const tokens = sum(later.map((round) => round[3].length)), proposed = sum(later.map((round) => round[0]));
@@ -22,7 +22,7 @@ export function figuresOf(rounds, seconds) {
   };
 }
 
-export function inWords(figures) {
+function inWords(figures) {
   const parts = [`${figures.tokens} tokens`];
   if (figures.rate !== null) parts.push(`${figures.rate.toFixed(1)} tokens/s`);
   if (figures.aRound !== null) parts.push(`${figures.aRound.toFixed(2)} tokens a round`);
@@ -41,7 +41,7 @@ function roundInWords(round, index, text) {
 export class AnswerView {
   constructor(parent) {
     this.body = parent.appendChild(document.createElement("div"));
-    this.body.className = "body tinted";
+    this.body.className = "body";
     this.figures = parent.appendChild(document.createElement("p"));
     this.figures.className = "figures";
     this.strip = parent.appendChild(document.createElement("div"));

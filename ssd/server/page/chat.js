@@ -11,7 +11,7 @@ const make = (name, parent, text = "") => {
 };
 
 let conversations = loadConversations(), settings = loadSettings(), current = conversations[0], running = null, model = null;
-const NUMBERS = { temperature: Number, top_p: Number, top_k: Number, max_tokens: Number, seed: Number };
+const NUMBERS = ["temperature", "top_p", "top_k", "max_tokens", "seed"];
 
 // Showing ----------------------------------------------------------------------------------------------------------------------
 
@@ -59,7 +59,6 @@ function showMessage(message, index) {
   };
   if (message.role === "user") tool("Edit", () => edit(index));
   else if (index === current.messages.length - 1) tool("Regenerate", () => regenerate());
-  return article;
 }
 
 function showAnswer(answer, parent, named) {
@@ -79,8 +78,7 @@ function showSettings() {
     if (field.type === "checkbox") field.checked = value;
     else field.value = value;
   }
-  document.body.classList.toggle("untinted", !settings.tints);
-  for (const body of document.querySelectorAll(".assistant .body")) body.classList.toggle("tinted", settings.tints);
+  document.body.classList.toggle("tinted", settings.tints);
 }
 
 function save() {
@@ -126,7 +124,7 @@ function requestOf(mode, history) {
   const messages = settings.system ? [{ role: "system", content: settings.system }] : [];
   for (const { role, content } of history) messages.push({ role, content });
   const body = { model: model.id, messages };
-  for (const [name, number] of Object.entries(NUMBERS)) if (settings[name] !== "") body[name] = number(settings[name]);
+  for (const name of NUMBERS) if (settings[name] !== "") body[name] = Number(settings[name]);
   if (mode === "ar") body.mode = "ar";
   return body;
 }
@@ -148,7 +146,6 @@ async function answer() {
       const one = { mode, content: "", rounds: [], seconds: 0 };
       message.answers.push(one);
       const view = showAnswer(one, answers, modes.length > 1);
-      view.body.classList.toggle("tinted", settings.tints);
       try {
         if (!model) await connect();
         await write(one, requestOf(mode, history), view, message);
