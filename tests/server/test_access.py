@@ -113,7 +113,7 @@ def test_a_request_has_an_id(served: Live, given: str | None, kept: bool) -> Non
 
 
 def test_each_request_is_one_line_in_the_log(engine: MakeEngine, caplog: pytest.LogCaptureFixture) -> None:
-    with live(engine()) as served, caplog.at_level(logging.INFO, logger="ssd.access"):
+    with caplog.at_level(logging.INFO, logger="ssd.access"), live(engine()) as served:
         served.complete("a secret word")
         served.complete("a secret word", stream=True)
         served.complete("a secret word", frequency_penalty=1)
