@@ -27,6 +27,7 @@ DEPENDENCIES = [
     "huggingface_hub",
     "jinja2",
     "numpy>=2",
+    "prompt-toolkit",
     "rich",
     "safetensors",
     "tokenizers",

@@ -67,7 +67,7 @@ class Engine:
         return engine
 
     def _open(self, models: LoadedModels, placement: Placement, executor: Executor) -> None:
-        self.target = models.target
+        self.target, self.draft = models.target, models.draft
         self._assembly = Assembly(self.options, models, placement, executor)
         self.core = self._assembly.core()
         self.trace = executor.trace
@@ -156,7 +156,7 @@ class Engine:
                 self.core.abort(request)
             yield request.completion(self.mode)
 
-        stream = Stream(pieces(), lambda: self.core.abort(request))
+        stream = Stream(request, pieces(), lambda: self.core.abort(request))
         self.core.add(request)
         return stream
 

@@ -51,10 +51,21 @@ class Completion:
 class Stream:
     """An iterator over pieces of text. `completion` is set at the end. `close` aborts the request."""
 
-    def __init__(self, pieces: Generator[str | Completion], abort: Callable[[], None]) -> None:
+    def __init__(self, request: Request, pieces: Generator[str | Completion], abort: Callable[[], None]) -> None:
+        self._request = request
         self._pieces = pieces
         self._abort = abort
         self.completion: Completion | None = None
+
+    @property
+    def origins(self) -> list[tuple[str, int]]:
+        """Where each token so far came from, "target", "draft" or "cache", and its number of characters.
+
+        The pieces may still lack the text of the last ones.
+        """
+        origins = [origin for round in self._request.stats.committed for origin in round.origins]
+        ends = [0, *self._request.text_ends]
+        return [(origin, after - before) for origin, (before, after) in zip(origins, itertools.pairwise(ends), strict=False)]
 
     def close(self) -> None:
         self._abort()

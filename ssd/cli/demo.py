@@ -19,6 +19,7 @@ from rich.table import Table
 
 from ssd.cli import options as o
 from ssd.cli.console import figure, percent, print_json
+from ssd.cli.tints import STYLES, Tints, legend
 from ssd.errors import SsdError
 from ssd.fields import flat
 from ssd.models.registry import draft_named
@@ -27,7 +28,7 @@ from ssd.serving.mode import resolve_mode
 
 if TYPE_CHECKING:
     from ssd.decoding.stats import Stats
-    from ssd.requests import Completion
+    from ssd.requests import Completion, Stream
 
 PROMPT = "Write a short story about a lighthouse keeper."
 MODES: dict[ModeName, str] = {
@@ -245,9 +246,7 @@ class _Runner:
             if self._record:
                 engine.trace.record()
             stream = engine.stream(self._prompt, params)
-            for piece in stream:
-                self._show.text(piece)
-            self._show.text("\n")
+            self._show.answer(stream)
             if self._record:
                 self._timelines[name] = engine.trace.timeline()
         completion = stream.completion
@@ -272,10 +271,11 @@ class _Show:
 
     def __init__(self, quiet: bool) -> None:
         self._console = Console(highlight=False, quiet=quiet)
-        self._quiet = quiet
 
     def heading(self, prompt: str, options: EngineOptions) -> None:
-        self._console.print(f"[bold]{target_and_draft(options)}[/]", f"Prompt: {prompt}", sep="\n", markup=True)
+        self._console.print(f"[bold]{target_and_draft(options)}[/]")
+        self._console.print(f"Prompt: {prompt}", markup=False)
+        self._console.print("Tokens: ", legend(STYLES), sep="")
 
     def pace(self, pace: Pace) -> None:
         self._console.rule("[bold]The same, paced[/]")
@@ -284,9 +284,14 @@ class _Show:
     def mode(self, name: str, description: str) -> None:
         self._console.print(f"\n[bold]{name}[/] · {description}")
 
-    def text(self, piece: str) -> None:
-        if not self._quiet:
-            print(piece, end="", flush=True)
+    def answer(self, stream: Stream) -> None:
+        """Each token in the tint of its origin, as it comes."""
+        tints, shown = Tints(self._console), 0
+        for piece in stream:
+            tokens = stream.origins[shown:]
+            shown += len(tokens)
+            tints.write(piece, tokens)
+        tints.end()
 
     def comparison(self, comparison: Comparison) -> None:
         self._console.print()

@@ -51,15 +51,16 @@ Trace = Annotated[
     Path | None,
     option("--trace", help="File for a timeline, for chrome://tracing or Perfetto.", panel=OUTPUT, metavar="FILE.json"),
 ]
+Target = Annotated[str | None, typer.Argument(metavar="TARGET", help="Target model; the same as --target.", show_default=False)]
 Json = Annotated[bool, option("--json", help="Output as JSON.", panel=OUTPUT)]
 
 
-def takes(*, only: Collection[str] = (), **defaults: Any) -> Callable[[Command], Command]:
+def takes(*, only: Collection[str] = (), without: Collection[str] = (), **defaults: Any) -> Callable[[Command], Command]:
     """Give a command the flags of the options that it takes.
 
     A parameter whose type is a dataclass of options, such as `EngineOptions`, becomes a flag for each of them; the command is
     called with an object built from their values. An option of two such dataclasses belongs to the first. only: the options
-    that get a flag, if not all do. defaults: defaults that differ in this command.
+    that get a flag, if not all do. without: options that get none. defaults: defaults that differ in this command.
     """
 
     def decorate(command: Command) -> Command:
@@ -72,7 +73,9 @@ def takes(*, only: Collection[str] = (), **defaults: Any) -> Callable[[Command],
             if is_dataclass(cls):
                 others = {name for options in taken.values() for name in options}
                 taken[parameter.name] = {
-                    name: each for name, each in options_of(cls).items() if name not in others and (not only or name in only)
+                    name: each
+                    for name, each in options_of(cls).items()
+                    if name not in {*others, *without} and (not only or name in only)
                 }
             else:
                 own = parameter.replace(annotation=cls, kind=Parameter.KEYWORD_ONLY)
@@ -114,6 +117,14 @@ def _value(each: Option, given: Any) -> Any:
     if each.repeats:
         return tuple(check_text(text, f"the text of {each.flag}") for text in given or ())
     return each.parse(each.flag, given) if each.parse is not None and given is not None else given
+
+
+def target_of(argument: str | None, options: EngineOptions) -> str | None:
+    """The target named by an argument or by --target; None if neither names one. Raises WrongUsage if both do."""
+    named = options.target if options.target != EngineOptions.target else None
+    if argument is not None and named is not None:
+        raise WrongUsage("give TARGET or --target, one of the two.")
+    return argument or named
 
 
 def check_text(text: str, where: str) -> str:

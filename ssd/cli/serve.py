@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
-
-import typer
 
 from ssd.cli import options as o
 from ssd.cli.console import say
@@ -18,17 +15,13 @@ EXTRA = ("fastapi", "starlette", "pydantic", "uvicorn", "h11", "prometheus_clien
 
 @o.takes()
 def serve(
-    model: Annotated[
-        str | None, typer.Argument(metavar="TARGET", help="Target model; the same as --target.", show_default=False)
-    ] = None,
+    model: o.Target = None,
     *,
     options: EngineOptions,
     server: ServerOptions,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API does, until SIGTERM or Ctrl-C; accepted requests are finished first."""
-    if model is not None and options.target != EngineOptions.target:
-        raise o.WrongUsage("give TARGET or --target, one of the two.")
-    options = replace(options, target=model or options.target)
+    options = replace(options, target=o.target_of(model, options) or options.target)
     try:
         from ssd.server import run
     except ModuleNotFoundError as error:

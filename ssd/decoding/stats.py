@@ -55,7 +55,7 @@ class Committed:
 
     tokens: number of tokens that the completion kept. accepted: how many of them the draft had proposed; they come first, and
     at most one token of the target's own follows. proposed: number of proposed tokens. hit: whether they came from the
-    speculation cache; None where nothing was looked up.
+    speculation cache; None where there were no guesses to look up, as in the first round.
     """
 
     tokens: int
@@ -117,11 +117,12 @@ class SequenceStats:
         round waited for a fallback. rank: see `Round.rank`; −1 where there was no look-up.
         """
         verify = round.verified.span
+        after = self.last_k if round.budget and rank >= 0 else None  # the accepted count that was looked up
         self.last_token = time.perf_counter()
         self.rounds += 1
         self.accepted += accepted
         self.proposed += proposed
-        self.committed.append(Committed(tokens, accepted, proposed, hit if round.budget else None))
+        self.committed.append(Committed(tokens, accepted, proposed, hit if after is not None else None))
         self.lengths[proposed] += 1
         self.counts[accepted] += 1
         if rank >= 0:
@@ -134,8 +135,8 @@ class SequenceStats:
             self.branches += round.branches(length)
             if round.looked_up is not None and missed:
                 self.fallback_ms.append(round.looked_up.span.ms)
-            if rank >= 0 and self.last_k is not None:
-                hits = self.per_k.setdefault(self.last_k, [0, 0])
+            if after is not None:
+                hits = self.per_k.setdefault(after, [0, 0])
                 hits[0] += hit
                 hits[1] += 1
             self.last_k = accepted

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
@@ -26,16 +26,18 @@ Round = dict[str, Any]
 
 @dataclass
 class Script:
-    """Rounds of an answer. wait: seconds before each. dies: the connection breaks after them."""
+    """Rounds of an answer. wait: seconds before each. dies: the connection breaks after them. owner: of the server's model."""
 
-    rounds: list[tuple[str, Round]]
+    rounds: list[tuple[str, Round | None]]
     wait: float = 0.0
     dies: bool = False
+    owner: str = "ssd"
+    bodies: list[Any] = field(default_factory=list)  # of the requests so far
 
 
-def rounds_of(tokens: list[str], accepted: int = 2) -> list[tuple[str, Round]]:
+def rounds_of(tokens: list[str], accepted: int = 2) -> list[tuple[str, Round | None]]:
     """The tokens in rounds that accept so many of them; one look-up in two is a hit. The first token is the prompt's."""
-    found = [(tokens[0], _round(tokens[:1], 0, 0, None))]
+    found: list[tuple[str, Round | None]] = [(tokens[0], _round(tokens[:1], 0, 0, None))]
     for index, start in enumerate(range(1, len(tokens), accepted + 1)):
         part = tokens[start : start + accepted + 1]
         found.append(("".join(part), _round(part, 4, min(accepted, len(part)), index % 2 == 1)))
@@ -57,15 +59,17 @@ def scripted(script: Script) -> Iterator[str]:
         return page.response(request.path_params.get("name", "index.html")) or Response(status_code=404)
 
     async def models(request: Request) -> Response:
-        return JSONResponse({"data": [{"id": "scripted"}]})
+        return JSONResponse({"data": [{"id": "scripted", "owned_by": script.owner}]})
 
     async def chat(request: Request) -> Response:
+        script.bodies.append(await request.json())
         return StreamingResponse(events(), media_type="text/event-stream")
 
     async def events() -> AsyncIterator[str]:
         for text, one in script.rounds:
             await asyncio.sleep(script.wait)
-            yield _event({"delta": {"content": text}, "finish_reason": None, "speculation": one})
+            origins = {"speculation": one} if one is not None else {}
+            yield _event({"delta": {"content": text}, "finish_reason": None, **origins})
         if script.dies:
             await asyncio.sleep(0.5)  # a browser drops what it has not read when the connection breaks
             raise ConnectionError

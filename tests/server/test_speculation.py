@@ -58,7 +58,8 @@ def test_the_rounds_are_those_of_the_completion(engine: MakeEngine, mode: str) -
         assert each["accepted"] <= each["proposed"] <= (0 if mode == "ar" else 4)
     hits = [each["hit"] for each in later]
     if mode == "ssd":
-        assert hits[0] is False and True in hits and False in hits[1:]  # before the first look-up, there are no guesses
+        assert hits[0] is None and {*hits[1:]} == {True, False}  # before the first round, there are no guesses
+        assert sum(hits[1:]) / len(hits[1:]) == truth.stats.hit_rate
     else:
         assert set(hits) == {None}
 

@@ -12,7 +12,7 @@ function figuresOf(rounds, seconds) {
   const later = rounds.slice(1); // the first token is the prompt's
   const sum = (values) => values.reduce((total, value) => total + value, 0);
   const tokens = sum(later.map((round) => round[3].length)), proposed = sum(later.map((round) => round[0]));
-  const lookUps = later.slice(1).filter((round) => round[2] !== null);
+  const lookUps = later.filter((round) => round[2] !== null);
   return {
     tokens: tokens + (rounds.length > 0),
     rate: seconds > 0 && tokens > 0 ? tokens / seconds : null,
