@@ -161,7 +161,7 @@ class Conversation:
             return
         name, _, rest = text[1:].strip().partition(" ")
         if name not in self._commands:
-            raise SsdError(f"there is no command /{name}; /help lists them. A message may begin with a space and then /.")
+            raise SsdError(f"there is no command /{name}; /help lists them, and a message may begin with a space and then /.")
         await self._commands[name][0](rest.strip())
 
     def stop(self) -> None:
