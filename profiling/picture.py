@@ -18,7 +18,7 @@ from ssd import Engine, SamplingParams
 from ssd.cli.answers import EngineAnswers
 from ssd.cli.chat import Conversation
 
-TARGET, PROMPT, TOKENS, COLUMNS = "smollm2-135m", "Write a Python function that counts the vowels in a word.", 160, 88
+TARGET, PROMPT, TOKENS, COLUMNS = "smollm2-135m", "Write a Python function that counts the vowels in a word.", 160, 98
 PICTURE = Path(__file__).parents[1] / "docs" / "chat.svg"
 
 # rich's own form, without its web font and its window.
