@@ -23,6 +23,7 @@ from ssd.cli.console import NOTHING, print_json
 from ssd.errors import SsdError, one_line
 from ssd.fields import changed, options_of
 from ssd.options import MODELS, EngineOptions
+from ssd.runtime.cores import cores
 from ssd.runtime.memory import available_memory
 
 PACKAGES = ("transformers", "tokenizers", "safetensors", "gguf", "numpy", "huggingface_hub", "nvtx")
@@ -130,7 +131,7 @@ def _machine(extension: bool) -> dict[str, Any]:
         "features": [feature for feature in CPU_FEATURES if feature in flags],
         "instruction_set": import_module("ssd._C").cpu_isa() if extension else None,
         "cores": os.cpu_count(),
-        "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores_usable": cores(),
         "torch_threads": torch.get_num_threads() if torch is not None else None,
         "memory_gib": round((_sysconf("SC_PHYS_PAGES") or 0) * page / 2**30, 1) or None,
         "memory_available_gib": round(available_memory() / 2**30, 1),

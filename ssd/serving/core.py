@@ -24,6 +24,7 @@ from ssd.errors import SsdError, one_line
 from ssd.models.pair import OnProgress
 from ssd.options import EngineOptions
 from ssd.requests import FinishReason, Request
+from ssd.runtime.cores import cores
 from ssd.runtime.executor import Executor
 from ssd.serving.scheduler import Scheduler
 from ssd.serving.storing import PromptStore
@@ -79,9 +80,8 @@ class Core:
         """
         if self._process != os.getpid():
             return 1
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         draft_threads = (self._options.draft_threads or 1) if self.loop.mode == "ssd" else 0
-        return self._options.threads or max(1, cores - draft_threads)
+        return self._options.threads or max(1, cores() - draft_threads)
 
     def warm_up(self, progress: OnProgress) -> None:
         """Warm up, then record, the greedy programs of each batch size, if the executor records programs.

@@ -368,7 +368,7 @@ def test_without_the_extra_it_says_what_to_install() -> None:
 
 
 def test_the_demo_has_the_same_tints(target: Path, draft: Path, tmp_path: Path) -> None:
-    chosen = ["--target", target, "--draft", draft, "--dtype", "float32", "-n", 60, "--budget", 40, "--no-paced"]
+    chosen = ["--target", target, "--draft", draft, "--dtype", "float32", "-n", 60, "--budget", 40, "--threads", 1]
     with terminal("demo", "Name a bird.", *chosen, home=tmp_path, rows=60, columns=200) as one:
         one.wait_for("identical")
         begins = [index for index, line in enumerate(one.screen.display) if " · " in line][1:]  # after the legend

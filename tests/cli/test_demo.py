@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +14,10 @@ import pytest
 import tiny
 from cli.cases import Result, Run
 from ssd.cli import demo as module
-from ssd.cli.demo import DRAFT_SPEED, Row, reachable_pace, verdict
+from ssd.cli import options as o
+from ssd.cli.comparison import DRAFT_SPEED, Row, reachable_pace, verdict
 from ssd.decoding.stats import Stats
+from ssd.options import EngineOptions
 
 
 @pytest.fixture
@@ -26,21 +30,61 @@ def demo(run: Run, target: Path, draft: Path) -> Run:
     return call
 
 
-def test_every_mode_is_run_twice_and_gives_the_same_tokens(demo: Run) -> None:
+def rows_of(table: str) -> list[tuple[str, str]]:
+    """The first and the last word of each row."""
+    lines = [line.split() for line in table.splitlines()]
+    return [(words[0], words[-1]) for words in lines if words and words[-1] in ("yes", "no")]
+
+
+def test_with_two_cores_there_is_a_table_with_a_core_for_each_model(
+    run: Run, target: Path, draft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "cores", lambda: 2)
+    options = ("--target", target, "--draft", draft, "--dtype", "float32", "-n", 12)
+    result = run("demo", "the rain", *options)
+    assert (result.status, result.err) == (0, "")
+    plain, each = result.out.split("The same, with a core for each model")
+    assert rows_of(plain) == [("ar", "yes"), ("sd", "yes"), ("ssd", "yes")]
+    assert rows_of(each) == [("ar", "yes"), ("sd", "yes"), ("ssd", "yes"), ("sd", "yes")]
+    words = " ".join(each.split())
+    assert re.search(r"ssd is ([\d.]+ times )?as fast as sd\.", words)
+    assert re.search(r"ssd is ([\d.]+ times )?as fast as sd on both cores\.", words)
+    monkeypatch.setattr(module, "cores", lambda: 1)
+    one = run("demo", "the rain", *options)
+    assert "This needs two cores, and ssd may use one here." in one.out
+    assert one.out.count("identical") == 1
+
+
+def test_the_models_of_the_second_table_have_a_core_each(
+    run: Run, target: Path, draft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple[Any, ...]] = []
+
+    def record(description: str, options: EngineOptions) -> Any:
+        loaded.append((options.mode, options.threads, options.draft_threads))
+        return o.loaded_engine(description, options)
+
+    monkeypatch.setattr(module, "cores", lambda: 2)
+    monkeypatch.setattr(module, "o", SimpleNamespace(**{**vars(o), "loaded_engine": record}))
+    assert run("demo", "the rain", "--target", target, "--draft", draft, "--dtype", "float32", "-n", 4).status == 0
+    assert loaded[:3] == [("ar", None, None), ("sd", None, None), ("ssd", None, None)]
+    assert loaded[3:] == [("ar", 1, 1), ("sd", 1, 1), ("ssd", 1, 1), ("sd", 2, None)]
+
+
+def test_the_paced_modes_give_the_same_tokens(demo: Run) -> None:
     result = demo("--pace", "4,0.5")
     assert (result.status, result.err) == (0, "")
     plain, paced = result.out.split("The same, paced")
     for part in (plain, paced):
         assert "identical" in part
-        rows = [line.split() for line in part.splitlines() if line.endswith((" yes", " yes ", " no", " no "))]
-        assert [(words[0], words[-1]) for words in rows] == [("ar", "yes"), ("sd", "yes"), ("ssd", "yes")]
+        assert rows_of(part) == [("ar", "yes"), ("sd", "yes"), ("ssd", "yes")]
     words = " ".join(paced.split())
     assert "at least 4 ms" in words
     assert "not the speed of this machine" in words
 
 
 def test_json_is_one_document(demo: Run) -> None:
-    result = demo("--json")
+    result = demo("--json", "--paced")
     assert result.status == 0
     found = json.loads(result.out)
     assert found["identical"] is True
@@ -56,8 +100,8 @@ def test_json_is_one_document(demo: Run) -> None:
         assert table["verdict"]
 
 
-def test_the_paced_runs_can_be_left_out(demo: Run) -> None:
-    assert len(json.loads(demo("--json", "--no-paced").out)["tables"]) == 1
+def test_where_the_threads_are_given_there_is_one_table(demo: Run) -> None:
+    assert len(json.loads(demo("--json").out)["tables"]) == 1
 
 
 def test_the_timeline_has_every_run(demo: Run, tmp_path: Path) -> None:
@@ -77,7 +121,7 @@ def test_other_tokens_are_shown_and_fail(demo: Run, monkeypatch: pytest.MonkeyPa
         return replace(completion, token_ids=[*completion.token_ids[:-1], -1]) if mode == "sd" else completion
 
     monkeypatch.setattr(module._Runner, "_run", one_token_off)
-    result = demo("--no-paced")
+    result = demo()
     assert result.status == 1
     assert "different tokens" in result.err
     assert [line.split()[-1] for line in result.out.splitlines() if line.split()[:1] == ["sd"]][-1] == "no"
@@ -135,16 +179,16 @@ def rows(sd: float | None, ssd: float | None, **changes: Any) -> list[Row]:
 
 def test_a_loss_is_called_a_loss_with_its_reason() -> None:
     words = verdict(rows(0.5, 0.4), lookahead=4, pace=None)
-    assert "A round of sd takes as long as 4.0 tokens of ar and yields 2.0: 0.50 times the speed of ar." in words
-    assert "A round of ssd takes as long as 5.0 tokens of ar and yields 2.0: 0.40 times the speed of ar." in words
+    assert "A round of sd takes as long as 4.0 tokens of ar and yields 2.0: 0.50 times as fast as ar." in words
+    assert "A round of ssd takes as long as 5.0 tokens of ar and yields 2.0: 0.40 times as fast as ar." in words
     assert "One pass of this draft takes 67% of the time of one of its target" in words
     assert "25% of what it proposes is accepted: speculation does not pay here." in words
 
 
 def test_a_gain_is_called_a_gain() -> None:
     words = verdict(rows(1.25, 2.0), lookahead=4, pace=None)
-    assert "1.25 times the speed of ar" in words
-    assert "2.00 times the speed of ar" in words
+    assert "1.25 times as fast as ar" in words
+    assert "2.00 times as fast as ar" in words
     assert "does not pay" not in words
 
 
