@@ -12,53 +12,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import resource
 import shlex
 import subprocess
 from dataclasses import asdict
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import torch
-from common import machine
 from common.options import add_flags
 from common.results import DECODE, write_result
-from common.statistics import hits_per_k, interval, middle
 from common.workload import Workload, add_options, prepared
 
 from ssd import Completion, SamplingParams
-
-
-def of_mode(completions: list[Completion], floor_s: float) -> dict[str, Any]:
-    """One mode's figures over all prompts and runs; times are medians of the sequences' medians.
-
-    floor_s: the floor of one target pass.
-    """
-    stats = [c.stats for c in completions]
-
-    def median_of(name: str) -> float | None:
-        return middle(getattr(s, name) for s in stats)
-
-    rates = [s.decode_tokens_per_s for s in stats if s.decode_tokens_per_s is not None]
-    tokens_per_round = mean(s.mean_acceptance_length for s in stats if s.mean_acceptance_length is not None)
-    verify_ms = median_of("t_verify_ms") or math.nan
-    return {
-        "decode_tokens_per_s": {"median": median(rates), "mean_95": interval(rates), "min": min(rates), "max": max(rates)},
-        "time_to_first_token_s": median_of("time_to_first_token_s"),
-        "tokens_per_round": tokens_per_round,
-        "acceptance_rate": median_of("acceptance_rate"),
-        "hit_rate": median_of("hit_rate"),
-        "hits_per_k": hits_per_k(stats),
-        "t_verify_ms": verify_ms,
-        "t_draft_ms": median_of("t_draft_ms"),
-        "t_fallback_ms": median_of("t_fallback_ms"),
-        "hidden_draft_ms": median_of("hidden_draft_ms"),
-        "branches_unused": sum(s.branches_unused for s in stats),
-        "verify_floor_ms": floor_s * 1e3,
-        "verify_fraction_of_floor": floor_s * 1e3 / verify_ms,
-        "floor_tokens_per_s": tokens_per_round / floor_s,
-    }
+from ssd.bench import machine
+from ssd.bench.figures import of_sequences
 
 
 def main() -> None:
@@ -107,7 +75,10 @@ def measure(args: argparse.Namespace, work: Workload) -> None:
         "weight_bytes": {m: e.target_model.weight_bytes() for m, e in engines.items()},
         "read_bandwidth_bytes_per_s": bandwidth,
         "threads": {m: e.threads for m, e in engines.items()},
-        DECODE.figures: {m: of_mode(completions[m], engines[m].target_model.weight_bytes() / bandwidth[m]) for m in modes},
+        DECODE.figures: {
+            m: of_sequences([c.stats for c in completions[m]], engines[m].target_model.weight_bytes() / bandwidth[m])
+            for m in modes
+        },
         "identical": {m: [c.token_ids for c in completions[m]] == expected for m in modes} if args.temperature == 0 else None,
         "peers": {
             n: {"decode_tokens_per_s": [r["decode_tokens_per_s_median"] for r in rs], "first": rs[0]} for n, rs in peers.items()

@@ -19,14 +19,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import machine
 from common.options import add_flags
 from common.results import DRAFTS, settings_of, write_result
-from common.statistics import interval
-from common.statistics import tokens_per_round as pooled_tokens_per_round
 from common.workload import PromptFile
 
 from ssd import Completion, Engine, SamplingParams
+from ssd.bench import machine
+from ssd.bench.statistics import interval
+from ssd.bench.statistics import tokens_per_round as pooled_tokens_per_round
 from ssd.kv.cache import PAGE_SIZE, KVCache, Rows
 from ssd.models.pair import Draft, load_draft, load_target
 from ssd.models.registry import draft_named

@@ -15,12 +15,13 @@ import time
 from itertools import pairwise
 from typing import Any
 
-from common import machine, musts
+from common import musts
 from common.options import add_flags
 from common.spans import named
-from common.statistics import middle
 
 from ssd import Engine, SamplingParams
+from ssd.bench import machine
+from ssd.bench.statistics import middle
 from ssd.requests import Stream
 
 QUESTION = "Tell a long story about a lighthouse."

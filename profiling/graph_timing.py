@@ -7,7 +7,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from common.machine import gpu_seconds
+
+from ssd.bench.machine import gpu_seconds
 
 Call = Callable[[], Any]
 LEAST_SECONDS = 0.05  # least measured time for a figure, unless REPLAYS ends it earlier

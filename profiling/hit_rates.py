@@ -18,14 +18,14 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
 
-from common import machine
 from common.options import add_flags
 from common.results import HIT_RATES, settings_of, write_result
 from common.spans import recorded_decode
-from common.statistics import interval, tokens_per_round, total_accepted, total_hits
 from common.workload import PromptFile
 
 from ssd import Completion, Engine, SamplingParams
+from ssd.bench import machine
+from ssd.bench.statistics import interval, tokens_per_round, total_accepted, total_hits
 from ssd.decoding.cache import SpeculationCache
 from ssd.decoding.fanout import Measured, tables
 

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, musts
+from common import musts
 from common.musts import Must
 from common.results import KERNELS, RESULTS, Row, write_result
 from graph_timing import launch_seconds, seconds_a_call
 from kernel_cases import Case, attentions, draws, linears, small_kernels, speculation
 from passes import passes
+
+from ssd.bench import machine
 
 # Musts ------------------------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from common import machine
 from common.models import Models
 from common.musts import Must, line
 from common.options import add_flags
@@ -27,6 +26,7 @@ from common.results import PREFIXES, RESULTS, Row, settings_of, write_result
 from common.workload import CHAT
 
 from ssd import Completion, Engine, SamplingParams
+from ssd.bench import machine
 from ssd.kv.cache import PAGE_SIZE
 from ssd.kv.prefix import PrefixCache, page_key, root_key
 from ssd.native import PageAllocator

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine
 from common.models import Models
 from common.options import add_flags
 from common.results import QUALITY, RESULTS, write_result
 from torch import Tensor
 
+from ssd.bench import machine
 from ssd.kv.cache import PAGE_SIZE, KVCache, Rows
 from ssd.models.transformer import Transformer
 

@@ -22,14 +22,15 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import machine, musts
+from common import musts
 from common.musts import Must
 from common.results import ROUNDS, Row, write_result
 from common.spans import named, overlaps_ms, recorded_decode
-from common.statistics import hit_rate, middle, tokens_per_round
 from common.workload import Workload, add_options, free, prepared
 
 from ssd import Completion, Engine, SamplingParams
+from ssd.bench import machine
+from ssd.bench.statistics import hit_rate, middle, tokens_per_round
 from ssd.decoding.speed_model import SsdModel, ar_tokens_per_s, sd_tokens_per_s
 from ssd.decoding.ssd import SpeculativeSpeculative
 from ssd.models.prompts import Prompt

@@ -71,8 +71,9 @@ class Results:
         if not self.writes:
             return
         with profiling_on_the_path():
-            from common import machine
             from common.results import CPU_TESTS, EMULATOR_TESTS, GPU_TESTS, write_result
+
+            from ssd.bench import machine
 
         name = backend.chosen.name
         if self._machine is None:  # once, and early: a GPU that a test has broken does not answer any more

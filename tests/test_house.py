@@ -10,7 +10,20 @@ import pytest
 
 SSD = Path(__file__).parents[1] / "ssd"
 ROOMS = ["errors", "_build_info", "_C", "fields", "options", "_check", "native", "ops"]  # from the ground up
-ROOMS += ["kv", "models", "runtime", "decoding", "requests", "serving", "engine", "__init__", "distill", "server", "cli"]
+ROOMS += [
+    "kv",
+    "models",
+    "runtime",
+    "decoding",
+    "requests",
+    "serving",
+    "engine",
+    "__init__",
+    "distill",
+    "bench",
+    "server",
+    "cli",
+]
 MODULES = {path.relative_to(SSD).with_suffix("").as_posix().removesuffix("/__init__"): path for path in SSD.rglob("*.py")}
 
 

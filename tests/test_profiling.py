@@ -145,7 +145,7 @@ def test_a_decode_with_random_weights_is_measured(
 
     large = shapes.model_shape(12_000, 32, 48, 3, 4, 2, 16, tied=False, qk_norm=True)
     monkeypatch.setattr(shapes, "SHAPES", {"large": large, "little": replace(large, num_layers=1)})
-    monkeypatch.setattr("common.machine.read_bandwidth", lambda threads: 1e10)
+    monkeypatch.setattr("ssd.bench.machine.read_bandwidth", lambda threads: 1e10)
     common = [
         "--target",
         "random:large",
@@ -370,7 +370,7 @@ def test_a_run_that_is_cut_off_keeps_the_outcomes_so_far(tmp_path: Path) -> None
 
 
 def test_a_result_can_be_written_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    from common import machine
+    from ssd.bench import machine
 
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("SSD_COMMIT", raising=False)

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from common import machine
 from common.models import Models, ids_of, is_made, random_ids
 from common.options import add_flags
 from common.results import RESULTS, settings_of
 from ssd import Completion, Engine, SamplingParams
+from ssd.bench import machine
 from ssd.models.prompts import Prompt
 
 RANDOM_LENGTH = 64  # tokens of a random prompt

@@ -27,8 +27,9 @@ class WrongUsage(SsdError):
     """Options that make no sense together, whatever their values."""
 
 
-OUTPUT = "Output"
+OUTPUT, BENCH = "Output", "Benchmark"
 PANELS = (
+    BENCH,
     SERVER,
     ACCESS,
     MODELS,

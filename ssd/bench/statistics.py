@@ -1,9 +1,10 @@
-"""Medians, intervals, and figures pooled over sequences."""
+"""Medians, intervals, paired comparisons, and figures pooled over sequences."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from statistics import mean, median, stdev
 
 from ssd.decoding.stats import Stats
@@ -24,6 +25,36 @@ def interval(values: Sequence[float]) -> list[float]:
     t = quantiles[n - 2] if n - 2 < len(quantiles) else 2.04 if n < 31 else 1.96
     half = t * stdev(values) / math.sqrt(n)
     return [mean(values) - half, mean(values) + half]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The geometric mean of paired ratios, with a 95 % interval. p: of a paired t-test against 1; None for one pair."""
+
+    mean: float
+    interval: tuple[float, float]
+    p: float | None
+
+
+def paired_ratio(values: Sequence[float], base: Sequence[float]) -> Ratio:
+    """values over base, pair by pair."""
+    logs = [math.log(value / other) for value, other in zip(values, base, strict=True)]
+    low, high = interval(logs)
+    p = None
+    if len(logs) > 1:
+        error = stdev(logs) / math.sqrt(len(logs))
+        p = two_sided_p(abs(mean(logs)) / error, len(logs) - 1) if error else float(mean(logs) == 0)
+    return Ratio(math.exp(mean(logs)), (math.exp(low), math.exp(high)), p)
+
+
+def two_sided_p(t: float, degrees: int) -> float:
+    """The probability that Student's t with these degrees of freedom is at least this far from 0."""
+    # With t = sqrt(degrees) * tan(angle), the density is a power of a cosine, and Simpson's rule sums it.
+    steps, end = 2000, math.atan(t / math.sqrt(degrees))
+    heights = [math.cos(end * i / steps) ** (degrees - 1) for i in range(steps + 1)]
+    area = end / steps / 3 * (heights[0] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2]) + heights[-1])
+    scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(math.pi)
+    return max(0.0, 1 - 2 * scale * area)
 
 
 def tokens_per_round(stats: Sequence[Stats]) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ssd import __version__
 from ssd.native import cpu_isa
 
 GIB = 1 << 30
@@ -25,6 +26,7 @@ def describe() -> dict[str, Any]:
     """The CPU, versions, date and commit, as a result records them."""
     return {
         "date": datetime.date.today().isoformat(),
+        "ssd": __version__,
         "device": _cpu_name(),
         "cores": os.cpu_count(),
         "instruction_set": cpu_isa(),
@@ -72,10 +74,13 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the sources: $SSD_COMMIT, or from git; None without either."""
+    """The commit of the sources: $SSD_COMMIT, or from git; None without either, as in an installed package."""
     if given := os.environ.get("SSD_COMMIT"):
         return given
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    sources = Path(__file__).parents[2]
+    if not (sources / ".git").exists():
+        return None
+    command = ["git", "-C", str(sources), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
     except OSError:
@@ -115,7 +120,7 @@ def gpu_read_bandwidth(size: int = 2 * GIB, runs: int = 20) -> float:
 
 def gpu_seconds(work: Callable[[], object]) -> float:
     """GPU time of the work that `work` enqueues on the current stream, measured with events."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
     work()
     end.record()
