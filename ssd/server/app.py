@@ -11,13 +11,11 @@ from starlette.types import ASGIApp
 
 from ssd.errors import SsdError
 from ssd.server.access import CLIENT_GONE, Front, KeyCheck
-from ssd.server.answers import Answer, ChatAnswer, TextAnswer
 from ssd.server.bodies import read_body
 from ssd.server.errors import ApiError
-from ssd.server.generation import ClientGone, EventStream, Json, whole
+from ssd.server.generation import ClientGone, EventStream, Json, started, whole
 from ssd.server.metrics import Figures
-from ssd.server.protocol import ChatBody, CompletionBody, DetokenizeBody, Sampling, TokenizeBody
-from ssd.server.reader import Reader
+from ssd.server.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from ssd.server.served import Served
 from ssd.server.static import ChatPage
 
@@ -46,18 +44,11 @@ def _paths(served: Served, figures: Figures) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        body = await read_body(request, ChatBody, largest)
-        readers = await _start(served, body)
-        return await _respond(request, served, body, readers, ChatAnswer(served, len(readers[0].request.prompt), body))
+        return await _respond(request, served, await read_body(request, ChatBody, largest))
 
     @app.post("/v1/completions")
     async def complete(request: Request) -> Response:
-        body = await read_body(request, CompletionBody, largest)
-        readers = await _start(served, body)
-        prompts = [reader.request.prompt for reader in readers]
-        echoed = [_text(served, prompt) for prompt in prompts] if body.echo else None
-        answer = TextAnswer(served, sum(len(prompt) for prompt in prompts[:: body.n]), body, echoed)
-        return await _respond(request, served, body, readers, answer)
+        return await _respond(request, served, await read_body(request, CompletionBody, largest))
 
     @app.get("/v1/models")
     async def models() -> Response:
@@ -86,7 +77,7 @@ def _paths(served: Served, figures: Figures) -> FastAPI:
         size = engine.target_model.vocab_size
         if wrong := [token for token in body.tokens if not 0 <= token < size]:
             raise ApiError(400, f"tokens has id {wrong[0]}; the model has ids 0 to {size - 1}.", param="tokens")
-        return Json({"prompt": _text(served, body.tokens)})
+        return Json({"prompt": served.text(body.tokens)})
 
     @app.get("/health")
     async def health() -> Response:
@@ -110,26 +101,8 @@ def _paths(served: Served, figures: Figures) -> FastAPI:
     return app
 
 
-async def _start(served: Served, body: ChatBody | CompletionBody) -> list[Reader]:
-    """A reader for each choice of each prompt, the choices of a prompt next to each other."""
-    served.check(body.model)
-    try:
-        engine = await served.plain() if body.mode == "ar" else served.engine
-        return await engine.start(
-            body.prompts, body.choices(), deadline=served.options.deadline, by_round=body.include_speculation, **body.form
-        )
-    except SsdError as error:
-        raise served.error(error, body.token_limit[0]) from error
-
-
-async def _respond(request: Request, served: Served, body: Sampling, readers: list[Reader], answer: Answer) -> Response:
+async def _respond(request: Request, served: Served, body: ChatBody | CompletionBody) -> Response:
+    readers, answer = await started(served, body)
     if body.stream:
         return EventStream(readers, answer, body.include_usage, served.error)
     return await whole(request, readers, answer)
-
-
-def _text(served: Served, ids: list[int]) -> str:
-    tokenizer = served.engine.engine.tokenizer
-    if tokenizer is None:
-        raise ApiError(400, "the model has no tokenizer, so it has no text; work with token ids.")
-    return tokenizer.decode(ids)

@@ -1,10 +1,10 @@
-"""From started requests to a response: one JSON object, or a stream of server-sent events."""
+"""From a body to a response: its requests are started, and become one JSON object or a stream of server-sent events."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import ExitStack, aclosing, suppress
 from typing import Any, TypeVar
 
@@ -12,10 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from ssd.errors import SsdError
 from ssd.requests import Completion
-from ssd.server.answers import Answer
+from ssd.server.answers import Answer, ChatAnswer, TextAnswer
 from ssd.server.errors import ApiError
+from ssd.server.protocol import ChatBody, CompletionBody
 from ssd.server.reader import Chunk, Reader
+from ssd.server.served import Served
 
 T = TypeVar("T")
 
@@ -56,11 +59,35 @@ async def _disconnected(receive: Receive) -> None:
         message = await receive()
 
 
-async def whole(request: Request, readers: Sequence[Reader], answer: Answer) -> Response:
+async def started(served: Served, body: ChatBody | CompletionBody) -> tuple[list[Reader], Answer]:
+    """A reader for each choice of each prompt, the choices of a prompt next to each other; and their answer.
+
+    Raises ApiError.
+    """
+    served.check(body.model)
+    try:
+        engine = await served.plain() if body.mode == "ar" else served.engine
+        readers = await engine.start(
+            body.prompts, body.choices(), deadline=served.options.deadline, by_round=body.include_speculation, **body.form
+        )
+    except SsdError as error:
+        raise served.error(error, body.token_limit[0]) from error
+    prompts = [reader.request.prompt for reader in readers]
+    if isinstance(body, ChatBody):
+        return readers, ChatAnswer(served, len(prompts[0]), body)
+    echoed = [served.text(prompt) for prompt in prompts] if body.echo else None
+    return readers, TextAnswer(served, sum(len(prompt) for prompt in prompts[:: body.n]), body, echoed)
+
+
+async def gathered(readers: Sequence[Reader], answer: Answer) -> dict[str, Any]:
     """The answer as one JSON object, once every choice is complete."""
     with _all(readers):
-        completions = await unless_gone(request.receive, _gathered([reader.completion() for reader in readers]))
-        return Json(answer.whole(completions))
+        return answer.whole(list(await asyncio.gather(*[reader.completion() for reader in readers])))
+
+
+async def whole(request: Request, readers: Sequence[Reader], answer: Answer) -> Response:
+    """The response of a request that does not stream."""
+    return Json(await unless_gone(request.receive, gathered(readers, answer)))
 
 
 class EventStream(Response):
@@ -126,10 +153,6 @@ async def merged(readers: Sequence[Reader]) -> AsyncGenerator[tuple[int, Chunk]]
         for task in following:
             task.cancel()
         await asyncio.gather(*following, return_exceptions=True)
-
-
-async def _gathered(awaitables: Sequence[Awaitable[T]]) -> list[T]:
-    return list(await asyncio.gather(*awaitables))
 
 
 def _event(data: bytes) -> bytes:

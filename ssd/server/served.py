@@ -75,6 +75,13 @@ class Served:
                 404, f"there is no model of this name here; use {self.name!r}.", param="model", code="model_not_found"
             )
 
+    def text(self, ids: list[int]) -> str:
+        """The text of token ids. Raises ApiError for a model without a tokenizer."""
+        tokenizer = self.engine.engine.tokenizer
+        if tokenizer is None:
+            raise ApiError(400, "the model has no tokenizer, so it has no text; work with token ids.")
+        return tokenizer.decode(ids)
+
     def error(self, error: Exception, token_limit: str = "max_tokens") -> ApiError:
         """An error as the client sees it: in its words, without the target's path."""
         return api_error(error, {repr(self.engine.engine.options.target): repr(self.name), "max_new_tokens": token_limit})
