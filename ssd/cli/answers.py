@@ -164,7 +164,7 @@ class ServerAnswers(Answerer):
         self._url = url if parts.path.strip("/") else f"{url.rstrip('/')}/v1"
         self._client = openai.AsyncOpenAI(base_url=self._url, api_key=os.environ.get(KEY_VARIABLE) or "none", max_retries=0)
         self._error, self._unreachable = openai.APIError, openai.APIConnectionError
-        self._fields = _fields(params)
+        self._fields = fields_of(params)
         self._own = False
         self.name = model or ""
         self.mode = "auto"
@@ -180,10 +180,9 @@ class ServerAnswers(Answerer):
         self._own = getattr(models[0], "owned_by", None) == "ssd"
 
     async def answer(self, messages: list[Message]) -> AsyncGenerator[Piece]:
-        fields: dict[str, Any] = {**self._fields, "messages": messages, "model": self.name, "stream": True}
+        fields: dict[str, Any] = {"messages": messages, "model": self.name, "stream": True}
         fields["stream_options"] = {"include_usage": True, **({"include_speculation": True} if self._own else {})}
-        if self.mode == "ar":
-            fields["extra_body"] = {**self._fields["extra_body"], "mode": "ar"}
+        fields["extra_body"] = self._fields | ({"mode": "ar"} if self.mode == "ar" else {})
         lost = SsdError(f"the connection to the server at {self._url} was lost before the answer was complete.")
         try:
             stream = await self._client.chat.completions.create(**fields)
@@ -224,9 +223,9 @@ class ServerAnswers(Answerer):
         )
 
 
-def _fields(params: SamplingParams) -> dict[str, Any]:
-    """The parameters as fields of a request. Fields that OpenAI does not have are sent only if they were given."""
-    fields: dict[str, Any] = {"temperature": params.temperature, "top_p": params.top_p, "extra_body": {}}
+def fields_of(params: SamplingParams) -> dict[str, Any]:
+    """The parameters as fields of a request. Those that OpenAI does not have are there only if they were given."""
+    fields: dict[str, Any] = {"temperature": params.temperature, "top_p": params.top_p}
     if params.max_new_tokens is not None:
         fields["max_tokens"] = params.max_new_tokens
     if params.stop:
@@ -235,7 +234,7 @@ def _fields(params: SamplingParams) -> dict[str, Any]:
         fields["seed"] = params.seed
     for name in ("top_k", "min_p", "ignore_eos", "cache_salt"):
         if (value := getattr(params, name)) != getattr(SamplingParams, name):
-            fields["extra_body"][name] = value
+            fields[name] = value
     return fields
 
 

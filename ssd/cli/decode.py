@@ -34,7 +34,7 @@ def decode(
         o.option(
             "--prompts",
             help="File of prompts to decode together, one JSON object a line.",
-            panel="Prompts",
+            panel=o.PROMPTS,
             metavar="FILE.jsonl",
         ),
     ] = None,
@@ -43,18 +43,18 @@ def decode(
         o.option(
             "--field",
             help="Field of a line that has its prompt: text, a list that begins with text, or a list of messages.",
-            panel="Prompts",
+            panel=o.PROMPTS,
         ),
     ] = "prompt",
     raw: Annotated[
-        bool, o.option("--raw", help="Continuation of the prompt as it is, without the model's chat template.", panel="Prompts")
+        bool, o.option("--raw", help="Continuation of the prompt as it is, without the model's chat template.", panel=o.PROMPTS)
     ] = False,
     tools: Annotated[
         Path | None,
         o.option(
             "--tools",
             help="File of functions that the model may ask for: a JSON list of their schemas.",
-            panel="Prompts",
+            panel=o.PROMPTS,
             metavar="FILE.json",
         ),
     ] = None,
@@ -63,7 +63,7 @@ def decode(
         o.option(
             "--chat-template-kwargs",
             help="Variables of the model's chat template, as a JSON object.",
-            panel="Prompts",
+            panel=o.PROMPTS,
             metavar="JSON",
         ),
     ] = None,

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ssd import __version__
+from ssd.cli.batch import batch
 from ssd.cli.bench import bench
 from ssd.cli.chat import chat
 from ssd.cli.console import say
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (decode, chat, serve, demo, bench, distill, pull, doctor):
+for command in (decode, chat, serve, batch, demo, bench, distill, pull, doctor):
     app.command()(command)
 
 

@@ -27,8 +27,12 @@ class WrongUsage(SsdError):
     """Options that make no sense together, whatever their values."""
 
 
+SERVER_EXTRA = ("fastapi", "starlette", "pydantic", "uvicorn", "h11", "prometheus_client")  # packages
+
+PROMPTS = "Prompts"
 OUTPUT, BENCH = "Output", "Benchmark"
 PANELS = (
+    PROMPTS,
     BENCH,
     SERVER,
     ACCESS,
@@ -147,6 +151,17 @@ def check_writable(path: Path | None) -> None:
         raise SsdError(
             f"the trace cannot be written to {path} ({error.strerror or one_line(error)}); choose another file."
         ) from None
+
+
+@contextmanager
+def server_extra(command: str) -> Iterator[None]:
+    """A context for imports of what needs the extra "server". Raises SsdError, which says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in SERVER_EXTRA:
+            raise
+        raise SsdError(f"`{command}` needs {error.name}, which is not installed; pip install 'ssd-decode[server]'.") from None
 
 
 @contextmanager

@@ -6,11 +6,8 @@ from dataclasses import replace
 
 from ssd.cli import options as o
 from ssd.cli.console import say
-from ssd.errors import SsdError
 from ssd.options import EngineOptions
 from ssd.server.options import ServerOptions
-
-EXTRA = ("fastapi", "starlette", "pydantic", "uvicorn", "h11", "prometheus_client")  # the packages of the extra "server"
 
 
 @o.takes()
@@ -22,12 +19,8 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API does, until SIGTERM or Ctrl-C; accepted requests are finished first."""
     options = replace(options, target=o.target_of(model, options) or options.target)
-    try:
+    with o.server_extra("ssd serve"):
         from ssd.server import run
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRA:
-            raise
-        raise SsdError(f"`ssd serve` needs {error.name}, which is not installed; pip install 'ssd-decode[server]'.") from None
     run.api_key(server)  # refused before the models are loaded
     with run.listen(server) as bound, o.loaded_engine(f"Loading {options.target}", options) as engine:
         run.log_to_stderr()
