@@ -159,9 +159,10 @@ def server_extra(command: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in SERVER_EXTRA:
+        package = (error.name or "").partition(".")[0]
+        if package not in SERVER_EXTRA:
             raise
-        raise SsdError(f"`{command}` needs {error.name}, which is not installed; pip install 'ssd-decode[server]'.") from None
+        raise SsdError(f"`{command}` needs {package}, which is not installed; pip install 'ssd-decode[server]'.") from None
 
 
 @contextmanager

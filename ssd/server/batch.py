@@ -86,7 +86,7 @@ async def _answer(served: Served, line: Line | ApiError) -> Line:
     except Exception as error:
         refusal = served.error(error)
         if refusal.code in ("engine_failed", "engine_error"):
-            raise SsdError(f"{line['custom_id']}: {refusal}") from error
+            raise SsdError(f"the batch ended at {line['custom_id']!r}: {str(refusal).removesuffix('.')}.") from error
         return _written(line["custom_id"], refusal.status, refusal.body)
 
 
