@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 from rich.console import Console
 
 from ssd import Engine, SamplingParams
-from ssd.cli.answers import EngineAnswers
 from ssd.cli.chat import Conversation
+from ssd.cli.sources import EngineSource
 
 TARGET, PROMPT, TOKENS, COLUMNS = "smollm2-135m", "Write a Python function that counts the vowels in a word.", 160, 98
 PICTURE = Path(__file__).parents[1] / "docs" / "chat.svg"
@@ -41,14 +41,14 @@ FORM = """\
 
 
 async def talk(engine: Engine, console: Console) -> None:
-    answerer = EngineAnswers(engine, SamplingParams(max_new_tokens=TOKENS))
-    await Conversation(answerer, "", out=unseen(), err=unseen()).handle(PROMPT)  # the first answer also warms the machine up
-    conversation = Conversation(answerer, "", out=console, err=console)
+    source = EngineSource(engine, SamplingParams(max_new_tokens=TOKENS))
+    await Conversation(source, "", out=unseen(), err=unseen()).handle(PROMPT)  # the first answer also warms the machine up
+    conversation = Conversation(source, "", out=console, err=console)
     console.print(f"[bold]$ ssd chat {TARGET} --mode {engine.mode}[/]")
     for line in (PROMPT, "/stats"):
         console.print(f"[bold]> {line}[/]")
         await conversation.handle(line)
-    await answerer.close()
+    await source.close()
 
 
 def unseen() -> Console:

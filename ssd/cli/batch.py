@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ssd.cli import options as o
-from ssd.cli.answers import fields_of
 from ssd.cli.console import say
+from ssd.cli.sources import fields_of
 from ssd.errors import SsdError
 from ssd.options import EngineOptions, SamplingParams
 

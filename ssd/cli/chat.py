@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ssd.cli import options as o
-from ssd.cli.answers import Answer, Answerer, EngineAnswers, Message, ServerAnswers
 from ssd.cli.console import say
+from ssd.cli.sources import EngineSource, Message, Reply, ServerSource, Source
 from ssd.cli.tints import STYLES, Tints, legend
 from ssd.errors import SsdError, one_line
 from ssd.options import MODELS, EngineOptions, SamplingParams
@@ -28,9 +28,8 @@ from ssd.options import MODELS, EngineOptions, SamplingParams
 if TYPE_CHECKING:
     from ssd.decoding.stats import Committed
 
-Read = Callable[
-    [], Awaitable[str]
-]  # the next message; raises EOFError at the end, and KeyboardInterrupt for one that is dropped
+# Reads the next message. Raises EOFError at the end, and KeyboardInterrupt for a message that is dropped.
+Read = Callable[[], Awaitable[str]]
 
 
 @o.takes(without=("logprobs", "max_batch"))
@@ -57,26 +56,26 @@ def chat(
         if url is not None:
             if replace(options, target=EngineOptions.target) != EngineOptions():
                 raise o.WrongUsage("--url takes no option of an engine; leave them out, or leave --url out.")
-            answerer: Answerer = ServerAnswers(url, target, params)
+            source: Source = ServerSource(url, target, params)
         else:
             options = replace(options, target=target or options.target, max_batch=1)
             engine = stack.enter_context(o.loaded_engine(f"Loading {options.target}", options))
-            answerer = EngineAnswers(engine, params)
-        asyncio.run(_talk(answerer, system))
+            source = EngineSource(engine, params)
+        asyncio.run(_talk(source, system))
 
 
-async def _talk(answerer: Answerer, system: str) -> None:
+async def _talk(source: Source, system: str) -> None:
     try:
-        await answerer.connect()
-        conversation = Conversation(answerer, system)
+        await source.connect()
+        conversation = Conversation(source, system)
         if sys.stdin.isatty() and sys.stdout.isatty():
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, conversation.stop)
-            say(f"{answerer.name}, mode {answerer.mode}. /help lists the commands; Ctrl-D ends the chat.")
+            say(f"{source.name}, mode {source.mode}. /help lists the commands; Ctrl-D ends the chat.")
             await conversation.run(_prompt())
         else:
             await conversation.run(_lines)
     finally:
-        await answerer.close()
+        await source.close()
 
 
 async def _lines() -> str:
@@ -120,11 +119,11 @@ def _prompt() -> Read:
 class Conversation:
     """The messages so far, and what is done with the next. Answers go to stdout, all else to stderr, or to other consoles."""
 
-    def __init__(self, answerer: Answerer, system: str, out: Console | None = None, err: Console | None = None) -> None:
-        self._answerer = answerer
+    def __init__(self, source: Source, system: str, out: Console | None = None, err: Console | None = None) -> None:
+        self._source = source
         self._system = system
         self._messages: list[Message] = []
-        self._last: Answer | None = None
+        self._last: Reply | None = None
         self._running: asyncio.Task[None] | None = None
         self._explained: set[str] = set()  # origins whose tints were explained
         self._out = out or Console(highlight=False)
@@ -173,7 +172,7 @@ class Conversation:
 
     async def _answer(self, message: Message) -> None:
         """Answer a message. A message without any answer is forgotten, so that it can be sent again."""
-        self._last = answer = Answer()
+        self._last = answer = Reply()
         self._messages.append(message)
         self._running = asyncio.ensure_future(self._write(answer))
         try:
@@ -191,11 +190,11 @@ class Conversation:
         if answer.finish_reason == "length":
             say("the answer was cut at the limit of its tokens; --max-new-tokens raises it.")
 
-    async def _write(self, answer: Answer) -> None:
+    async def _write(self, answer: Reply) -> None:
         tints, begun = Tints(self._out), time.perf_counter()
         messages = [{"role": "system", "content": self._system}] if self._system else []
         try:
-            async with aclosing(self._answerer.answer(messages + self._messages)) as pieces:
+            async with aclosing(self._source.answer(messages + self._messages)) as pieces:
                 async for piece in pieces:
                     answer.add(piece, time.perf_counter() - begun)
                     origins = piece.committed.origins if piece.committed is not None else []
@@ -204,7 +203,7 @@ class Conversation:
             tints.end()
         self._explain(answer)
 
-    def _explain(self, answer: Answer) -> None:
+    def _explain(self, answer: Reply) -> None:
         """Say what the tints mean when they are first seen, and what the answer cost."""
         origins = {origin for round in answer.rounds for origin in round.origins}
         if origins - self._explained - {"target"}:
@@ -243,8 +242,8 @@ class Conversation:
 
     async def _mode(self, rest: str) -> None:
         if rest:
-            self._answerer.choose(rest)
-        say(f"the mode is {self._answerer.mode}.")
+            self._source.choose(rest)
+        say(f"the mode is {self._source.mode}.")
 
     async def _stats(self, rest: str) -> None:
         if self._last is None:
@@ -259,7 +258,7 @@ class Conversation:
         if not rest:
             raise SsdError("give the name of a new file: /save FILE.")
         system = [{"role": "system", "content": self._system}] if self._system else []
-        document = {"model": self._answerer.name, "messages": system + self._messages}
+        document = {"model": self._source.name, "messages": system + self._messages}
         try:
             with Path(rest).expanduser().open("x", encoding="utf-8") as file:
                 json.dump(document, file, ensure_ascii=False, indent=1)
@@ -273,7 +272,7 @@ class Conversation:
         raise EOFError
 
 
-def in_words(answer: Answer) -> str:
+def in_words(answer: Reply) -> str:
     """The figures of an answer, as far as they are known."""
     parts = [f"{answer.tokens} tokens"]
     for value, form in (

@@ -13,8 +13,8 @@ import pytest
 from cli.cases import Refusal, Run
 from cli.test_serve import run_without
 from ssd import Engine, SamplingParams
-from ssd.cli.answers import Answer, Piece
 from ssd.cli.chat import in_words, strip
+from ssd.cli.sources import Piece, Reply
 from ssd.cli.tints import inert
 from ssd.decoding.stats import Committed
 
@@ -77,7 +77,7 @@ def test_the_figures_are_those_of_the_engine(target: Path, draft: Path, mode: An
         stream = engine.stream("Tell me.", SamplingParams(max_new_tokens=80, ignore_eos=True))
         assert len("".join(stream)) == sum(characters for _, characters in stream.origins)
         stats = stream.completion.stats  # type: ignore[union-attr]
-        answer = Answer()
+        answer = Reply()
         for index, round in enumerate(stream._request.stats.committed):
             answer.add(Piece(committed=round), seconds=1.0 + index)
     assert answer.tokens == len(stream.origins) == 80
@@ -89,7 +89,7 @@ def test_the_figures_are_those_of_the_engine(target: Path, draft: Path, mode: An
 
 
 def test_figures_that_are_not_known_are_left_out() -> None:
-    answer = Answer()
+    answer = Reply()
     assert in_words(answer) == "0 tokens"
     answer.add(Piece("one"), seconds=0.5)
     answer.add(Piece(" two", finish_reason="stop"), seconds=1.5)

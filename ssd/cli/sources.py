@@ -39,7 +39,7 @@ class Piece:
 
 
 @dataclass
-class Answer:
+class Reply:
     """An answer as far as it has come. seconds: from its first tokens to its last. first_s: seconds until its first tokens."""
 
     text: str = ""
@@ -85,7 +85,7 @@ class Answer:
         return sum(hits) / len(hits) if hits else None
 
 
-class Answerer(ABC):
+class Source(ABC):
     """Answers a conversation. name: the model's. mode: the decoding mode in use."""
 
     name: str
@@ -106,7 +106,7 @@ class Answerer(ABC):
     async def close(self) -> None: ...
 
 
-class EngineAnswers(Answerer):
+class EngineSource(Source):
     """Answers of an engine. Further modes get an engine each, over the same weights, when they are first chosen."""
 
     def __init__(self, engine: Engine, params: SamplingParams) -> None:
@@ -147,7 +147,7 @@ class EngineAnswers(Answerer):
         self._engines[engine.mode] = AsyncEngine(engine)
 
 
-class ServerAnswers(Answerer):
+class ServerSource(Source):
     """Answers of a server with OpenAI's interface. Servers of ssd say where tokens came from, and decode in mode "ar" too.
 
     url: its address, with or without "/v1". model: one of its models; None takes the first that it lists.
