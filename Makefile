@@ -22,7 +22,7 @@ OLDEST_CMAKE := $(shell sed -n 's/^cmake_minimum_required(VERSION \([0-9.]*\)).*
 BUILD_TOOLS := $(shell PATH="$(PATH)"; found=$$(cmake --version 2>/dev/null | sed -n 's/^cmake version //p'); test -n "$$found" && \
   printf '%s\n' "$(OLDEST_CMAKE)" "$$found" | sort -CV && command -v ninja)
 
-.PHONY: help demo test test-packaging emulator test-emulator gpu-check dev check format kernels cuda-ops clean
+.PHONY: help demo test test-packaging emulator test-emulator sanitize gpu-check dev check format kernels cuda-ops clean
 
 help:
 	@echo "make demo     decode with a real model, three ways (sets everything up first)"
@@ -31,6 +31,7 @@ help:
 	@echo "make check    lint, types and formats       make format   correct what a tool can"
 	@echo "make kernels  compile the CUDA kernels; needs nvcc, and CMake $(OLDEST_CMAKE) and Ninja or a Python to fetch them"
 	@echo "make test-emulator  run the CUDA kernels' tests on the CPU; needs CUDA's headers, no GPU"
+	@echo "make sanitize       run the ops' tests with an extension built with sanitizers"
 	@echo "make gpu-check      build, test and time kernels and decodes on this machine's GPU"
 
 demo: $(VENV)/built
@@ -84,6 +85,19 @@ test-emulator: emulator
 	$(RUN) -m pytest tests/ops --backend emulator -q $(PYTEST); ops=$$?; \
 	wait $$on_emulator; emulator=$$?; cat build/emulator/tests.log; exit $$((ops | emulator))
 endif
+
+# The extension with AddressSanitizer and UndefinedBehaviorSanitizer, and with ThreadSanitizer. The tests of the ops and of
+# recorded rounds must be clean, and the sanitizers must find what is planted (tests/sanitize).
+SANITIZED := tests/sanitize tests/ops tests/engine/test_recorded.py tests/engine/test_overlap.py tests/engine/test_programs.py
+LIBRARY = $(shell $(or $(CXX),c++) -print-file-name=$(1))
+SANITIZED_RUN = PYTHONPATH=$(abspath build/sanitize/$(1)) LD_PRELOAD="$(call LIBRARY,$(2)) $(call LIBRARY,libstdc++.so)" $(3) \
+  setarch -R $(RUN) -m pytest -q -p no:cacheprovider $(SANITIZED) $(PYTEST)
+
+sanitize: $(VENV)/test
+	SSD_SANITIZE=address $(BIN)/python setup.py -q build --build-lib build/sanitize/address
+	$(call SANITIZED_RUN,address,libasan.so,ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1)
+	SSD_SANITIZE=thread $(BIN)/python setup.py -q build --build-lib build/sanitize/thread
+	$(call SANITIZED_RUN,thread,libtsan.so,TSAN_OPTIONS=suppressions=$(abspath tests/sanitize/thread.txt))
 
 # Uses the Python on this machine and its CUDA torch; nothing is downloaded. STEPS=build,smoke runs some of the steps,
 # RESULTS=DIR is the folder of the result files, and LARGE=1 adds a pair of 70 GB.

@@ -2,7 +2,7 @@
 
 Environment: with SSD_CUDA=1 the CUDA kernels are built, or the build fails and says why. With SSD_CUDA=0 they are left out.
 Without it they are built if nvcc and a CUDA build of torch are found. SSD_CUDA_ARCHS="80;90a-real" chooses their architectures.
-With SSD_WERROR=1 a compiler warning is an error.
+With SSD_WERROR=1 a compiler warning is an error. SSD_SANITIZE=address or thread builds with these sanitizers.
 pyproject.toml has everything else.
 """
 
@@ -94,7 +94,8 @@ class CMakeBuild(build_ext):
             raise SystemExit("The build needs cmake and ninja; `pip install cmake ninja` has both.")
 
         # Not setuptools' build_temp, which is a new folder for every editable install. This folder makes rebuilds cheap.
-        folder = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{torch.__version__}"
+        sanitize = os.environ.get("SSD_SANITIZE", "")
+        folder = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{torch.__version__}{sanitize and '-' + sanitize}"
         configure = [cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(folder)]
         options = {
             "CMAKE_BUILD_TYPE": "Release",
@@ -102,6 +103,7 @@ class CMakeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "SSD_TORCH_DIR": str(Path(torch.__file__).parent),
             "SSD_CUDA": "OFF" if no_cuda else "ON",
+            "SSD_SANITIZE": sanitize,
             "SSD_WERROR": "ON" if os.environ.get("SSD_WERROR") == "1" else "OFF",
         }
         if not no_cuda:

@@ -17,6 +17,13 @@ target_include_directories(ssd_extension INTERFACE ${CMAKE_CURRENT_SOURCE_DIR}/c
 target_compile_options(ssd_extension INTERFACE -fopenmp-simd)
 target_link_libraries(ssd_extension INTERFACE ssd_warnings pybind11::module torch::torch)
 
+# An extension with sanitizers also has planted mistakes (csrc/runtime/module.cpp), which the sanitizers must find.
+if(SSD_SANITIZE)
+  set(sanitizers $<IF:$<STREQUAL:${SSD_SANITIZE},address>,address$<COMMA>undefined,${SSD_SANITIZE}>)
+  target_compile_options(ssd_extension INTERFACE -fsanitize=${sanitizers} -fno-omit-frame-pointer -g -O1)
+  target_compile_definitions(ssd_extension INTERFACE SSD_SANITIZE)
+endif()
+
 # Compiles the kernels for one instruction set. csrc/cpu/dispatch.cpp chooses one at run time, so nothing here is -march=native.
 function(ssd_simd isa)
   add_library(ssd_cpu_${isa} OBJECT ${simd_sources})
@@ -59,6 +66,9 @@ endif()
 # machine. So ssd_host and portable come first.
 add_library(_C MODULE $<TARGET_OBJECTS:ssd_host> ${simd_objects})
 target_link_libraries(_C PRIVATE $<$<BOOL:${SSD_CUDA}>:ssd_kernels;CUDA::cudart> torch::torch)
+if(SSD_SANITIZE)
+  target_link_options(_C PRIVATE -fsanitize=${sanitizers} -Wl,-rpath,${SSD_TORCH_DIR}/lib)
+endif()
 
 # The module is imported after torch, so torch's libraries are already loaded. It has no run path, and the file can be moved.
 set_target_properties(

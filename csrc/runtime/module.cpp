@@ -5,7 +5,9 @@
 #include <pybind11/stl.h>
 
 #include <stdexcept>
+#include <vector>
 
+#include "cpu/parallel.h"
 #include "cpu/program.h"
 #include "cpu/simd/kernels.h"
 #include "runtime/page_allocator.h"
@@ -19,7 +21,31 @@
 
 namespace py = pybind11;
 
+#ifdef SSD_SANITIZE
+// Mistakes for the sanitizers to find (tests/sanitize).
+namespace {
+
+int overrun(int64_t size) {
+  std::vector<int> values(static_cast<size_t>(size));
+  return values.data()[size];
+}
+
+int64_t race(int64_t steps) {
+  int64_t count = 0;
+  ssd::parallel_for(steps, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) ++count;
+  });
+  return count;
+}
+
+}  // namespace
+#endif
+
 PYBIND11_MODULE(_C, m) {
+#ifdef SSD_SANITIZE
+  m.def("plant_overrun", overrun);
+  m.def("plant_race", race);
+#endif
   m.def("cpu_isa", [] { return ssd::kernels().name; });
 
   using Pages = py::array_t<int32_t, py::array::c_style>;
