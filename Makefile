@@ -91,7 +91,7 @@ endif
 SANITIZED := tests/sanitize tests/ops tests/engine/test_recorded.py tests/engine/test_overlap.py tests/engine/test_programs.py
 LIBRARY = $(shell $(or $(CXX),c++) -print-file-name=$(1))
 SANITIZED_RUN = PYTHONPATH=$(abspath build/sanitize/$(1)) LD_PRELOAD="$(call LIBRARY,$(2)) $(call LIBRARY,libstdc++.so)" $(3) \
-  setarch -R $(RUN) -m pytest -q -p no:cacheprovider $(SANITIZED) $(PYTEST)
+  setarch -R $(RUN) -m pytest -q -n 2 --dist load -p no:cacheprovider $(SANITIZED) $(PYTEST)
 
 sanitize: $(VENV)/test
 	SSD_SANITIZE=address $(BIN)/python setup.py -q build --build-lib build/sanitize/address
