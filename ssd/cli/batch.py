@@ -6,19 +6,17 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ssd.cli import options as o
-from ssd.cli.console import say
+from ssd.cli.console import count_bar, say
 from ssd.cli.sources import fields_of
 from ssd.errors import SsdError
 from ssd.options import EngineOptions, SamplingParams
@@ -130,17 +128,14 @@ class _Writer:
         self._synced = time.monotonic()
         self.written = written
 
-    async def write(self, answers: Any) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
+    async def write(self, answers: AsyncGenerator[Line]) -> None:
         try:
-            with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-                task = bar.add_task("Answering", total=self._of, completed=self.written)
+            with count_bar("Answering") as show:
                 async with aclosing(answers):
                     async for answer in answers:
                         self._file.write(json.dumps(answer, ensure_ascii=False, allow_nan=False).encode() + b"\n")
                         self.written += 1
-                        bar.update(task, completed=self.written)
+                        show(self.written, self._of)
                         if time.monotonic() - self._synced > SYNC_SECONDS:
                             self._sync()
         finally:

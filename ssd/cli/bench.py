@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ssd.cli import options as o
-from ssd.cli.console import NOTHING, figure, percent, print_json, say
+from ssd.cli.console import NOTHING, count_bar, figure, percent, print_json, say
 from ssd.cli.prompts import read_prompts
 from ssd.errors import SsdError
 from ssd.options import EngineOptions, SamplingParams
@@ -90,20 +89,12 @@ def bench(
     target = o.target_of(model, options)
     variants = variants_of(replace(options, target=target or options.target), params, sweep or [])
     done = 0
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"Measuring {len(variants)} variants", total=None)
+    with count_bar(f"Measuring {len(variants)} variants") as show:
 
         def on_turn(turns: int, of: int) -> None:
             nonlocal done
             done = turns
-            bar.update(task, completed=turns, total=of)
+            show(turns, of)
 
         try:
             result = measure(Benchmark(variants, sets, runs, peers), out, on_turn)

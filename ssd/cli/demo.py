@@ -51,17 +51,8 @@ CORE_EACH["sd on both cores"] = replace(MODES["sd"], does="the models take turns
 PACED_SECONDS = 10.0  # paced: longest time of the autoregressive run,
 PACED_TOKENS = 16  # unless it would have fewer tokens than these
 
-ENGINE = (
-    "target",
-    "draft",
-    "lookahead",
-    "budget",
-    "dtype",
-    "weights",
-    "threads",
-    "draft_threads",
-    "pace",
-)  # options of its engines
+# Options of its engines.
+ENGINE = ("target", "draft", "lookahead", "budget", "dtype", "weights", "threads", "draft_threads", "pace")
 
 
 @o.takes(only=(*ENGINE, "max_new_tokens"), max_new_tokens=64)
