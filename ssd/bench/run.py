@@ -63,7 +63,7 @@ class Benchmark:
             "runs": self.runs,
             "sets": {each.name: {"prompts": len(each.prompts), "sha256": each.sha256} for each in self.sets},
             "variants": {each.name: _named(flat(each.options) | flat(each.params)) for each in self.variants},
-            "peers": self.peers,
+            "peers": {name: hashlib.sha256(command.encode()).hexdigest() for name, command in self.peers.items()},
         }
 
 
