@@ -9,15 +9,14 @@ from dataclasses import asdict
 from statistics import fmean, mean, median
 from typing import Any
 
-from ssd.bench.journal import Turn
+from ssd.bench.journal import Measurement
 from ssd.bench.statistics import hits_per_k, interval, middle, paired_ratio
 from ssd.decoding.stats import Stats
 
-Figures = dict[str, Any]
 ALL = "all sets"
 
 
-def of_sequences(stats: Sequence[Stats], floor_s: float) -> Figures:
+def of_sequences(stats: Sequence[Stats], floor_s: float) -> dict[str, Any]:
     """The figures of one variant's sequences. floor_s: the floor of one target pass, its weights' bytes over the bandwidth."""
 
     def median_of(name: str) -> float | None:
@@ -44,7 +43,7 @@ def of_sequences(stats: Sequence[Stats], floor_s: float) -> Figures:
     }
 
 
-def of_turns(turns: Sequence[Turn], variants: Sequence[str], floors_s: dict[str, float]) -> list[Figures]:
+def of_turns(turns: Sequence[Measurement], variants: Sequence[str], floors_s: dict[str, float]) -> list[dict[str, Any]]:
     """The figures of each set and variant, in this order. floors_s: of one target pass, by variant.
 
     Several sets are followed by all together. A variant is compared with the first one prompt by prompt, each prompt with its
@@ -71,7 +70,7 @@ def of_turns(turns: Sequence[Turn], variants: Sequence[str], floors_s: dict[str,
     return found
 
 
-def of_peers(turns: Sequence[Turn], sets: Sequence[str], peers: Sequence[str]) -> list[Figures]:
+def of_peers(turns: Sequence[Measurement], sets: Sequence[str], peers: Sequence[str]) -> list[dict[str, Any]]:
     """The rates that the peers reported, by set."""
     return [
         {"set": name, "peer": peer, "decode_tokens_per_s": rates}
@@ -87,7 +86,7 @@ def of_peers(turns: Sequence[Turn], sets: Sequence[str], peers: Sequence[str]) -
     ]
 
 
-def _rates(turns: Sequence[Turn]) -> dict[tuple[str, int], float]:
+def _rates(turns: Sequence[Measurement]) -> dict[tuple[str, int], float]:
     """The mean decode rate of each prompt, by its set and number, that has one in every run."""
     rates: dict[tuple[str, int], list[float | None]] = defaultdict(list)
     for turn in turns:
@@ -100,7 +99,7 @@ def _rates(turns: Sequence[Turn]) -> dict[tuple[str, int], float]:
     }
 
 
-def _tokens(turns: Sequence[Turn]) -> list[list[str]]:
+def _tokens(turns: Sequence[Measurement]) -> list[list[str]]:
     return [[sequence["token_ids_sha256"] for sequence in turn["sequences"]] for turn in turns]
 
 

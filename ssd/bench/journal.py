@@ -9,7 +9,7 @@ from typing import Any
 
 from ssd.errors import SsdError
 
-Turn = dict[str, Any]
+Measurement = dict[str, Any]
 
 
 class Journal:
@@ -30,11 +30,11 @@ class Journal:
             raise SsdError(
                 f"{self.path} is of a benchmark that differs in {', '.join(different)}; remove it, or give another --out."
             )
-        self.turns: list[Turn] = lines[1:]
+        self.turns: list[Measurement] = lines[1:]
         if not lines:
             self._write(head)
 
-    def add(self, turn: Turn) -> None:
+    def add(self, turn: Measurement) -> None:
         """Keep a turn. It is on the disk when this returns."""
         self._write(turn)
         self.turns.append(turn)
@@ -46,7 +46,7 @@ class Journal:
         unfinished.replace(self.out)
         self.path.unlink()
 
-    def _whole_lines(self) -> list[Turn]:
+    def _whole_lines(self) -> list[Measurement]:
         """The lines so far. The last one may have been cut by a full disk or a lost process; it is removed."""
         if not self.path.exists():
             return []
@@ -59,7 +59,7 @@ class Journal:
         except ValueError:
             raise SsdError(f"{self.path} is not the file of a benchmark; remove it, or give another --out.") from None
 
-    def _write(self, line: Turn) -> None:
+    def _write(self, line: Measurement) -> None:
         with self.path.open("ab") as file:
             file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
             file.flush()

@@ -22,7 +22,7 @@ import torch
 
 from ssd.bench import machine
 from ssd.bench.figures import of_peers, of_turns
-from ssd.bench.journal import Journal, Turn
+from ssd.bench.journal import Journal, Measurement
 from ssd.bench.sets import PromptSet
 from ssd.bench.variants import Variant
 from ssd.engine import Engine
@@ -38,7 +38,7 @@ WARM_UP = 8  # tokens that a fresh engine decodes before its turn
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is measured. peers: shell commands by name.
+    """Variants and peers on sets of prompts. peers: shell commands by name.
 
     A command may have {prompts}, a file with a JSON object {"prompt": text} a line, and {tokens}, the number to generate. The
     last line of its output is a JSON object with `decode_tokens_per_s_median`.
@@ -55,7 +55,7 @@ class Benchmark:
         return [(run, each, taker) for run in range(self.runs) for each in self.sets for taker in takers]
 
     def head(self) -> dict[str, Any]:
-        """What the result says of it, and a journal must agree in."""
+        """Its description in the result. A journal with another one is of another benchmark."""
         on_gpu = self.variants[0].options.device.startswith("cuda")
         described = machine.describe_gpu() if on_gpu else machine.describe()
         return {
@@ -82,7 +82,7 @@ def measure(benchmark: Benchmark, out: Path, on_turn: Callable[[int, int], None]
     on_turn(len(journal.turns) - 1, len(turns))
     with TemporaryDirectory() as folder:
         for run, each, taker in turns[len(journal.turns) - 1 :]:
-            turn: Turn = {"run": run, "set": each.name}
+            turn: Measurement = {"run": run, "set": each.name}
             if isinstance(taker, Variant):
                 turn |= {"variant": taker.name, **pairs.measure(taker, each)}
             else:
@@ -119,7 +119,7 @@ class Pairs:
         self._drafts = {_weights(each.options): each.options.draft for each in variants if each.options.draft is not None}
         self._loaded: dict[tuple[Any, ...], LoadedModels] = {}
 
-    def measure(self, variant: Variant, prompts: PromptSet) -> Turn:
+    def measure(self, variant: Variant, prompts: PromptSet) -> Measurement:
         """One turn on a fresh engine."""
         options, params = variant.options, variant.params
         models = self._models(options)
@@ -151,12 +151,12 @@ class Pairs:
 
 
 def _weights(options: EngineOptions) -> tuple[Any, ...]:
-    """What a target's weights depend on."""
+    """The options on which a target's weights depend."""
     return (options.target, options.dtype, options.weights, options.device, options.draft_device, options.max_context)
 
 
 def _sequence(completion: Completion, variant: Variant) -> dict[str, Any]:
-    """What a turn keeps of a completion. Raises SsdError if it is none of this variant."""
+    """The part of a completion that a turn keeps. Raises SsdError if it is none of this variant."""
     if completion.error is not None:
         raise SsdError(f"{variant.name} measured nothing: {completion.error.removesuffix('.')}.")
     if completion.degraded or completion.stats.mode != variant.options.mode:
@@ -176,7 +176,7 @@ def _bandwidths(variants: Sequence[Variant]) -> dict[str, float]:
     return {str(threads): machine.read_bandwidth(threads) for threads in range(1, torch.get_num_threads() + 1)}
 
 
-def _measure_peer(name: str, command: str, prompts: PromptSet, first: Variant, folder: Path) -> Turn:
+def _measure_peer(name: str, command: str, prompts: PromptSet, first: Variant, folder: Path) -> Measurement:
     file = folder / f"{prompts.name}.jsonl"
     file.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in prompts.prompts), encoding="utf-8")
     words = [

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from ssd.cli import options as o
-from ssd.cli.console import count_bar, say
+from ssd.cli.console import INTERRUPTED, count_bar, say
 from ssd.cli.sources import fields_of
 from ssd.errors import SsdError
 from ssd.options import EngineOptions, SamplingParams
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ssd.server.batch import Line
     from ssd.server.errors import ApiError
 
-INTERRUPTED = 130
 SYNC_SECONDS = 1.0  # the longest time that an answer is in the system's memory only
 
 

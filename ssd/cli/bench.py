@@ -8,12 +8,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from ssd.cli import options as o
-from ssd.cli.console import NOTHING, count_bar, figure, percent, print_json, say
+from ssd.cli.console import INTERRUPTED, NOTHING, count_bar, figure, figures_table, percent, print_json, say
 from ssd.cli.prompts import read_prompts
 from ssd.errors import SsdError
 from ssd.options import EngineOptions, SamplingParams
@@ -21,7 +19,6 @@ from ssd.options import EngineOptions, SamplingParams
 if TYPE_CHECKING:
     from ssd.bench.sets import PromptSet
 
-INTERRUPTED = 130
 HEADINGS = ("tokens/s", "over the first", "tokens\na round", "hit\nrate", "of the\nfloor", "same\ntokens")
 
 
@@ -78,7 +75,9 @@ def bench(
     """Measure modes and settings in turn. A benchmark that was interrupted goes on when the same command is given again."""
     if runs < 1 or limit < 0:
         raise o.WrongUsage(f"runs is {runs} and limit {limit}; give at least 1 run, and a limit of 0 or more.")
-    sets = [_set(each, field, limit) for each in prompts or _built_in()]
+    from ssd.bench.sets import BUILT_IN
+
+    sets = [_set(each, field, limit) for each in prompts or BUILT_IN]
     if len({each.name for each in sets}) < len(sets):
         raise o.WrongUsage("two sets of prompts have the same name; rename a file.")
     peers = dict(map(_peer, peer or []))
@@ -108,12 +107,6 @@ def bench(
         say(f"the result is in {out}.")
 
 
-def _built_in() -> list[str]:
-    from ssd.bench.sets import BUILT_IN
-
-    return list(BUILT_IN)
-
-
 def _set(name: str, field: str, limit: int) -> PromptSet:
     from ssd.bench.sets import BUILT_IN, PromptSet
 
@@ -137,10 +130,7 @@ def _show(result: dict[str, Any]) -> None:
     """A table for each set, and one for all: the variants, then the peers."""
     console = Console(highlight=False)
     for name in dict.fromkeys(each["set"] for each in result["figures"]):
-        table = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-        table.add_column("variant", no_wrap=True)
-        for heading in HEADINGS:
-            table.add_column(heading, justify="right", no_wrap=True)
+        table = figures_table(name, "variant", HEADINGS)
         for each in result["figures"]:
             if each["set"] == name:
                 table.add_row(each["variant"], *_cells(each))

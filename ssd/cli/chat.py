@@ -117,7 +117,7 @@ def _prompt() -> Read:
 
 
 class Conversation:
-    """The messages so far, and what is done with the next. Answers go to stdout, all else to stderr, or to other consoles."""
+    """The messages so far, and the commands. Answers go to stdout, all else to stderr, or to other consoles."""
 
     def __init__(self, source: Source, system: str, out: Console | None = None, err: Console | None = None) -> None:
         self._source = source
@@ -192,9 +192,8 @@ class Conversation:
 
     async def _write(self, answer: Reply) -> None:
         tints, begun = Tints(self._out), time.perf_counter()
-        messages = [{"role": "system", "content": self._system}] if self._system else []
         try:
-            async with aclosing(self._source.answer(messages + self._messages)) as pieces:
+            async with aclosing(self._source.answer(self._conversation())) as pieces:
                 async for piece in pieces:
                     answer.add(piece, time.perf_counter() - begun)
                     origins = piece.committed.origins if piece.committed is not None else []
@@ -202,6 +201,10 @@ class Conversation:
         finally:
             tints.end()
         self._explain(answer)
+
+    def _conversation(self) -> list[Message]:
+        """The messages so far, after the system prompt."""
+        return [*([{"role": "system", "content": self._system}] if self._system else []), *self._messages]
 
     def _explain(self, answer: Reply) -> None:
         """Say what the tints mean when they are first seen, and what the answer cost."""
@@ -257,8 +260,7 @@ class Conversation:
     async def _save(self, rest: str) -> None:
         if not rest:
             raise SsdError("give the name of a new file: /save FILE.")
-        system = [{"role": "system", "content": self._system}] if self._system else []
-        document = {"model": self._source.name, "messages": system + self._messages}
+        document = {"model": self._source.name, "messages": self._conversation()}
         try:
             with Path(rest).expanduser().open("x", encoding="utf-8") as file:
                 json.dump(document, file, ensure_ascii=False, indent=1)

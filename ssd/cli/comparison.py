@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.table import Table
 
-from ssd.cli.console import figure, percent
+from ssd.cli.console import figure, figures_table, percent
 
 if TYPE_CHECKING:
     from ssd.decoding.stats import Stats
@@ -77,16 +76,7 @@ class Comparison:
         return all(row.identical for row in self.rows)
 
     def table(self) -> Table:
-        table = Table(
-            title=self.title or None,
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            collapse_padding=True,
-            pad_edge=False,
-        )
-        table.add_column("mode")
-        for heading in HEADINGS:
-            table.add_column(heading, justify="right", no_wrap=True)
+        table = figures_table(self.title, "mode", HEADINGS, breaks=True)
         for row in self.rows:
             stats = row.stats
             table.add_row(

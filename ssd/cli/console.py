@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
+INTERRUPTED = 130  # exit status after Ctrl-C
 NOTHING = "–"  # in a table, for a figure that a mode does not have
 
 
@@ -38,6 +41,15 @@ def figure(value: float | None, unit: str = "", digits: int = 1) -> str:
 
 def percent(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.0%}"
+
+
+def figures_table(title: str, first: str, headings: Sequence[str], breaks: bool = False) -> Table:
+    """A table without rows: a column of names, then columns of figures. breaks: whether names may take several lines."""
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table.add_column(first, no_wrap=not breaks)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
 
 
 @contextmanager

@@ -32,7 +32,7 @@ PROMPT = "Write a Python function that counts the vowels in a word."
 
 
 @dataclass(frozen=True)
-class Variant:
+class Setting:
     """A run of a table: its mode, what it does in words, and the options that it changes."""
 
     mode: ModeName
@@ -41,12 +41,12 @@ class Variant:
 
 
 MODES = {
-    "ar": Variant("ar", "autoregressive: a target pass for every token"),
-    "sd": Variant("sd", "speculative: draft, then verify"),
-    "ssd": Variant("ssd", "speculative speculative: draft ahead while verifying"),
+    "ar": Setting("ar", "autoregressive: a target pass for every token"),
+    "sd": Setting("sd", "speculative: draft, then verify"),
+    "ssd": Setting("ssd", "speculative speculative: draft ahead while verifying"),
 }
 A_CORE_EACH = {"threads": 1, "draft_threads": 1}
-CORE_EACH = {name: replace(variant, options=A_CORE_EACH) for name, variant in MODES.items()}
+CORE_EACH = {name: replace(setting, options=A_CORE_EACH) for name, setting in MODES.items()}
 CORE_EACH["sd on both cores"] = replace(MODES["sd"], does="the models take turns on both", options={"threads": 2})
 PACED_SECONDS = 10.0  # paced: longest time of the autoregressive run,
 PACED_TOKENS = 16  # unless it would have fewer tokens than these
@@ -122,7 +122,7 @@ def demo(
 
 
 class _Runner:
-    """Decodes one prompt in variants, with an engine for each, and keeps their timelines."""
+    """Decodes one prompt in several settings, with an engine for each, and keeps their timelines."""
 
     def __init__(self, prompt: str, show: _Show, record: bool) -> None:
         self._prompt = prompt
@@ -131,14 +131,14 @@ class _Runner:
         self._timelines: dict[str, Any] = {}  # Chrome traces by the name of their run
 
     def run(
-        self, variants: Mapping[str, Variant], params: SamplingParams, options: EngineOptions, title: str = ""
+        self, settings: Mapping[str, Setting], params: SamplingParams, options: EngineOptions, title: str = ""
     ) -> dict[str, Completion]:
-        """The variants one after the other, by name. title: tells their timelines from those of other tables."""
-        return {name: self._run(name, variant, params, options, title) for name, variant in variants.items()}
+        """The settings one after the other, by name. title: tells their timelines from those of other tables."""
+        return {name: self._run(name, setting, params, options, title) for name, setting in settings.items()}
 
-    def _run(self, name: str, variant: Variant, params: SamplingParams, options: EngineOptions, title: str) -> Completion:
-        self._show.run(name, variant.does)
-        options = replace(options, mode=variant.mode, **variant.options)
+    def _run(self, name: str, setting: Setting, params: SamplingParams, options: EngineOptions, title: str) -> Completion:
+        self._show.run(name, setting.does)
+        options = replace(options, mode=setting.mode, **setting.options)
         with o.loaded_engine(f"Loading {options.target} for {name}", options) as engine:
             if self._record:
                 engine.trace.record()
@@ -150,8 +150,8 @@ class _Runner:
         assert completion is not None
         if completion.error is not None:
             raise SsdError(completion.error)
-        if completion.degraded or completion.stats.mode != variant.mode:
-            raise SsdError(f"the draft failed in mode {variant.mode}, so there is nothing to compare; try another --draft.")
+        if completion.degraded or completion.stats.mode != setting.mode:
+            raise SsdError(f"the draft failed in mode {setting.mode}, so there is nothing to compare; try another --draft.")
         return completion
 
     def write_trace(self, path: Path) -> None:

@@ -17,7 +17,7 @@ from ssd import __version__
 from ssd.cli.batch import batch
 from ssd.cli.bench import bench
 from ssd.cli.chat import chat
-from ssd.cli.console import say
+from ssd.cli.console import INTERRUPTED, say
 from ssd.cli.decode import decode
 from ssd.cli.demo import demo
 from ssd.cli.distill import distill
@@ -27,7 +27,7 @@ from ssd.cli.pull import pull
 from ssd.cli.serve import serve
 from ssd.errors import SsdError, one_line
 
-FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+FAILED, WRONG_USAGE = 1, 2
 
 app = typer.Typer(
     help="Speculative speculative decoding: the text of a target model, drafted ahead by a small one.",

@@ -12,19 +12,19 @@ from urllib.parse import urlsplit
 from ssd.errors import SsdError, one_line
 from ssd.fields import one_of
 from ssd.options import ModeName, SamplingParams
+from ssd.server.options import KEY_VARIABLE
 
 if TYPE_CHECKING:
     from ssd.decoding.stats import Committed
     from ssd.engine import Engine
     from ssd.server.async_engine import AsyncEngine
 
-KEY_VARIABLE = "SSD_API_KEY"
 Message = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What is new of an answer.
+    """The new part of an answer.
 
     committed: the round that it came from; None where that is not known. characters: the number of characters of each of the
     round's tokens. Their text may come in a later piece. finish_reason: of the whole answer, in its last piece. tokens: number

@@ -47,5 +47,5 @@ class Tints:
 
 
 def legend(origins: Iterable[str]) -> Text:
-    """What the tints of these origins mean."""
+    """The meaning of the tints of these origins."""
     return Text(" · ", "dim").join(Text(LEGEND[origin], STYLES[origin]) for origin in origins)

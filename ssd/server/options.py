@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from ssd.errors import SsdError
 from ssd.fields import check, documented, option
 
+KEY_VARIABLE = "SSD_API_KEY"  # in the environment of a server, and of its clients
+
 SERVER, ACCESS = "Server", "Access"  # headings of the command line's help
 
 

@@ -21,10 +21,8 @@ from ssd.server.app import make_app
 from ssd.server.async_engine import AsyncEngine
 from ssd.server.connection import PatientConnection
 from ssd.server.metrics import Figures
-from ssd.server.options import ServerOptions
+from ssd.server.options import KEY_VARIABLE, ServerOptions
 from ssd.server.served import Served
-
-KEY_VARIABLE = "SSD_API_KEY"
 
 
 def api_key(options: ServerOptions) -> str | None:
