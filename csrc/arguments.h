@@ -80,12 +80,10 @@ struct PackedShape {
   int64_t outputs, inputs;
 };
 
-// packed_shape: the back end's function from a weight's sizes to its packed shape. packed_int8: the dtype of its packed int8
-// weights; without it the back end has none.
+// packed_shape: the back end's function from a weight's sizes to its packed shape. Packed int8 weights are bytes.
 inline LinearSizes check_linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::string_view epilogue_name,
                                 const OptionalTensor& bias, const OptionalTensor& residual, RunDtypes dtypes,
-                                PackedShape packed_shape(const WeightSizes&),
-                                std::optional<at::ScalarType> packed_int8 = std::nullopt) {
+                                PackedShape packed_shape(const WeightSizes&)) {
   const Epilogue epilogue = parse_epilogue(epilogue_name);
   const bool gated = epilogue == Epilogue::kSiluMul;
   check_run_dtype(x, "x", dtypes);
@@ -93,12 +91,12 @@ inline LinearSizes check_linear(const Tensor& x, const Tensor& weight, int64_t o
   const int64_t rows = x.size(0), inputs = x.size(1), columns = gated ? out_features / 2 : out_features;
   TORCH_CHECK(out_features > 0 && (!gated || out_features % 2 == 0), "out_features must be positive", gated ? " and even" : "",
               ", not ", out_features);
-  const bool int8 = packed_int8 == weight.scalar_type();
+  const bool int8 = weight.scalar_type() == at::kByte;
   const PackedShape packed = packed_shape({.outputs = out_features, .inputs = inputs, .epilogue = epilogue, .int8 = int8});
   TORCH_CHECK(weight.dim() == 2 && weight.size(0) == packed.outputs && weight.size(1) == packed.inputs,
               "weight must come from pack_weight with out_features = ", out_features, ", in = ", inputs,
               " and the same epilogue; its shape is ", weight.sizes());
-  check(weight, "weight", int8 ? *packed_int8 : x.scalar_type(), {-1, -1});
+  check(weight, "weight", int8 ? at::kByte : x.scalar_type(), {-1, -1});
   check(bias, "bias", x.scalar_type(), {out_features});
   check(residual, "residual", x.scalar_type(), {rows, columns});
   TORCH_CHECK(residual.has_value() == (epilogue == Epilogue::kAdd), "residual goes with the epilogue add, and only with it");
@@ -106,11 +104,10 @@ inline LinearSizes check_linear(const Tensor& x, const Tensor& weight, int64_t o
 }
 
 inline LinearSizes check_logits(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& out,
-                                RunDtypes dtypes, PackedShape packed_shape(const WeightSizes&),
-                                std::optional<at::ScalarType> packed_int8 = std::nullopt) {
+                                RunDtypes dtypes, PackedShape packed_shape(const WeightSizes&)) {
   check(out, "out", at::kFloat, {-1, -1});
   TORCH_CHECK(out.size(1) > 0, "out must have at least one column");
-  const LinearSizes sizes = check_linear(x, weight, out.size(1), "none", bias, std::nullopt, dtypes, packed_shape, packed_int8);
+  const LinearSizes sizes = check_linear(x, weight, out.size(1), "none", bias, std::nullopt, dtypes, packed_shape);
   check(out, "out", at::kFloat, {sizes.rows, sizes.columns});
   return sizes;
 }

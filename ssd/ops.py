@@ -38,8 +38,8 @@ _ssd = torch.ops.ssd
 def pack_weight(weight: Tensor, epilogue: str = "none", scale: Tensor | None = None) -> Tensor:
     """Pack a weight into the layout that `linear` reads, once, at load.
 
-    weight: [out, in], run dtype; or int8 with scale, [out] float32 (CPU only; the real weight is weight · scale). For the
-    epilogue "silu_mul" the gate's rows come first, then the up projection's, so out is even.
+    weight: [out, in], run dtype; or int8 with scale, [out] float32 (the real weight is weight · scale). For the epilogue
+    "silu_mul" the gate's rows come first, then the up projection's, so out is even.
     Returns an opaque tensor; its layout depends on the device and may be padded.
     Raises RuntimeError for another dtype, a scale without int8 or int8 without a scale, an unknown epilogue, or an odd out for
     "silu_mul"; on CUDA also if in is not a multiple of 8.
@@ -75,8 +75,8 @@ def linear(
 ) -> Tensor:
     """x · weightᵀ, accumulated in float32. Up to 256 rows share one read of the weights.
 
-    Beside int8 weights x is rounded to int8 too, each 32 inputs of a row with one scale (their largest magnitude / 127, as in
-    GGUF's Q8_0). Their products are summed exactly, as integers.
+    On a CPU, x is rounded to int8 too beside int8 weights, each 32 inputs of a row with one scale (their largest magnitude /
+    127, as in GGUF's Q8_0), and the products are summed exactly, as integers. On CUDA x keeps its dtype.
     x: [R, in], run dtype. weight: from `pack_weight` with the same epilogue. out_features: rows of the weight before packing.
     bias: [out_features]. residual: [R, out_features], for "add" only.
     Epilogues, all computed in float32 before the result is rounded once: "none"; "add" adds residual; "silu_mul" returns
@@ -421,11 +421,13 @@ def ngram_propose(
 @torch.library.register_fake("ssd::pack_weight")
 def _(weight: Tensor, epilogue: str, scale: Tensor | None = None) -> Tensor:
     outputs, inputs = weight.shape
+    int8 = weight.dtype == torch.int8
     if weight.device.type == "cuda":  # csrc/cuda/linear.cu
-        return weight.new_empty(-(-outputs // 16) * 16, -(-inputs // 32) * 32)
+        width = -(-inputs // 32) * 32
+        return weight.new_empty(-(-outputs // 16) * 16, width + 4 * int8, dtype=torch.uint8 if int8 else weight.dtype)
     groups = 2 if epilogue == "silu_mul" else 1
     blocks = groups * -(-(outputs // groups) // 16)
-    if weight.dtype == torch.int8:  # csrc/cpu/linear.cpp
+    if int8:  # csrc/cpu/linear.cpp
         return weight.new_empty(blocks * 16, -(-inputs // 32) * 32 + 4, dtype=torch.uint8)
     return weight.new_empty(blocks * 16, -(-inputs // 2) * 2)
 

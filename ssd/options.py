@@ -225,7 +225,7 @@ class EngineOptions:
     )
     weights: WeightsName = option(
         "auto",
-        help="Format of both models' matrices: 'bf16', 'int8' (half the bytes, rounded; CPU only), or 'auto' (as the checkpoint stores "
+        help="Format of both models' matrices: 'bf16', 'int8' (half the bytes, rounded), or 'auto' (as the checkpoint stores "
         "them where the device computes in that, else the data type).",
         panel=MACHINE,
     )

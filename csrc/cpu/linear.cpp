@@ -179,15 +179,14 @@ void multiply(const Tensor& x, const Tensor& weight, const LinearSizes& sizes, c
 
 Tensor linear(const Tensor& x, const Tensor& weight, int64_t out_features, std::string_view epilogue_name,
               const OptionalTensor& bias, const OptionalTensor& residual, bool float32_out) {
-  const LinearSizes sizes =
-      check_linear(x, weight, out_features, epilogue_name, bias, residual, kCpuDtypes, packed_shape, at::kByte);
+  const LinearSizes sizes = check_linear(x, weight, out_features, epilogue_name, bias, residual, kCpuDtypes, packed_shape);
   Tensor y = at::empty({sizes.rows, sizes.columns}, x.options().dtype(float32_out ? at::kFloat : x.scalar_type()));
   run_or_record([=] { multiply(x, weight, sizes, bias, residual, y, float32_out); });
   return y;
 }
 
 void logits(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& out) {
-  const LinearSizes sizes = check_logits(x, weight, bias, out, kCpuDtypes, packed_shape, at::kByte);
+  const LinearSizes sizes = check_logits(x, weight, bias, out, kCpuDtypes, packed_shape);
   run_or_record([=] { multiply(x, weight, sizes, bias, std::nullopt, out, true); });
 }
 

@@ -41,13 +41,14 @@ struct RmsNormParams {
 cudaError_t rms_norm(const RmsNormParams& params, cudaStream_t stream);
 
 // A packed weight has packed_outputs(outputs) x packed_inputs(inputs) elements, in an order that linear.cu explains, padded
-// with zeros.
+// with zeros. Behind int8 elements come packed_outputs(outputs) float scales.
 int64_t packed_outputs(int64_t outputs);
 int64_t packed_inputs(int64_t inputs);
 
 struct PackWeightParams {
-  const void* weight;  // [outputs, inputs]; for kSiluMul the gate's rows, then the up projection's
-  void* packed;        // [packed_outputs(outputs), packed_inputs(inputs)], 16-byte aligned
+  const void* weight;  // [outputs, inputs], bfloat16 or int8; for kSiluMul the gate's rows, then the up projection's
+  const float* scale;  // [outputs], of an int8 weight, or null
+  void* packed;        // 16-byte aligned
   int32_t outputs;
   int32_t inputs;
   Epilogue epilogue;
@@ -64,6 +65,7 @@ struct LinearParams {
   int32_t inputs;  // a multiple of 8
   int32_t outputs;
   Epilogue epilogue;
+  bool int8;  // the weight is int8
   bool float32_out;
 };
 cudaError_t linear(const LinearParams& params, cudaStream_t stream);

@@ -1,316 +1,64 @@
-// y = x Wᵀ for few rows of x. A decode step spends most of its time here. Floor: the bytes of W / memory bandwidth.
-//
-// W is read once, as the A operand of mma (16 outputs x 16 inputs). Rows of x are the columns of the B operand, eight at a
-// time. pack_weight orders W so that a lane needs two runs of 16 bytes of each 16 x 32 piece, and a warp's load is one
-// contiguous KiB. Every lane copies its own operands to shared memory, many pieces ahead, and reads them back itself. So the
-// pipeline is as deep as shared memory allows and needs no barrier. The copies of the first weights start before the previous
-// kernel has ended, because no kernel writes weights.
-//
-// Row invariance: the inputs are cut into kSegments segments, which depend on the weight's width alone. One warp sums a segment
-// in order, and the sums of the segments are added in order. How many outputs a block takes, and how many warps share its
-// segments, changes no bit.
-//
-// Versions, on an H100: µs of Llama-3.1-8B's down (4096 x 14336) at 1 row, and of Qwen3-0.6B's attention_out (1024 x 2048) at 24:
-//   one tile a block and 6 stages up to 8 rows, two tiles above that   44.6   6.7
-//   tiles and stages by shape; the residual is read before the sums    40.2   4.4
-#include "elements.cuh"
-#include "launch.h"
+// pack_weight, and the launcher of linear. linear.cuh has the kernel.
+#include "linear.cuh"
 
 namespace ssd::cuda {
 namespace {
 
-constexpr int kTile = 16;    // outputs of an mma
-constexpr int kPiece = 32;   // inputs of two mmas; a lane's share of a row of x is 16 bytes
-constexpr int kColumns = 8;  // rows of x in an mma
-constexpr int kSegments = 8;
-constexpr int kCopyBytes = 16;  // of a cp.async
-constexpr int kEarlySums = 2;   // a thread with so few float4s of sums loads the residual before the multiplications
-
 // The origin of element `at` of a packed weight. In an mma, a lane with t = lane % 4 holds the columns 2t, 2t + 1, 2t + 8 and
-// 2t + 9. The columns of the two mmas of a piece stand for the inputs 8t .. 8t + 7: the first four for the first mma, the
-// others for the second.
+// 2t + 9, of the rows lane / 4 and lane / 4 + 8. The columns of the two mmas of a piece stand for the inputs 8t .. 8t + 7: the
+// first four for the first mma, the others for the second. int8: `widen` takes a word for each two columns, and the rows
+// alternate in it.
 struct Source {
   int row;  // within the tile
   int tile;
   int input;
 };
+template <Format format>
 __device__ __forceinline__ Source source_of(int64_t at, int pieces) {
-  const int element = static_cast<int>(at % 8), lane = static_cast<int>(at / 8 % kWarp),
-            mma_of_piece = static_cast<int>(at / 256 % 2);
-  const int64_t piece = at / 512;
-  const int word = element / 2;
-  return {.row = lane / 4 + word % 2 * 8,
+  const int64_t piece = at / (kTile * kPiece);
+  int lane, lower, input;  // lower: whether it is of the row lane / 4 + 8; input: of the lane's eight
+  if constexpr (format == Format::kInt8) {
+    const int byte = static_cast<int>(at % 16);
+    lane = static_cast<int>(at / 16 % kWarp), lower = byte % 2, input = byte / 4 * 2 + byte / 2 % 2;
+  } else {
+    const int element = static_cast<int>(at % 8), second_mma = static_cast<int>(at / 256 % 2);
+    lane = static_cast<int>(at / 8 % kWarp), lower = element / 2 % 2, input = second_mma * 4 + element / 4 * 2 + element % 2;
+  }
+  return {.row = lane / 4 + lower * 8,
           .tile = static_cast<int>(piece / pieces),
-          .input = static_cast<int>(piece % pieces) * kPiece + lane % 4 * 8 + mma_of_piece * 4 + word / 2 * 2 + element % 2};
+          .input = static_cast<int>(piece % pieces) * kPiece + lane % 4 * 8 + input};
+}
+
+// The row of the weight that a row of a tile holds, or -1 for none.
+__device__ __forceinline__ int output_of(const PackWeightParams& p, int tile, int row) {
+  if (p.epilogue != Epilogue::kSiluMul) return tile * kTile + row < p.outputs ? tile * kTile + row : -1;
+  // One lane has gate and up of an output: rows r and r + 8 of a tile.
+  const int half = p.outputs / 2, of_half = tile * (kTile / 2) + row % 8;
+  return of_half >= half ? -1 : row < 8 ? of_half : half + of_half;
 }
 
 constexpr int kPackThreads = 256;
 
+template <Format format, typename Packed>  // Packed: the bits of a weight
 __global__ void __launch_bounds__(kPackThreads) pack_weight_kernel(PackWeightParams p) {
   wait_for_previous_kernel();  // the next kernel must not start early: it may read the packed weight without waiting
-  const int pieces = divide_up(p.inputs, kPiece);
-  const int64_t elements = static_cast<int64_t>(divide_up(p.outputs, kTile)) * pieces * kTile * kPiece;
-  for (int64_t at = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x; at < elements;
-       at += static_cast<int64_t>(gridDim.x) * kPackThreads) {
-    const Source from = source_of(at, pieces);
-    int output = from.tile * kTile + from.row;
-    bool exists = output < p.outputs;
-    if (p.epilogue == Epilogue::kSiluMul) {  // one lane has gate and up of an output: rows r and r + 8 of a tile
-      const int half = p.outputs / 2, of_half = from.tile * (kTile / 2) + from.row % 8;
-      output = from.row < 8 ? of_half : half + of_half;
-      exists = of_half < half;
-    }
-    const bool inside = exists && from.input < p.inputs;
-    static_cast<uint16_t*>(p.packed)[at] =
-        inside ? static_cast<const uint16_t*>(p.weight)[static_cast<int64_t>(output) * p.inputs + from.input] : uint16_t{0};
+  const int pieces = divide_up(p.inputs, kPiece), tiles = divide_up(p.outputs, kTile);
+  const int64_t elements = static_cast<int64_t>(tiles) * pieces * kTile * kPiece;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x, step = int64_t{gridDim.x} * kPackThreads;
+  for (int64_t at = first; at < elements; at += step) {
+    const Source from = source_of<format>(at, pieces);
+    const int output = output_of(p, from.tile, from.row);
+    const bool inside = output >= 0 && from.input < p.inputs;
+    static_cast<Packed*>(p.packed)[at] =
+        inside ? static_cast<const Packed*>(p.weight)[static_cast<int64_t>(output) * p.inputs + from.input] : Packed{0};
   }
-}
-
-// The work of a block: `tiles` tiles of outputs and `columns` groups of kColumns rows, with `warps` warps and `stages` pieces
-// in a pipeline.
-template <int tile_count, int column_count, int warp_count, int stage_count>
-struct Config {
-  static constexpr int tiles = tile_count, columns = column_count, warps = warp_count, stages = stage_count;
-  static constexpr int threads = warps * kWarp;
-  static constexpr int copies = tiles * 2 + columns;                                 // of a lane, for a piece
-  static constexpr int shared_bytes = warps * stages * copies * kWarp * kCopyBytes;  // [warp][stage][copy][lane]
-  static constexpr int sums = tiles * columns * kWarp;                               // float4s
-  static_assert(shared_bytes >= warps * sums * static_cast<int>(sizeof(float4)) && shared_bytes <= 99 * 1024);
-};
-
-// Copies and multiplies the pieces of a segment, for one lane.
-template <typename C>
-class Stream {
- public:
-  __device__ __forceinline__ Stream(const LinearParams& p, uint4* shared)
-      : p_(p),
-        lane_(static_cast<int>(threadIdx.x) % kWarp),
-        pieces_(divide_up(p.inputs, kPiece)),
-        first_tile_(static_cast<int>(blockIdx.y) * C::tiles),
-        first_row_(static_cast<int>(blockIdx.x) * C::columns * kColumns),
-        shared_(shared + static_cast<int>(threadIdx.x) / kWarp * C::stages * C::copies * kWarp + lane_) {}
-
-  __device__ __forceinline__ void copy_weight(int piece, int stage) const {
-    const int all_tiles = divide_up(p_.outputs, kTile);
-#pragma unroll
-    for (int tile = 0; tile < C::tiles; ++tile) {
-      const int64_t at = (static_cast<int64_t>(first_tile_ + tile) * pieces_ + piece) * 2 * kWarp + lane_;
-      const uint4* from = static_cast<const uint4*>(p_.weight) + at;
-      cp_async(place(stage, 2 * tile), from, first_tile_ + tile < all_tiles);
-      cp_async(place(stage, 2 * tile + 1), from + kWarp, first_tile_ + tile < all_tiles);
+  if constexpr (format == Format::kInt8) {
+    auto* scales = reinterpret_cast<float*>(static_cast<unsigned char*>(p.packed) + bytes_before_scales(p.outputs, p.inputs));
+    for (int64_t row = first; row < int64_t{tiles} * kTile; row += step) {
+      const int output = output_of(p, static_cast<int>(row / kTile), static_cast<int>(row % kTile));
+      scales[row] = output >= 0 ? p.scale[output] : 0.0f;
     }
   }
-
-  __device__ __forceinline__ void copy_rows(int piece, int stage) const {
-    const int input = piece * kPiece + lane_ % 4 * 8;
-#pragma unroll
-    for (int column = 0; column < C::columns; ++column) {
-      const int row = first_row_ + column * kColumns + lane_ / 4;
-      cp_async_cached(place(stage, 2 * C::tiles + column),
-                      static_cast<const Element*>(p_.x) + static_cast<int64_t>(row) * p_.inputs + input,
-                      row < p_.rows && input < p_.inputs);
-    }
-  }
-
-  __device__ __forceinline__ void multiply(int stage, float (&sum)[C::tiles][C::columns][4]) const {
-    uint4 x[C::columns];
-#pragma unroll
-    for (int column = 0; column < C::columns; ++column) x[column] = *place(stage, 2 * C::tiles + column);
-#pragma unroll
-    for (int tile = 0; tile < C::tiles; ++tile) {
-      const uint4 first = *place(stage, 2 * tile), second = *place(stage, 2 * tile + 1);
-#pragma unroll
-      for (int column = 0; column < C::columns; ++column) {
-        mma(sum[tile][column], {first.x, first.y, first.z, first.w}, {x[column].x, x[column].y});
-        mma(sum[tile][column], {second.x, second.y, second.z, second.w}, {x[column].z, x[column].w});
-      }
-    }
-  }
-
- private:
-  __device__ __forceinline__ uint4* place(int stage, int copy) const { return shared_ + (stage * C::copies + copy) * kWarp; }
-
-  const LinearParams& p_;
-  int lane_, pieces_, first_tile_, first_row_;
-  uint4* shared_;
-};
-
-__device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
-
-__device__ __forceinline__ void write_output(const LinearParams& p, int64_t at, float value) {
-  if (p.float32_out) {
-    static_cast<float*>(p.y)[at] = value;
-  } else {
-    static_cast<Element*>(p.y)[at] = rounded(value);
-  }
-}
-
-// Four results of a lane: rows row and row + 1, at outputs output and output + 8.
-struct LaneOutputs {
-  int row, output;
-  __device__ __forceinline__ int row_of(int i) const { return row + i % 2; }
-  __device__ __forceinline__ int output_of(int i) const { return output + i / 2 * 8; }
-  __device__ __forceinline__ bool exists(const LinearParams& p, int i) const {
-    return row_of(i) < p.rows && output_of(i) < p.outputs;
-  }
-  __device__ __forceinline__ int64_t at(const LinearParams& p, int i) const {
-    return static_cast<int64_t>(row_of(i)) * p.outputs + output_of(i);
-  }
-};
-
-// The residual of four outputs, or zeros. All loads come before the first output is written, so they overlap.
-__device__ __forceinline__ float4 residual_of(const LinearParams& p, const LaneOutputs& outputs) {
-  const auto load = [&](int i) {
-    return outputs.exists(p, i) ? to_float(static_cast<const Element*>(p.residual)[outputs.at(p, i)]) : 0.0f;
-  };
-  return p.epilogue == Epilogue::kAdd ? float4{load(0), load(1), load(2), load(3)} : float4{0.0f, 0.0f, 0.0f, 0.0f};
-}
-
-// Writes four outputs, after bias and residual.
-__device__ __forceinline__ void finish(const LinearParams& p, const LaneOutputs& outputs, const float4& sum,
-                                       const float4& residual) {
-  const auto write = [&](int i, float value, float added) {
-    if (!outputs.exists(p, i)) return;
-    if (p.bias != nullptr) value += to_float(static_cast<const Element*>(p.bias)[outputs.output_of(i)]);
-    if (p.epilogue == Epilogue::kAdd) value += added;
-    write_output(p, outputs.at(p, i), value);
-  };
-  write(0, sum.x, residual.x);
-  write(1, sum.y, residual.y);
-  write(2, sum.z, residual.z);
-  write(3, sum.w, residual.w);
-}
-
-__device__ __forceinline__ void finish_gated(const LinearParams& p, int row, int output, float gate, float up) {
-  const int half = p.outputs / 2;
-  if (row >= p.rows || output >= half) return;
-  if (p.bias != nullptr) {
-    gate += to_float(static_cast<const Element*>(p.bias)[output]);
-    up += to_float(static_cast<const Element*>(p.bias)[half + output]);
-  }
-  write_output(p, static_cast<int64_t>(row) * half + output, silu(gate) * up);
-}
-
-template <typename C>
-__global__ void __launch_bounds__(C::threads) linear_kernel(LinearParams p) {
-  constexpr int kSums = divide_up(C::sums, C::threads);
-  uint4* shared = shared_memory<uint4>();
-  float4* parts = shared_memory<float4>();  // [warp][tile][column][lane]; used when the pipeline is empty
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, pieces = divide_up(p.inputs, kPiece);
-  const Stream<C> stream(p, shared);
-  float4 total[kSums], residual[kSums];
-#pragma unroll
-  for (int i = 0; i < kSums; ++i) total[i] = {0.0f, 0.0f, 0.0f, 0.0f};
-  const auto outputs_of = [&](int i) -> LaneOutputs {  // of total[i]
-    const int at = i * C::threads + thread, lane = at % kWarp, column = at / kWarp % C::columns;
-    const int tile = static_cast<int>(blockIdx.y) * C::tiles + at / kWarp / C::columns;
-    return {(static_cast<int>(blockIdx.x) * C::columns + column) * kColumns + lane % 4 * 2, tile * kTile + lane / 4};
-  };
-  const auto load_residual = [&] {
-#pragma unroll
-    for (int i = 0; i < kSums; ++i)
-      if (i * C::threads + thread < C::sums) residual[i] = residual_of(p, outputs_of(i));
-  };
-
-#pragma unroll 1
-  for (int pass = 0; pass < kSegments / C::warps; ++pass) {
-    const int segment = pass * C::warps + warp;
-    const int begin = segment * pieces / kSegments, end = (segment + 1) * pieces / kSegments;
-#pragma unroll
-    for (int stage = 0; stage < C::stages - 1; ++stage)
-      if (begin + stage < end) stream.copy_weight(begin + stage, stage);
-    if (pass == 0) {
-      // In this order: if the next kernel could start before this wait is over, three kernels would run at once. The third
-      // could then be given memory that the first still reads.
-      wait_for_previous_kernel();
-      let_next_kernel_start();
-      if (kSums <= kEarlySums) load_residual();
-    }
-#pragma unroll
-    for (int stage = 0; stage < C::stages - 1; ++stage) {
-      if (begin + stage < end) stream.copy_rows(begin + stage, stage);
-      cp_async_commit();
-    }
-
-    float sum[C::tiles][C::columns][4] = {};
-    int stage = 0;
-#pragma unroll 1
-    for (int piece = begin; piece < end; ++piece) {
-      cp_async_wait<C::stages - 2>();
-      stream.multiply(stage, sum);
-      const int ahead = piece + C::stages - 1, free_stage = stage == 0 ? C::stages - 1 : stage - 1;
-      if (ahead < end) {
-        stream.copy_weight(ahead, free_stage);
-        stream.copy_rows(ahead, free_stage);
-      }
-      cp_async_commit();
-      stage = stage == C::stages - 1 ? 0 : stage + 1;
-    }
-    cp_async_wait<0>();
-
-    __syncthreads();  // no warp reads its pipeline any more
-#pragma unroll
-    for (int tile = 0; tile < C::tiles; ++tile)
-#pragma unroll
-      for (int column = 0; column < C::columns; ++column) {
-        const float (&s)[4] = sum[tile][column];
-        parts[warp * C::sums + (tile * C::columns + column) * kWarp + thread % kWarp] = {s[0], s[1], s[2], s[3]};
-      }
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kSums; ++i) {
-      const int at = i * C::threads + thread;
-      if (at >= C::sums) break;
-#pragma unroll
-      for (int w = 0; w < C::warps; ++w) {
-        const float4 part = parts[w * C::sums + at];
-        total[i] = {total[i].x + part.x, total[i].y + part.y, total[i].z + part.z, total[i].w + part.w};
-      }
-    }
-    __syncthreads();
-  }
-
-  if (kSums > kEarlySums) load_residual();
-#pragma unroll
-  for (int i = 0; i < kSums; ++i) {
-    if (i * C::threads + thread >= C::sums) break;
-    const LaneOutputs outputs = outputs_of(i);
-    if (p.epilogue == Epilogue::kSiluMul) {
-      const int output = outputs.output / kTile * (kTile / 2) + outputs.output % kTile;
-      finish_gated(p, outputs.row, output, total[i].x, total[i].z);
-      finish_gated(p, outputs.row + 1, output, total[i].y, total[i].w);
-    } else {
-      finish(p, outputs, total[i], residual[i]);
-    }
-  }
-}
-
-template <typename C>
-cudaError_t start(const LinearParams& p, cudaStream_t stream) {
-  // Row groups are innermost: groups that share weights run at the same time, and all but the first find them in the L2 cache.
-  const auto row_groups = static_cast<unsigned>(divide_up(p.rows, C::columns * kColumns));
-  const auto tile_groups = static_cast<unsigned>(divide_up(divide_up(p.outputs, kTile), C::tiles));
-  return launch<linear_kernel<C>>(dim3(row_groups, tile_groups), dim3(C::threads), C::shared_bytes, stream, p);
-}
-
-// Chooses the tiles, from times on an H100. With more rows, more outputs must share a read of them. A weight with few outputs
-// is better spread over many multiprocessors, with deep pipelines: one tile a block, if two blocks a multiprocessor take all.
-// With short rows a block is mostly start and end, so it takes two tiles.
-cudaError_t choose_tiles(const LinearParams& p, cudaStream_t stream) {
-  constexpr int kMultiprocessors = 132;
-  const bool wide = p.outputs / 4 >= p.inputs;
-  const bool spread = !wide && p.outputs <= 2 * kMultiprocessors * kTile;
-  if (p.rows <= 8) {
-    if (spread) return start<Config<1, 1, 8, 8>>(p, stream);
-    if (wide && p.outputs <= 4 * kMultiprocessors * kTile) return start<Config<2, 1, 8, 4>>(p, stream);
-    return start<Config<1, 1, 8, 6>>(p, stream);
-  }
-  if (p.rows <= 16) return spread ? start<Config<1, 2, 8, 6>>(p, stream) : start<Config<2, 2, 8, 4>>(p, stream);
-  if (p.rows <= 24) return spread ? start<Config<1, 3, 8, 4>>(p, stream) : start<Config<2, 3, 8, 3>>(p, stream);
-  if (p.rows <= 32) return spread ? start<Config<1, 4, 8, 4>>(p, stream) : start<Config<2, 4, 8, 3>>(p, stream);
-  if (p.rows <= 40) return start<Config<2, 5, 4, 5>>(p, stream);
-  if (p.outputs < 8 * kMultiprocessors * kTile) return start<Config<2, 8, 4, 4>>(p, stream);
-  return start<Config<4, 8, 4, 3>>(p, stream);
 }
 
 }  // namespace
@@ -321,10 +69,14 @@ int64_t packed_inputs(int64_t inputs) { return (inputs + kPiece - 1) / kPiece * 
 cudaError_t pack_weight(const PackWeightParams& params, cudaStream_t stream) {
   const int64_t elements = packed_outputs(params.outputs) * packed_inputs(params.inputs);
   constexpr int64_t kMostBlocks = 1 << 16;
-  const int64_t blocks = elements / kPackThreads < kMostBlocks ? elements / kPackThreads : kMostBlocks;
-  return launch<pack_weight_kernel>(dim3(static_cast<unsigned>(blocks)), dim3(kPackThreads), 0, stream, params);
+  const dim3 blocks(static_cast<unsigned>(elements / kPackThreads < kMostBlocks ? elements / kPackThreads : kMostBlocks));
+  if (params.scale != nullptr)
+    return launch<pack_weight_kernel<Format::kInt8, uint8_t>>(blocks, dim3(kPackThreads), 0, stream, params);
+  return launch<pack_weight_kernel<Format::kBf16, uint16_t>>(blocks, dim3(kPackThreads), 0, stream, params);
 }
 
-cudaError_t linear(const LinearParams& params, cudaStream_t stream) { return choose_tiles(params, stream); }
+cudaError_t linear(const LinearParams& params, cudaStream_t stream) {
+  return params.int8 ? linear_int8(params, stream) : linear_bf16(params, stream);
+}
 
 }  // namespace ssd::cuda

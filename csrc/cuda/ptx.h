@@ -83,6 +83,13 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// a - b for each of the two bf16s of a word.
+__device__ __forceinline__ uint32_t subtract_pairs(uint32_t a, uint32_t b) {
+  uint32_t difference;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(difference) : "r"(b), "r"(0xbf80bf80u), "r"(a));  // b * -1 + a
+  return difference;
+}
+
 // 2^x within 2 units in the last place; 0 for -inf.
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;
@@ -117,6 +124,7 @@ using emulator::ldmatrix_transposed;
 using emulator::let_next_kernel_start;
 using emulator::mma;
 using emulator::shared_memory;
+using emulator::subtract_pairs;
 using emulator::wait_for_previous_kernel;
 
 #endif

@@ -51,8 +51,10 @@ cuda::Epilogue on_device(Epilogue epilogue) {
   }
 }
 
+// An int8 weight is [packed outputs, packed inputs + 4] bytes: its elements, and then a float scale for each output.
 PackedShape packed_shape(const WeightSizes& sizes) {
-  return {.outputs = cuda::packed_outputs(sizes.outputs), .inputs = cuda::packed_inputs(sizes.inputs)};
+  const auto bytes_of_scale = static_cast<int64_t>(sizes.int8 ? sizeof(float) : 0);
+  return {.outputs = cuda::packed_outputs(sizes.outputs), .inputs = cuda::packed_inputs(sizes.inputs) + bytes_of_scale};
 }
 
 void check_inputs(int64_t inputs, const char* name) {
@@ -61,13 +63,15 @@ void check_inputs(int64_t inputs, const char* name) {
 }
 
 Tensor pack_weight(const Tensor& weight, std::string_view epilogue_name, const OptionalTensor& scale) {
-  const WeightSizes sizes = check_pack_weight(weight, epilogue_name, scale, kCudaDtypes);
+  constexpr std::array kWeightDtypes{at::kBFloat16, at::kChar};
+  const WeightSizes sizes = check_pack_weight(weight, epilogue_name, scale, kWeightDtypes);
   check_inputs(sizes.inputs, "weight");
   check_aligned(weight, "weight");
-  const Call call{{"weight", weight}};
+  const Call call{{"weight", weight}, {"scale", scale}};
   const PackedShape shape = packed_shape(sizes);
-  Tensor packed = call.empty({shape.outputs, shape.inputs}, weight.scalar_type());
+  Tensor packed = call.empty({shape.outputs, shape.inputs}, sizes.int8 ? at::kByte : weight.scalar_type());
   C10_CUDA_CHECK(cuda::pack_weight({.weight = weight.const_data_ptr(),
+                                    .scale = pointer_or_null<float>(scale),
                                     .packed = packed.mutable_data_ptr(),
                                     .outputs = int32(sizes.outputs),
                                     .inputs = int32(sizes.inputs),
@@ -93,6 +97,7 @@ void multiply(const Call& call, const Tensor& x, const Tensor& weight, const Lin
                                .inputs = int32(sizes.inputs),
                                .outputs = int32(sizes.outputs),
                                .epilogue = on_device(sizes.epilogue),
+                               .int8 = sizes.int8,
                                .float32_out = float32_out},
                               call.stream()));
 }

@@ -109,12 +109,11 @@ class Transformer:
 
         tensors: by Hugging Face name; the dict is emptied, so that each tensor is freed once it is packed. An int8 weight comes
         with its scale. positions: the longest sequence. columns: the number of head rows to use, or their indices (None: all);
-        a token without a row is never drawn. weights: format of the matrices, "bf16" (the run dtype), "int8" (CPU only), or
-        "auto": int8 where it is stored and the device computes with it. progress: called with the fraction packed.
+        a token without a row is never drawn. weights: format of the matrices, "bf16" (the run dtype), "int8", or "auto":
+        int8 where it is stored. progress: called with the fraction packed.
         Raises SsdError for sizes that the device's kernels lack.
         """
         check_sizes(config, device)
-        keep_int8 = weights == "int8" or (weights == "auto" and device.type == "cpu")
 
         def take(name: str) -> Tensor:
             return tensors.pop(name).to(device, dtype)
@@ -135,7 +134,7 @@ class Transformer:
             if f"{names[0]}.weight{SCALE}" not in tensors:
                 return pack(weight.to(dtype), epilogue, bias)
             scale = torch.cat([tensors.pop(f"{name}.weight{SCALE}").to(device) for name in names])[rows]
-            if keep_int8:
+            if weights != "bf16":
                 return _Linear.pack(weight, epilogue, bias, scale)
             return _Linear.pack(dequantise(weight, scale).to(dtype), epilogue, bias)
 

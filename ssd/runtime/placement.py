@@ -52,8 +52,6 @@ def place(options: EngineOptions) -> Placement:
         return Placement(device, draft_device, apart, getattr(torch, name))
     if options.dtype == "float32":
         raise SsdError("dtype is 'float32', and the CUDA kernels compute in bfloat16; leave dtype out, or use device='cpu'.")
-    if options.weights == "int8":
-        raise SsdError("weights is 'int8', and the CUDA kernels have no int8 weights; use weights='auto', or device='cpu'.")
     if options.pace is not None:
         raise SsdError("pace is for one machine without a GPU; leave it out, or use device='cpu'.")
     return Placement(device, draft_device, apart, torch.bfloat16)

@@ -122,6 +122,13 @@ inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   meet("mma", ~0u, &in, sizeof(in), d, sizeof(d), multiply);
 }
 
+inline uint32_t subtract_pairs(uint32_t a, uint32_t b) {
+  const auto low = [](uint32_t pair) { return std::bit_cast<float>(pair << 16); };
+  const auto high = [](uint32_t pair) { return std::bit_cast<float>(pair & 0xffff0000u); };
+  const auto bits = [](float x) { return uint32_t{std::bit_cast<uint16_t>(__float2bfloat16(x))}; };
+  return bits(low(a) - low(b)) | bits(high(a) - high(b)) << 16;
+}
+
 inline float exp2_approx(float x) { return std::exp2(x); }
 inline void wait_for_previous_kernel() {}
 inline void let_next_kernel_start() {}

@@ -29,16 +29,19 @@ class Mutant:
     compiled: tuple[str, ...] = ()  # the sources that include the file, if it is a header
 
 
+LINEAR = ("linear_bf16.cu",)
+INT8 = ("linear_int8.cu",)
 ATTENTION = ("paged_attention_64.cu",)  # one head size is enough
 
 MUTANTS = [
     # A barrier deleted.
     Mutant(
         "linear: warps' sums over a pipeline in use",
-        "linear.cu",
+        "linear.cuh",
         "    __syncthreads();  // no warp reads its pipeline any more\n",
         "",
         "linear",
+        LINEAR,
     ),
     Mutant(
         "rms_norm: a sum read before it is there",
@@ -59,10 +62,11 @@ MUTANTS = [
     # Two lanes of an mma swapped, or two words of a lane.
     Mutant(
         "linear: lanes swapped",
-        "linear.cu",
+        "linear.cuh",
         "piece * kPiece + lane_ % 4 * 8;",
         "piece * kPiece + (lane_ ^ 1) % 4 * 8;",
         "linear",
+        LINEAR,
     ),
     Mutant(
         "paged_attention: words swapped",
@@ -73,7 +77,7 @@ MUTANTS = [
         ATTENTION,
     ),
     # A cp.async wait removed.
-    Mutant("linear: no wait", "linear.cu", "      cp_async_wait<C::stages - 2>();\n", "", "linear"),
+    Mutant("linear: no wait", "linear.cuh", "      cp_async_wait<C::stages - 2>();\n", "", "linear", LINEAR),
     Mutant(
         "paged_attention: no wait",
         "paged_attention_warp.cuh",
@@ -95,10 +99,34 @@ MUTANTS = [
     # Arithmetic.
     Mutant(
         "linear: a segment left out",
-        "linear.cu",
+        "linear.cuh",
         "for (int w = 0; w < C::warps; ++w) {",
         "for (int w = 1; w < C::warps; ++w) {",
         "linear",
+        LINEAR,
+    ),
+    Mutant(
+        "linear, int8: the scales of the gate for the up projection",
+        "linear.cuh",
+        "scales[packed_row + kTile / 2]",
+        "scales[packed_row]",
+        "int8",
+        INT8,
+    ),
+    Mutant(
+        "linear, int8: a negative weight's sign left out",
+        "linear.cuh",
+        "kSign = 0x00800080",
+        "kSign = 0x00000080",
+        "int8",
+        INT8,
+    ),
+    Mutant(
+        "pack_weight, int8: rows of a word swapped",
+        "linear.cu",
+        "lower = byte % 2,",
+        "lower = 1 - byte % 2,",
+        "int8",
     ),
     Mutant(
         "rope_store_kv: halves exchanged",

@@ -35,6 +35,7 @@ class BackEnd:
     dtypes: tuple[torch.dtype, ...]
     attention_head_sizes: tuple[int, ...] | None  # None: every multiple of 16
     linear_inputs: int  # the number of inputs must be a multiple of this
+    rounds_x: bool  # `linear` rounds x to int8 beside int8 weights
     examples: int  # examples that Hypothesis tries for each property
     rows: int  # rows of the invariance tests' pools: on the CPU and the GPU more than share one read of the weights
     slots: int  # slots of a whole decode
@@ -46,10 +47,10 @@ CUDA_HEADS = (64, 80, 96, 128, 256)
 WHOLE = {"examples": 20, "rows": 300, "slots": 60, "length": 40, "draws": 200_000}
 SMALL = {"examples": 3, "rows": 40, "slots": 3, "length": 24, "draws": 300}  # an emulated launch takes milliseconds
 BACK_ENDS = {
-    "cpu": BackEnd("cpu", (torch.float32, torch.bfloat16), None, 1, **WHOLE),
-    "emulator": BackEnd("emulator", (torch.bfloat16,), CUDA_HEADS, 8, **SMALL),
+    "cpu": BackEnd("cpu", (torch.float32, torch.bfloat16), None, 1, True, **WHOLE),
+    "emulator": BackEnd("emulator", (torch.bfloat16,), CUDA_HEADS, 8, False, **SMALL),
     "gpu": BackEnd(
-        "gpu", (torch.bfloat16,), CUDA_HEADS, 8, **(WHOLE | {"draws": 130_000})
+        "gpu", (torch.bfloat16,), CUDA_HEADS, 8, False, **(WHOLE | {"draws": 130_000})
     ),  # half of the draws go into one call
 }
 CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)

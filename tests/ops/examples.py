@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ops.backend import attention_head_size, chosen, inputs
+from ops.backend import attention_head_size, inputs
 from ops.cases import DTYPES, PagedKeys, generator, i32, ints, sampling, tree_parents, verify_state, verify_written
 from ssd import ops
 
@@ -48,11 +48,10 @@ def forward_examples(dtype: torch.dtype) -> list[tuple[str, Arguments]]:
         examples += [("linear", linear), ("linear", linear | {"float32_out": True})]
     head = {"x": activations(3, n_in), "weight": ops.pack_weight(weight), "bias": activations(6), "out": torch.zeros(3, 6)}
     examples += [("logits", head), ("logits", head | {"bias": None})]
-    if chosen.name == "cpu":
-        weight, scale = torch.tensor([[3, -127, 5], [7, 0, 127]], dtype=torch.int8), torch.tensor([0.5, 0.25])
-        examples.append(("pack_weight", {"weight": weight, "epilogue": "none", "scale": scale}))
-        packed = ops.pack_weight(weight, "none", scale)
-        examples.append(("linear", {"x": activations(3, 3), "weight": packed, "out_features": 2, "epilogue": "none"}))
+    weight, scale = torch.tensor([[3, -127, 5], [7, 0, 127]], dtype=torch.int8).repeat(1, 8), torch.tensor([0.5, 0.25])
+    examples.append(("pack_weight", {"weight": weight, "epilogue": "none", "scale": scale}))
+    packed = ops.pack_weight(weight, "none", scale)
+    examples.append(("linear", {"x": activations(3, 24), "weight": packed, "out_features": 2, "epilogue": "none"}))
     rope = {
         "q": activations(3, 4, 16),
         "k": activations(3, 2, 16),

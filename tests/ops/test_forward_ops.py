@@ -117,7 +117,6 @@ def test_linear_handles_very_many_outputs(dtype: torch.dtype) -> None:
     assert_same_bits(got[33:], ops.linear(x[33:], packed, n_out))
 
 
-@only_on_the_cpu("int8 weights are the CPU's")
 @dtypes
 @pytest.mark.parametrize("epilogue, float32_out", [*((epilogue, False) for epilogue in ops.EPILOGUES), ("none", True)])
 @pytest.mark.parametrize("rows, n_in, n_out, biased", LINEAR_SIZES)
@@ -125,14 +124,15 @@ def test_linear_with_int8_weights_equals_the_oracle(
     dtype: torch.dtype, epilogue: str, float32_out: bool, rows: int, n_in: int, n_out: int, biased: bool
 ) -> None:
     g = generator(1000 * rows + n_in)
+    n_in = inputs(n_in)
     x = torch.randn(rows, n_in, generator=g).to(dtype)
     weight = torch.randint(-128, 128, (n_out, n_in), generator=g, dtype=torch.int8)
     scale = torch.rand(n_out, generator=g) / (64 * n_in**0.5)  # so that outputs are about 1
     bias = torch.randn(n_out, generator=g).to(dtype) if biased else None
     residual = torch.randn(rows, n_out, generator=g).to(dtype) if epilogue == "add" else None
     got = ops.linear(x, ops.pack_weight(weight, epilogue, scale), n_out, epilogue, bias, residual, float32_out)
-    rounded, wide = reference.round_to_int8(x), weight.double() * scale[:, None].double()
-    expected = reference.linear(rounded, wide, epilogue, bias, residual, float32_out).to(got.dtype)
+    read, wide = reference.round_to_int8(x) if chosen.rounds_x else x, weight.double() * scale[:, None].double()
+    expected = reference.linear(read, wide, epilogue, bias, residual, float32_out).to(got.dtype)
     assert_rounds_to(got, expected)
 
 
@@ -145,7 +145,7 @@ INT8_ROWS = {
 }
 
 
-@only_on_the_cpu("int8 weights are the CPU's")
+@only_on_the_cpu("x is not rounded beside int8 weights")
 @pytest.mark.parametrize("name", INT8_ROWS)
 def test_int8_sums_are_exact_at_the_limits(name: str) -> None:
     """No sum of products overflows or saturates, on any instruction set."""
@@ -155,11 +155,11 @@ def test_int8_sums_are_exact_at_the_limits(name: str) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-30)
 
 
-@only_on_the_cpu("int8 weights are the CPU's")
 @pytest.mark.parametrize("bad", [NAN, float("inf"), float("-inf")])
 def test_a_number_that_is_not_finite_shows_in_every_output_of_its_row(bad: float) -> None:
-    weight = ops.pack_weight(torch.zeros(5, 70, dtype=torch.int8), "none", torch.ones(5))
-    x = torch.ones(3, 70)
+    n_in = inputs(70)
+    weight = ops.pack_weight(torch.zeros(5, n_in, dtype=torch.int8), "none", torch.ones(5))
+    x = torch.ones(3, n_in, dtype=DTYPES[0])
     x[1, 40] = bad
     assert ops.linear(x, weight, 5).isnan().all(dim=1).tolist() == [False, True, False]
 

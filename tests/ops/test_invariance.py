@@ -77,7 +77,7 @@ def linear(g: torch.Generator, dtype: torch.dtype) -> Rows:
 
 
 def linear_int8(g: torch.Generator, dtype: torch.dtype) -> Rows:
-    n_in, n_out = int(ints(1, 260, (), g)), 2 * int(ints(1, 60, (), g))
+    n_in, n_out = inputs(int(ints(1, 260, (), g))), 2 * int(ints(1, 60, (), g))
     epilogue = ("none", "silu_mul")[int(ints(0, 2, (), g))]
     x = torch.randn(MANY, n_in, generator=g).to(dtype)
     weight = ops.pack_weight(ints(-128, 128, (n_out, n_in), g).to(torch.int8), epilogue, torch.rand(n_out, generator=g))
@@ -208,7 +208,7 @@ def ngram_propose(g: torch.Generator, dtype: torch.dtype) -> Rows:
 
 POOLS = [
     embed, rms_norm, linear, rope_store_kv, paged_attention, row_stats, sample, fork, verify, rank_outcomes,
-    cache_lookup, ngram_propose, *([linear_int8] if chosen.name == "cpu" else []),
+    cache_lookup, ngram_propose, linear_int8,
 ]  # fmt: skip
 every_op = pytest.mark.parametrize("pool", POOLS, ids=[pool.__name__ for pool in POOLS])
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ops.backend import attention_head_size, chosen, only_on_the_cpu, ssd_ops
-from ops.cases import i32, threads
+from ops.cases import DTYPES, i32, threads
 from ops.examples import Arguments, example, examples
 
 OTHER_DTYPE = {
@@ -237,14 +237,14 @@ def test_a_value_out_of_range_touches_no_memory_outside_the_ops_tensors(op: str,
     getattr(ssd_ops, op)(**changed(op, changes))
 
 
-@only_on_the_cpu("int8 weights are the CPU's")
 def test_int8_weights_need_their_scales() -> None:
-    weight, scale = torch.zeros(6, 4, dtype=torch.int8), torch.ones(6)
+    weight, scale = torch.zeros(6, 8, dtype=torch.int8), torch.ones(6)
     assert_refused("pack_weight", {"weight": weight, "epilogue": "none"}, "scale")
     assert_refused("pack_weight", {"weight": weight, "epilogue": "none", "scale": scale[:5]}, "scale")
-    assert_refused("pack_weight", {"weight": weight.float(), "epilogue": "none", "scale": scale}, "scale")
+    assert_refused("pack_weight", {"weight": weight.to(DTYPES[0]), "epilogue": "none", "scale": scale}, "scale")
     packed = ssd_ops.pack_weight(weight, "none", scale)
-    assert_refused("linear", {"x": torch.zeros(2, 40), "weight": packed, "out_features": 6, "epilogue": "none"}, "weight")
+    x = torch.zeros(2, 40, dtype=DTYPES[0])
+    assert_refused("linear", {"x": x, "weight": packed, "out_features": 6, "epilogue": "none"}, "weight")
 
 
 # Limits of CUDA that the CPU does not have.
