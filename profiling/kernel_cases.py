@@ -18,6 +18,7 @@ from graph_timing import Call, rotation
 from torch import Tensor
 
 from ssd import ops
+from ssd.models.quantise import quantise
 
 BFLOAT16 = torch.bfloat16
 PAGE_SIZE = 16
@@ -41,7 +42,11 @@ LINEARS: dict[str, dict[str, tuple[int, int, str]]] = {
         "head": (151936, 1024, "none"),
     },
 }
-LINEAR_ROWS = {"Llama-3.1-8B": (1, 2, 4, 8, 16, 32, 64), "Qwen3-0.6B": (1, 8, 24)}
+LINEAR_ROWS = {  # by model and format of its weights
+    ("Llama-3.1-8B", "bf16"): (1, 2, 4, 8, 16, 32, 64),
+    ("Llama-3.1-8B", "int8"): (1, 8, 24, 64),
+    ("Qwen3-0.6B", "bf16"): (1, 8, 24),
+}
 
 # (query heads, K/V heads, head size, sequences, keys each, rows each)
 ATTENTIONS = [
@@ -80,20 +85,35 @@ def i32(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.int32, device="cuda")
 
 
+def named(model: str, weights: str) -> str:
+    """A model in a format, for the name of a case."""
+    return model if weights == "bf16" else f"{model} in {weights}"
+
+
 def linears() -> Iterator[Case]:
-    for model, parts in LINEARS.items():
-        for part, (n_out, n_in, epilogue) in parts.items():
-            size = n_out * n_in * 2
+    for (model, weights), rows_of_cases in LINEAR_ROWS.items():
+        for part, (n_out, n_in, epilogue) in LINEARS[model].items():
+            size = n_out * n_in * (2 if weights == "bf16" else 1)
             plain = [random(n_out, n_in, scale=n_in**-0.5) for _ in range(rotation(size))]
-            packed = [ops.pack_weight(weight, epilogue) for weight in plain]
+            formatted = [(weight, None) if weights == "bf16" else quantise(weight) for weight in plain]
+            packed = [ops.pack_weight(weight, epilogue, scale) for weight, scale in formatted]
+            del formatted
             columns, logits = n_out // 2 if epilogue == "silu_mul" else n_out, part == "head"
-            for rows in LINEAR_ROWS[model]:
+            for rows in rows_of_cases:
                 x, residual = random(rows, n_in), random(rows, columns) if epilogue == "add" else None
                 repeats = max(1, 4 // len(packed))
                 yield Case(
                     "linear",
-                    f"{model} {part}, {count(rows, 'row')}",
-                    {"model": model, "part": part, "out": n_out, "in": n_in, "epilogue": epilogue, "rows": rows},
+                    f"{named(model, weights)} {part}, {count(rows, 'row')}",
+                    {
+                        "model": model,
+                        "weights": weights,
+                        "part": part,
+                        "out": n_out,
+                        "in": n_in,
+                        "epilogue": epilogue,
+                        "rows": rows,
+                    },
                     [partial(ops.linear, x, weight, n_out, epilogue, None, residual, logits) for weight in packed] * repeats,
                     size,
                     {"cuBLAS, without the epilogue": [partial(F.linear, x, weight) for weight in plain] * repeats},

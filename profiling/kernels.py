@@ -67,8 +67,8 @@ def kernel_musts(rows: list[Row]) -> list[KernelMust]:
     def small(row: Row) -> bool:
         return llama(row) and not large(row) and few(row)
 
-    llama = shaped(model="Llama-3.1-8B")
-    widest = shaped(model="Llama-3.1-8B", rows=64)
+    llama = shaped(model="Llama-3.1-8B", weights="bf16")
+    widest = shaped(model="Llama-3.1-8B", weights="bf16", rows=64)
     long = "32/8 heads of 128, 8 × 16k keys"
     return [
         KernelMust(
@@ -101,9 +101,15 @@ def kernel_musts(rows: list[Row]) -> list[KernelMust]:
         KernelMust("sample", shaped(rows=1, settings="temperature 1"), us, Must("1 row, temperature 1: µs", at_most=15)),
         KernelMust(
             "pass",
-            shaped(model="Llama-3.1-8B", rows=1),
+            shaped(model="Llama-3.1-8B", weights="bf16", rows=1),
             fraction,
             Must("Llama-3.1-8B, 1 row, 512 keys: floor over time", at_least=0.85),
+        ),
+        KernelMust(
+            "pass",
+            shaped(model="Llama-3.1-8B", weights="int8", rows=1),
+            lambda row: over(row, rows, weights="bf16"),
+            Must("Llama-3.1-8B, 1 row, 512 keys, int8 over bf16", at_most=0.6),
         ),
         KernelMust("pass", shaped(model="Qwen3-0.6B", rows=1), us, Must("Qwen3-0.6B, 1 row: µs", at_most=800)),
         KernelMust("pass", shaped(model="Qwen3-0.6B", rows=24), us, Must("Qwen3-0.6B, 24 branch rows: µs", at_most=1000)),

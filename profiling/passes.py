@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from kernel_cases import BFLOAT16, PAGE_SIZE, Case, count, i32
+from kernel_cases import BFLOAT16, PAGE_SIZE, Case, count, i32, named
 from shapes import SHAPES, random_model
 
 from ssd.kv.cache import KVCache, Rows
+from ssd.options import WeightsName
 
 
 def decode_rows(keys: int, rows: int, suffix: int) -> tuple[Rows, int]:
@@ -31,17 +32,18 @@ def decode_rows(keys: int, rows: int, suffix: int) -> tuple[Rows, int]:
 
 
 def passes() -> Iterator[Case]:
-    for name in ("Llama-3.1-8B", "Llama-3.2-1B", "Qwen3-0.6B"):
+    each: list[tuple[str, WeightsName]] = [(name, "bf16") for name in ("Llama-3.1-8B", "Llama-3.2-1B", "Qwen3-0.6B")]
+    for name, weights in [*each, ("Llama-3.1-8B", "int8"), ("Llama-3.2-1B", "int8")]:
         shape = SHAPES[name]
-        model = random_model(shape, "cuda")
+        model = random_model(shape, "cuda", weights=weights)
         for rows_count, suffix, keys in ((1, 0, 512), (24, 3, 512)):
             rows, pages = decode_rows(keys, rows_count, suffix)
             cache = KVCache(shape, pages, BFLOAT16, torch.device("cuda"))
             cache.kv.normal_()
-            of = {"model": name, "rows": rows_count, "keys": keys, "suffix": suffix}
+            of = {"model": name, "weights": weights, "rows": rows_count, "keys": keys, "suffix": suffix}
             yield Case(
                 "pass",
-                f"{name}, {count(rows_count, 'row')}, {keys} keys",
+                f"{named(name, weights)}, {count(rows_count, 'row')}, {keys} keys",
                 of,
                 [lambda m=model, r=rows, c=cache: m.logits(m.forward(r, c))],
                 model.weight_bytes(),

@@ -11,6 +11,7 @@ from torch import Tensor
 from ssd.models.config import ModelConfig
 from ssd.models.transformer import Transformer
 from ssd.models.weights import EMBEDDINGS, LM_HEAD, expected_tensors
+from ssd.options import WeightsName
 
 
 def model_shape(
@@ -91,6 +92,8 @@ def bigram_tensors(config: ModelConfig, dtype: torch.dtype, device: torch.device
     return LazyTensors(expected_tensors(config), make)
 
 
-def random_model(config: ModelConfig, device: str, dtype: torch.dtype = torch.bfloat16) -> Transformer:
+def random_model(
+    config: ModelConfig, device: str, dtype: torch.dtype = torch.bfloat16, weights: WeightsName = "auto"
+) -> Transformer:
     on = torch.device(device)
-    return Transformer.from_tensors(config, random_tensors(config, dtype, on), dtype, on, config.max_position)
+    return Transformer.from_tensors(config, random_tensors(config, dtype, on), dtype, on, config.max_position, weights=weights)

@@ -90,6 +90,12 @@ def test_sampled_ssd_equals_sampled_speculative_decoding(
         assert hits_and_look_ups(found)[0] > 0
 
 
+@pytest.mark.parametrize("mode,options", LOOPS[1:], ids=str)
+def test_int8_weights_give_one_answer_in_every_mode(pair: tuple[Path, Path], mode: str, options: dict[str, Any]) -> None:
+    expected = tokens_of(decode(pair, "ar", GREEDY, max_batch=1, weights="int8"))
+    assert tokens_of(decode(pair, mode, GREEDY, max_batch=8, weights="int8", **options)) == expected
+
+
 def test_repeated_decodes_give_the_same_tokens_and_leak_no_memory(pair: tuple[Path, Path]) -> None:
     with Engine(str(pair[0]), str(pair[1]), "ssd", device="cuda", max_batch=8, fallback="neural") as engine:
         first = tokens_of(engine.decode(PROMPTS, GREEDY))
