@@ -12,9 +12,13 @@
 // in order, and the sums of the segments are added in order. How many outputs a block takes, and how many warps share its
 // segments, changes no bit.
 //
-// Versions, on an H100: µs of Llama-3.1-8B's down (4096 x 14336) at 1 row, and of Qwen3-0.6B's attention_out (1024 x 2048) at 24:
-//   one tile a block and 6 stages up to 8 rows, two tiles above that   44.6   6.7
-//   tiles and stages by shape; the residual is read before the sums    40.2   4.4
+// Versions, on an H100: µs of Llama-3.1-8B's down (4096 x 14336) at 1 row and 64, and of Qwen3-0.6B's attention_out (1024 x 2048)
+// at 24 rows and 64:
+//   one tile a block and 6 stages up to 8 rows, two tiles above that   44.6   59.5   6.7   11.5
+//   tiles and stages by shape; the residual is read before the sums    40.2   59.5   4.4   11.5
+//   41 to 64 rows in two blocks, with more warps                       40.2   52.7   4.4    5.5
+//   int8, with the tiles of bf16                                       27.4   45.7   4.1    9.9
+//   int8, with tiles of its own                                        22.6   38.1   3.9    5.8
 #pragma once
 
 #include "elements.cuh"
@@ -28,8 +32,9 @@ constexpr int kTile = 16;    // outputs of an mma
 constexpr int kPiece = 32;   // inputs of two mmas; a lane's share of a row of x is 16 bytes
 constexpr int kColumns = 8;  // rows of x in an mma
 constexpr int kSegments = 8;
-constexpr int kCopyBytes = 16;  // of a cp.async
-constexpr int kEarlySums = 2;   // a thread with so few float4s of sums loads the residual before the multiplications
+constexpr int kCopyBytes = 16;         // of a cp.async
+constexpr int kMultiprocessors = 132;  // of an H100
+constexpr int kEarlySums = 2;          // a thread with so few float4s of sums loads the residual before the multiplications
 
 // The work of a block: `tiles` tiles of outputs and `columns` groups of kColumns rows, with `warps` warps and `stages` pieces
 // in a pipeline.

@@ -30,7 +30,11 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) paged_attention_kernel(A
   wait_for_previous_kernel();
   let_next_kernel_start();
   auto& shared = *shared_memory<AttentionShared<head_dim>>();
-  if (threadIdx.x < kWarp) make_schedule(launch, shared.schedule);
+  if (threadIdx.x < kWarp) {
+    make_schedule(launch, shared.schedule);
+  } else if (threadIdx.x < 2 * kWarp) {
+    read_pages_ahead(launch.params);
+  }
   __syncthreads();
   AttentionWarp<head_dim> warp(launch.params, shared);
   const AttentionResults<head_dim> results(launch, shared);

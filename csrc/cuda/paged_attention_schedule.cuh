@@ -59,11 +59,12 @@ struct Schedule {
   int32_t first_entry[kMaxScheduledRows +
                       1];  // entries of the workspace that the tiles before use; until then, the keys of each row
   uint16_t first_row[kMaxScheduledRows + 2];  // rows of the tiles before
+  int32_t sequence[kMaxScheduledRows];        // of each row
   int32_t tiles;
   int32_t by_section;  // 1: a part is a section; 0: a part is a split
 };
 
-// Writes the number of keys of each row to first_entry. Returns how many rows a tile takes.
+// Writes the number of keys of each row to first_entry, and the row's sequence; so both are read at once. Returns how many rows a tile takes.
 __device__ __forceinline__ int32_t count_keys(const AttentionLaunch& launch, Schedule& schedule) {
   const PagedAttentionParams& p = launch.params;
   int32_t longest = 1;  // a row without keys needs a part too
@@ -71,8 +72,10 @@ __device__ __forceinline__ int32_t count_keys(const AttentionLaunch& launch, Sch
   for (int32_t row = static_cast<int32_t>(threadIdx.x) % kWarp; row < p.rows; row += kWarp) {
     const int32_t keys = visible_keys(p, row);
     schedule.first_entry[row] = keys;
+    schedule.sequence[row] = p.row_seq[row];
     longest = max(longest, keys);
   }
+  __syncwarp();  // every lane's sequences are there
   longest = warp_reduce(longest, [](int32_t a, int32_t b) { return max(a, b); });
   const int32_t items = p.rows * splits_of(longest) * p.kv_heads;  // with one row a tile
   return min(divide_up(items, kPersistentBlocks), launch.rows_per_tile);
@@ -86,7 +89,7 @@ __device__ __forceinline__ void find_tiles(const PagedAttentionParams& p, int32_
 #pragma unroll 1
   for (int32_t base = 0; base < p.rows; base += kWarp) {
     const int32_t row = base + lane;
-    const bool begins_run = row < p.rows && (row == 0 || p.row_seq[row] != p.row_seq[row - 1]);
+    const bool begins_run = row < p.rows && (row == 0 || schedule.sequence[row] != schedule.sequence[row - 1]);
     const unsigned runs = __ballot_sync(kFullMask, begins_run), runs_before = runs & up_to_this_lane;
     const int32_t own_run = runs_before != 0 ? base + 31 - __clz(static_cast<int>(runs_before)) : run;
     const bool begins_tile = row < p.rows && (row - own_run) % rows_per_tile == 0;
@@ -155,6 +158,13 @@ __device__ __forceinline__ void make_schedule(const AttentionLaunch& launch, Sch
     schedule.first_entry[tiles] = entries;
     schedule.by_section = by_section ? 1 : 0;
   }
+}
+
+// Brings the page table of the first sequence into the L1 cache. One warp calls this, beside make_schedule.
+__device__ __forceinline__ void read_pages_ahead(const PagedAttentionParams& p) {
+  constexpr int kPagesOfLine = 32;
+  const int page = static_cast<int>(threadIdx.x) % kWarp * kPagesOfLine;
+  if (page < p.table_width) read_ahead(p.page_table + static_cast<int64_t>(p.row_seq[0]) * p.table_width + page);
 }
 
 // One part of the keys of one tile, for one K/V head.

@@ -69,7 +69,7 @@ class AttentionWarp {
     rows_.length = has_row ? visible_keys(p_, first_row_ + lane_) : 0;
     rows_.longest = warp_max(rows_.length);
     rows_.shortest_prefix = warp_min(has_row ? rows_.prefix : INT_MAX);
-    pages_ = p_.page_table + static_cast<int64_t>(p_.row_seq[first_row_]) * p_.table_width;
+    pages_ = p_.page_table + static_cast<int64_t>(shared_.schedule.sequence[first_row_]) * p_.table_width;
 
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < kMmaRows * kPieces; i += kAttentionThreads) {

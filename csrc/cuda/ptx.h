@@ -32,6 +32,11 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// Brings the word at `global`, and its cache line, into the L1 cache.
+__device__ __forceinline__ void read_ahead(const void* global) {
+  asm volatile("{ .reg .b32 word; ld.global.b32 word, [%0]; }" ::"l"(global) : "memory");
+}
+
 // Starts a copy of 16 bytes to shared memory. If `valid` is false it writes 16 zero bytes and does not read `global`. Both
 // addresses are 16-byte aligned. This thread sees the result after the cp_async_wait of the copy's group.
 __device__ __forceinline__ void cp_async(void* shared, const void* global, bool valid = true) {
@@ -123,6 +128,7 @@ using emulator::ldmatrix;
 using emulator::ldmatrix_transposed;
 using emulator::let_next_kernel_start;
 using emulator::mma;
+using emulator::read_ahead;
 using emulator::shared_memory;
 using emulator::subtract_pairs;
 using emulator::wait_for_previous_kernel;

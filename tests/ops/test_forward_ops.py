@@ -66,6 +66,9 @@ LINEAR_SIZES = [  # rows, in, out, bias
     (24, 72, 34, True),
     (40, 100, 66, False),
     (40, 40, 16_930, False),  # so wide that a kernel may choose larger tiles
+    (64, 40, 4_240, True),
+    (50, 72, 34, False),
+    (14, 40, 2_114, True),
     (300, 67, 50, True),
 ]
 
