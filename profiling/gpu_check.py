@@ -135,6 +135,7 @@ def decodes(results: Path, large: bool) -> bool:
         return all(done)
 
     good = pair("bigram", "bigram")
+    good &= pair("bigram", "bigram-int8", "--weights", "int8")
     try:
         registry.resolve("smollm2-135m")
         good &= pair("inflated", "inflated")

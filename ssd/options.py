@@ -226,7 +226,7 @@ class EngineOptions:
     weights: WeightsName = option(
         "auto",
         help="Format of both models' matrices: 'bf16', 'int8' (half the bytes, rounded), or 'auto' (as the checkpoint stores "
-        "them where the device computes in that, else the data type).",
+        "them).",
         panel=MACHINE,
     )
     device: str = option("auto", help="Device of the target: 'cpu' (also 'auto'), 'cuda' or 'cuda:N'.", panel=MACHINE)

@@ -62,7 +62,7 @@ class Models:
     def target(self) -> Target:
         dtype, device = self._placement.dtype, self._placement.target_device
         if is_made(self.target_name):
-            model = _made_model(self.target_name, dtype, device)
+            model = _made_model(self.target_name, dtype, device, self._weights)
             return Target(self.target_name, model, None, model.config.max_position)
         return load_target(
             self.target_name, dtype, device, lambda context: context + BEYOND, lambda fraction: None, self._weights
@@ -77,7 +77,7 @@ class Models:
             return "ngram"
         if is_made(name):
             vocabulary = self.target.model.vocab_size
-            return Draft(_made_model(name, self._placement.dtype, self._placement.draft_device, vocabulary))
+            return Draft(_made_model(name, self._placement.dtype, self._placement.draft_device, self._weights, vocabulary))
         return load_draft(name, self.target, lambda context: context + BEYOND, self._placement.draft_device, self._weights)
 
     @cached_property
@@ -105,7 +105,9 @@ def is_made(name: str) -> bool:
     return kind in KINDS and shape in shapes.SHAPES
 
 
-def _made_model(name: str, dtype: torch.dtype, device: torch.device, columns: int | None = None) -> Transformer:
+def _made_model(
+    name: str, dtype: torch.dtype, device: torch.device, weights: WeightsName, columns: int | None = None
+) -> Transformer:
     """columns: the largest vocabulary that its head may have."""
     kind, _, shape = name.partition(":")
     if kind == "random":
@@ -117,7 +119,7 @@ def _made_model(name: str, dtype: torch.dtype, device: torch.device, columns: in
     else:
         config, tensors = (inflated_draft if kind == "inflated-draft" else inflated_target)(shape, device)
     columns = min(columns or config.vocab_size, config.vocab_size)
-    return Transformer.from_tensors(config, tensors, dtype, device, config.max_position + BEYOND, columns)
+    return Transformer.from_tensors(config, tensors, dtype, device, config.max_position + BEYOND, columns, weights)
 
 
 def inflated_target(shape: str, device: torch.device) -> tuple[ModelConfig, shapes.LazyTensors]:

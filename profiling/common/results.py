@@ -45,6 +45,8 @@ README_DECODE = "decode-smollm2-draft"  # the decode that the README quotes
 GPU_DECODES = {
     "rounds-bigram": "Llama-3.1-8B and 3.2-1B, a draft that is right 4 times in 5: rounds",
     "decode-bigram": "the same: tokens/s",
+    "rounds-bigram-int8": "Llama-3.1-8B and 3.2-1B in int8, a draft that is right 4 times in 5: rounds",
+    "decode-bigram-int8": "the same: tokens/s",
     "rounds-inflated": "Llama-3.1-8B and 3.2-1B, inflated smollm2-135m: rounds",
     "decode-inflated": "the same: tokens/s",
     "rounds-bigram-32b": "Qwen3-32B and 0.6B, a draft that is right 4 times in 5: rounds",
