@@ -11,7 +11,7 @@ from torch import Tensor
 from ssd.models.config import ModelConfig
 from ssd.models.transformer import Transformer
 from ssd.models.weights import EMBEDDINGS, LM_HEAD, expected_tensors
-from ssd.options import WeightsName
+from ssd.options import EngineOptions, WeightsName
 
 
 def model_shape(
@@ -93,7 +93,7 @@ def bigram_tensors(config: ModelConfig, dtype: torch.dtype, device: torch.device
 
 
 def random_model(
-    config: ModelConfig, device: str, dtype: torch.dtype = torch.bfloat16, weights: WeightsName = "auto"
+    config: ModelConfig, device: str, dtype: torch.dtype = torch.bfloat16, weights: WeightsName = EngineOptions.weights
 ) -> Transformer:
     on = torch.device(device)
     return Transformer.from_tensors(config, random_tensors(config, dtype, on), dtype, on, config.max_position, weights=weights)
