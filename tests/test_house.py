@@ -21,6 +21,7 @@ ROOMS += [
     "__init__",
     "distill",
     "bench",
+    "simulate",
     "server",
     "cli",
 ]

@@ -55,7 +55,7 @@ def of_turns(turns: Sequence[Measurement], variants: Sequence[str], floors_s: di
         of_set = [turn for turn in turns if name in (turn["set"], ALL)]
         for variant in variants:
             own, first = ([turn for turn in of_set if turn["variant"] == each] for each in (variant, variants[0]))
-            stats = [_stats(sequence["stats"]) for turn in own for sequence in turn["sequences"]]
+            stats = [stats_from_json(sequence["stats"]) for turn in own for sequence in turn["sequences"]]
             if not any(s.decode_tokens_per_s for s in stats):
                 continue  # no sequence had a second token
             figures = of_sequences(stats, floors_s[variant])
@@ -103,7 +103,7 @@ def _tokens(turns: Sequence[Measurement]) -> list[list[str]]:
     return [[sequence["token_ids_sha256"] for sequence in turn["sequences"]] for turn in turns]
 
 
-def _stats(values: dict[str, Any]) -> Stats:
-    """Stats from JSON, whose keys are texts."""
-    per_k = {int(k): (hits, look_ups) for k, (hits, look_ups) in values["hits_per_k"].items()}
-    return Stats(**(values | {"hits_per_k": per_k}))
+def stats_from_json(values: dict[str, Any]) -> Stats:
+    """The keys of JSON are texts; those of Stats are numbers."""
+    counts = {name: {int(k): n for k, n in values[name].items()} for name in ("hits_per_k", "rank_counts", "proposed_counts")}
+    return Stats(**(values | counts))

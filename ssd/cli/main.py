@@ -25,6 +25,7 @@ from ssd.cli.doctor import doctor
 from ssd.cli.options import WrongUsage
 from ssd.cli.pull import pull
 from ssd.cli.serve import serve
+from ssd.cli.simulate import simulate
 from ssd.errors import SsdError, one_line
 
 FAILED, WRONG_USAGE = 1, 2
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (decode, chat, serve, batch, demo, bench, distill, pull, doctor):
+for command in (decode, chat, serve, batch, demo, bench, simulate, distill, pull, doctor):
     app.command()(command)
 
 

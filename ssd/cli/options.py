@@ -31,9 +31,11 @@ SERVER_EXTRA = ("fastapi", "starlette", "pydantic", "uvicorn", "h11", "prometheu
 
 PROMPTS = "Prompts"
 OUTPUT, BENCH = "Output", "Benchmark"
+SIMULATED = "Simulation"
 PANELS = (
     PROMPTS,
     BENCH,
+    SIMULATED,
     SERVER,
     ACCESS,
     MODELS,

@@ -1,0 +1,64 @@
+"""What happens in a round: how many drafted tokens the target accepts, and whether the next token is among the guesses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+from ssd.decoding.fanout import ACCEPTANCE, DECAY, FIRST_MISS, best
+from ssd.decoding.stats import Stats
+from ssd.errors import SsdError
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """acceptance: the chance that the target accepts the drafted token at each position, given that it accepted those before
+    it; later positions have the last one's. hit_curve[F - 1]: the chance that the next token is among F guesses."""
+
+    acceptance: tuple[float, ...]
+    hit_curve: tuple[float, ...]
+
+    @classmethod
+    def assumed(
+        cls, guesses: int, acceptance: float = ACCEPTANCE, first_miss: float = FIRST_MISS, decay: float = DECAY
+    ) -> Outcomes:
+        """One acceptance at every position, and 1 − h(F) = first_miss · F^(−decay) for up to `guesses` guesses."""
+        return cls((acceptance,), tuple(1 - first_miss * f**-decay for f in range(1, guesses + 1)))
+
+    @classmethod
+    def recorded(cls, stats: Sequence[Stats]) -> Outcomes:
+        """From decodes in mode "ssd". Raises SsdError if nothing was drafted or looked up."""
+        accepted, proposed, ranks = Counter[int](), Counter[int](), Counter[int]()
+        for each in stats:
+            accepted.update(dict(enumerate(each.accepted_at)))
+            proposed.update(each.proposed_counts)
+            ranks.update(each.rank_counts)
+        longest = max((length for length, rounds in proposed.items() if rounds), default=0)
+        if not longest or not ranks:
+            raise SsdError("the result has no decode in mode 'ssd' with outcomes; measure one, or give --acceptance.")
+        longer = [sum(rounds for length, rounds in proposed.items() if length >= n) for n in range(longest + 1)]  # than n − 1
+        acceptance, accepted_before = [], longer[0]
+        for position in range(longest):
+            reached = accepted_before * longer[position + 1] / longer[position]  # and with a token at this position
+            acceptance.append(accepted[position] / reached if reached else 0.0)
+            accepted_before = accepted[position]
+        looked_up = sum(ranks.values())
+        return cls(tuple(acceptance), tuple(n / looked_up for n in accumulate(ranks[r] for r in range(max(ranks) + 1))))
+
+    def accepted(self, length: int) -> np.ndarray:
+        """P(k) for k = 0..length accepted tokens of a speculation: [length + 1] float64."""
+        chance = [self.acceptance[min(i, len(self.acceptance) - 1)] for i in range(length)]
+        probability: np.ndarray = np.cumprod([1.0, *chance]) * np.array([*(1 - c for c in chance), 1.0])
+        return probability
+
+    def hits(self, length: int, budget: int) -> np.ndarray:
+        """The chance of a hit after k = 0..length accepted tokens, for the best fan-out of the budget: [length + 1] float64."""
+        curve = np.array([0.0, *(self.hit_curve[min(f, len(self.hit_curve)) - 1] for f in range(1, budget + 1))])
+        probability = self.accepted(length)
+        counts = best(probability.tolist(), [np.diff(curve).tolist()] * (length + 1), budget)
+        hits: np.ndarray = curve[counts]
+        return hits
