@@ -60,7 +60,7 @@ class Simulated:
 
 
 def simulate(setting: Setting, outcomes: Outcomes, times: Times, rounds: int, seed: int) -> Simulated:
-    """rounds: of each sequence of all REPLICAS decodes together; at least one each is run."""
+    """Run REPLICAS decodes at once. rounds: of all of them together; each runs at least one that counts."""
     draw = np.random.default_rng(seed)
     sequences = (REPLICAS, setting.batch)
     speculates, looks_up = setting.mode != "ar", setting.mode == "ssd"
