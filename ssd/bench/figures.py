@@ -105,5 +105,5 @@ def _tokens(turns: Sequence[Measurement]) -> list[list[str]]:
 
 def stats_from_json(values: dict[str, Any]) -> Stats:
     """The keys of JSON are texts; those of Stats are numbers."""
-    counts = {name: {int(k): n for k, n in values[name].items()} for name in ("hits_per_k", "rank_counts", "proposed_counts")}
-    return Stats(**(values | counts))
+    counted = ("hits_per_k", "rank_counts", "rank_counts_whole", "proposed_counts")
+    return Stats(**(values | {name: {int(k): n for k, n in values[name].items()} for name in counted}))

@@ -172,9 +172,12 @@ def _show(found: list[Simulated], outcomes: Outcomes, source: str) -> None:
     console = Console(highlight=False)
     console.print(table)
     acceptance = ", ".join(percent(a) for a in outcomes.acceptance)
-    shown = [(f, outcomes.hit_curve[f - 1]) for f in (1, 2, 4, 8, 16) if f <= len(outcomes.hit_curve)]
-    curve = ", ".join(f"{percent(h)} with {f}" for f, h in shown)
-    console.print(f"Outcomes ({source}): accepted by position {acceptance}; next token among the guesses {curve}.")
+    rejection, whole = (
+        ", ".join(f"{percent(curve[f - 1])} of {f}" for f in (1, 2, 4, 8, 16) if f <= len(curve))
+        for curve in (outcomes.after_rejection, outcomes.after_whole)
+    )
+    console.print(f"Outcomes ({source}): accepted by position {acceptance}.")
+    console.print(f"Next token among the guesses: {rejection} after a rejection, {whole} otherwise.")
 
 
 def _name(each: Simulated) -> str:

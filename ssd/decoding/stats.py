@@ -22,7 +22,8 @@ class Stats:
     accepted over proposed tokens. hit_rate: hits over look-ups, without the first look-up, for which there are
     no guesses, and without rounds beyond the draft's context.
     hits_per_k: accepted count → (hits, look-ups). rank_counts: rank → number of next tokens with this rank among the draft's
-    guesses for their accepted count; a larger budget hits higher ranks. proposed_counts: speculation length → rounds.
+    guesses for their accepted count; a larger budget hits higher ranks. rank_counts_whole: the part of them after speculations
+    that were accepted whole. proposed_counts: speculation length → rounds.
     accepted_at: rounds that accepted at least one token, at least two, and so on. t_draft_ms: extend and branches in "ssd", the
     K draft steps in "sd". t_fallback_ms: the cost of a miss. hidden_draft_ms: the part of t_draft_ms that the verification hid.
     branches_unused: drafted branches that were not handed out. cached_tokens: tokens of the prompt that the prefix cache had
@@ -37,6 +38,7 @@ class Stats:
     hit_rate: float | None
     hits_per_k: dict[int, tuple[int, int]]
     rank_counts: dict[int, int]
+    rank_counts_whole: dict[int, int]
     proposed_counts: dict[int, int]
     accepted_at: list[int]
     t_verify_ms: float | None
@@ -89,6 +91,8 @@ class SequenceStats:
     last_k: int | None = None
     per_k: dict[int, list[int]] = field(default_factory=dict)
     ranks: Counter[int] = field(default_factory=Counter)
+    last_whole: bool = False  # the last speculation was accepted whole
+    ranks_whole: Counter[int] = field(default_factory=Counter)  # after such a speculation
     lengths: Counter[int] = field(default_factory=Counter)
     counts: Counter[int] = field(default_factory=Counter)  # accepted count → rounds
     verify_ms: list[float] = field(default_factory=list)
@@ -127,6 +131,8 @@ class SequenceStats:
         self.counts[accepted] += 1
         if rank >= 0:
             self.ranks[rank] += 1
+            self.ranks_whole[rank] += self.last_whole
+        self.last_whole = accepted == proposed
         self.verify_ms.append(verify.ms)
         if round.drafting is not None:
             self.draft_ms.append(round.drafting.span.ms)
@@ -155,6 +161,7 @@ class SequenceStats:
             hit_rate=hits / look_ups if look_ups else None,
             hits_per_k={k: (h, n) for k, (h, n) in sorted(self.per_k.items())},
             rank_counts=dict(sorted(self.ranks.items())),
+            rank_counts_whole={rank: n for rank, n in sorted(self.ranks_whole.items()) if n},
             proposed_counts=dict(sorted(self.lengths.items())),
             accepted_at=[sum(n for k, n in self.counts.items() if k > i) for i in range(max(self.counts, default=0))],
             t_verify_ms=_median(self.verify_ms),

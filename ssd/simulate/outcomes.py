@@ -17,28 +17,33 @@ from ssd.errors import SsdError
 @dataclass(frozen=True)
 class Outcomes:
     """acceptance: the chance that the target accepts the drafted token at each position, given that it accepted those before
-    it; later positions have the last one's. hit_curve[F - 1]: the chance that the next token is among F guesses."""
+    it; later positions have the last one's. after_rejection[F - 1], after_whole[F - 1]: the chance that the next token is among
+    F guesses, after a rejected token, and after a speculation that was accepted whole."""
 
     acceptance: tuple[float, ...]
-    hit_curve: tuple[float, ...]
+    after_rejection: tuple[float, ...]
+    after_whole: tuple[float, ...]
 
     @classmethod
     def assumed(
         cls, guesses: int, acceptance: float = ACCEPTANCE, first_miss: float = FIRST_MISS, decay: float = DECAY
     ) -> Outcomes:
         """One acceptance at every position, and 1 − h(F) = first_miss · F^(−decay) for up to `guesses` guesses."""
-        return cls((acceptance,), tuple(1 - first_miss * f**-decay for f in range(1, guesses + 1)))
+        curve = tuple(1 - first_miss * f**-decay for f in range(1, guesses + 1))
+        return cls((acceptance,), curve, curve)
 
     @classmethod
     def recorded(cls, stats: Sequence[Stats]) -> Outcomes:
         """From decodes in mode "ssd". Raises SsdError if nothing was drafted or looked up."""
-        accepted, proposed, ranks = Counter[int](), Counter[int](), Counter[int]()
+        accepted, proposed, rejected, whole = Counter[int](), Counter[int](), Counter[int](), Counter[int]()
         for each in stats:
             accepted.update(dict(enumerate(each.accepted_at)))
             proposed.update(each.proposed_counts)
-            ranks.update(each.rank_counts)
+            rejected.update(each.rank_counts)
+            rejected.subtract(each.rank_counts_whole)
+            whole.update(each.rank_counts_whole)
         longest = max((length for length, rounds in proposed.items() if rounds), default=0)
-        if not longest or not ranks:
+        if not longest or not rejected.total() + whole.total():
             raise SsdError("the result has no decode in mode 'ssd' with outcomes; measure one, or give --acceptance.")
         longer = [sum(rounds for length, rounds in proposed.items() if length >= n) for n in range(longest + 1)]  # than n − 1
         acceptance, accepted_before = [], longer[0]
@@ -46,8 +51,8 @@ class Outcomes:
             reached = accepted_before * longer[position + 1] / longer[position]  # and with a token at this position
             acceptance.append(accepted[position] / reached if reached else 0.0)
             accepted_before = accepted[position]
-        looked_up = sum(ranks.values())
-        return cls(tuple(acceptance), tuple(n / looked_up for n in accumulate(ranks[r] for r in range(max(ranks) + 1))))
+        # A kind of outcome that never came has the other one's curve.
+        return cls(tuple(acceptance), _curve(rejected) or _curve(whole), _curve(whole) or _curve(rejected))
 
     def accepted(self, length: int) -> np.ndarray:
         """P(k) for k = 0..length accepted tokens of a speculation: [length + 1] float64."""
@@ -57,8 +62,18 @@ class Outcomes:
 
     def hits(self, length: int, budget: int) -> np.ndarray:
         """The chance of a hit after k = 0..length accepted tokens, for the best fan-out of the budget: [length + 1] float64."""
-        curve = np.array([0.0, *(self.hit_curve[min(f, len(self.hit_curve)) - 1] for f in range(1, budget + 1))])
-        probability = self.accepted(length)
-        counts = best(probability.tolist(), [np.diff(curve).tolist()] * (length + 1), budget)
-        hits: np.ndarray = curve[counts]
+        curves = np.array(
+            [
+                [0.0, *(curve[min(f, len(curve)) - 1] for f in range(1, budget + 1))]
+                for curve in [self.after_rejection] * length + [self.after_whole]
+            ]
+        )
+        counts = best(self.accepted(length).tolist(), np.diff(curves).tolist(), budget)
+        hits: np.ndarray = curves[np.arange(length + 1), counts]
         return hits
+
+
+def _curve(ranks: Counter[int]) -> tuple[float, ...]:
+    """The share of ranks below 1, 2, ..; nothing if there are none."""
+    total = ranks.total()
+    return tuple(n / total for n in accumulate(ranks[r] for r in range(max(ranks) + 1))) if total else ()

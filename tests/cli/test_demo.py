@@ -157,6 +157,7 @@ def stats(mode: str, **changes: Any) -> Stats:
             hit_rate=0.5 if caches else None,
             hits_per_k={},
             rank_counts={},
+            rank_counts_whole={},
             proposed_counts={},
             accepted_at=[],
             t_verify_ms=30.0,

@@ -123,6 +123,14 @@ def test_next_tokens_are_counted_by_rank_if_there_was_a_look_up() -> None:
     assert stats.summary("ssd", tokens=6).rank_counts == {0: 2, 2: 1, 300: 1}
 
 
+def test_next_tokens_after_a_speculation_that_was_accepted_whole_are_counted_apart() -> None:
+    stats = SequenceStats()
+    for accepted, rank in ((2, -1), (1, 5), (2, 6), (0, 5), (2, 7)):
+        add(stats, ssd_round((1, 2), (0, 1)), proposed=2, accepted=accepted, hit=False, missed=True, rank=rank)
+    found = stats.summary("ssd", tokens=6)
+    assert (found.rank_counts, found.rank_counts_whole) == ({5: 2, 6: 1, 7: 1}, {5: 2})
+
+
 def test_times_are_medians_in_milliseconds() -> None:
     stats = SequenceStats()
     for verify, draft in ((0.020, 0.008), (0.030, 0.004), (0.500, 0.006)):

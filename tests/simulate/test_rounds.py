@@ -19,7 +19,8 @@ OUTCOMES = Outcomes.assumed(64, acceptance=0.7)
 ROUNDS, SEED = 400_000, 0
 STATS = Stats(
     mode="ssd", rounds=100, mean_acceptance_length=2.0, accepted_per_round=1.0, acceptance_rate=0.5, hit_rate=0.5, hits_per_k={},
-    rank_counts={0: 50, 1: 20, 3: 10, 40: 20}, proposed_counts={0: 10, 2: 90}, accepted_at=[45, 30], t_verify_ms=1.0,
+    rank_counts={0: 50, 1: 20, 3: 10, 40: 20}, rank_counts_whole={0: 40},
+    proposed_counts={0: 10, 2: 90}, accepted_at=[45, 30], t_verify_ms=1.0,
     t_draft_ms=1.0, t_fallback_ms=1.0, hidden_draft_ms=1.0, branches_unused=0, cached_tokens=0, decode_tokens_per_s=1.0,
     time_to_first_token_s=1.0,
 )  # fmt: skip
@@ -79,8 +80,12 @@ def test_few_rounds_are_enough_for_a_figure() -> None:
 def test_recorded_outcomes_are_those_of_the_decode() -> None:
     outcomes = Outcomes.recorded([STATS, STATS])
     assert outcomes.acceptance == pytest.approx((0.5, 30 / 45))  # ten rounds in a hundred had nothing to accept
-    assert outcomes.hit_curve[:4] == pytest.approx((0.5, 0.7, 0.7, 0.8))
-    assert outcomes.hit_curve[-1] == 1.0 and len(outcomes.hit_curve) == 41
+    assert outcomes.after_rejection[:4] == pytest.approx((1 / 6, 1 / 2, 1 / 2, 2 / 3))
+    assert outcomes.after_rejection[-1] == 1.0 and len(outcomes.after_rejection) == 41
+    assert outcomes.after_whole == (1.0,)
+    assert Outcomes.recorded([replace(STATS, rank_counts_whole={})]).after_whole == pytest.approx(
+        Outcomes.recorded([replace(STATS, rank_counts_whole=STATS.rank_counts)]).after_rejection
+    )
     np.testing.assert_allclose(outcomes.accepted(2), [0.5, 0.5 * 15 / 45, 0.5 * 30 / 45])
     np.testing.assert_allclose(outcomes.accepted(3).sum(), 1.0)
 
