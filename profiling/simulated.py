@@ -2,8 +2,8 @@
 
     python profiling/simulated.py [--look-ups 6400]
 
-Times and outcomes come from one decode. They predict decodes of other prompts with another K, B and batch; then these are
-measured. Passes wait, so that other work on the machine hardly changes a time.
+Times, of each batch size, and outcomes come from decodes with one K and B. They predict decodes of other prompts with another K
+and B; then these are measured. Passes wait, so that other work on the machine hardly changes a time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import tiny
 
 PACE = (20.0, 10.0)  # milliseconds of a target pass and of a draft pass
 TOKENS = 400  # of a sequence
-RECORDED = Setting("ssd", 4, 10, 8)
+RECORDED = {batch: Setting("ssd", 4, 10, batch) for batch in (1, 4, 8)}
 PREDICTED = [
     Setting("ssd", lookahead, budget, batch)
     for lookahead, budget, batch in ((2, 6, 1), (2, 12, 4), (3, 8, 4), (4, 16, 4), (4, 8, 8), (3, 16, 8))
@@ -56,15 +56,15 @@ def middle(values: list[float | None]) -> float:
     return sorted(value for value in values if value is not None)[len(values) // 2]
 
 
-def times_of(stats: list[Stats]) -> Times:
+def times_of(setting: Setting, stats: list[Stats]) -> Times:
     """The exchange is what the passes of a round leave over."""
     verify, drafting, fallback = (
         middle([getattr(each, name) for each in stats]) for name in ("t_verify_ms", "t_draft_ms", "t_fallback_ms")
     )
-    any_miss = 1 - hit_rate(stats) ** RECORDED.batch
+    any_miss = 1 - hit_rate(stats) ** setting.batch
     exchange = rate(stats)[1] - max(verify, drafting) - any_miss * fallback
-    one = drafting / (RECORDED.lookahead + 1)
-    return Times(verify, verify, fallback / RECORDED.lookahead, one, exchange)
+    branch = drafting / (setting.lookahead + 1)
+    return Times(verify, verify, fallback / setting.lookahead, branch, exchange)
 
 
 def main() -> None:
@@ -75,14 +75,16 @@ def main() -> None:
         folder = Path(name)
         tiny.write_model(folder / "target")
         tiny.write_draft_of(folder / "target", folder / "draft", noise=0.07)
-        stats = measured(folder, RECORDED, look_ups, seed=1_000_000)
-        outcomes, times = Outcomes.recorded(stats), times_of(stats)
-        print(
-            f"recorded: hit rate {hit_rate(stats):.3f}; {times}; acceptance {[round(a, 3) for a in outcomes.acceptance]}",
-            flush=True,
-        )
+        recorded = {
+            batch: measured(folder, each, look_ups * batch // 8, seed=1_000_000 * batch) for batch, each in RECORDED.items()
+        }
+        outcomes = Outcomes.recorded([each for stats in recorded.values() for each in stats])
+        times = {batch: times_of(RECORDED[batch], stats) for batch, stats in recorded.items()}
+        for batch, each in times.items():
+            print(f"recorded, batch {batch}: {each}", flush=True)
+        print(f"accepted by position: {[round(a, 3) for a in outcomes.acceptance]}")
         for number, setting in enumerate(PREDICTED):
-            predicted = simulate(setting, outcomes, times, ROUNDS, number)
+            predicted = simulate(setting, outcomes, times[setting.batch], ROUNDS, number)
             found = measured(folder, setting, look_ups, seed=10_000 * (number + 1))
             tokens_per_s, round_ms = rate(found)
             assert predicted.hit_rate is not None
