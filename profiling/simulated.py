@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from ssd import Engine, SamplingParams
-from ssd.bench.statistics import hit_rate, total_hits
+from ssd.bench.statistics import hit_rate, middle, total_hits
 from ssd.decoding.stats import Stats
 from ssd.simulate.outcomes import Outcomes
 from ssd.simulate.rounds import Setting, Times, simulate
@@ -52,14 +52,10 @@ def rate(stats: list[Stats]) -> tuple[float, float]:
     return len(stats) * (TOKENS - 1) / seconds, seconds / sum(each.rounds for each in stats) * 1e3
 
 
-def middle(values: list[float | None]) -> float:
-    return sorted(value for value in values if value is not None)[len(values) // 2]
-
-
 def times_of(setting: Setting, stats: list[Stats]) -> Times:
     """The exchange is what the passes of a round leave over."""
     verify, drafting, fallback = (
-        middle([getattr(each, name) for each in stats]) for name in ("t_verify_ms", "t_draft_ms", "t_fallback_ms")
+        middle(getattr(each, name) for each in stats) or 0.0 for name in ("t_verify_ms", "t_draft_ms", "t_fallback_ms")
     )
     any_miss = 1 - hit_rate(stats) ** setting.batch
     exchange = rate(stats)[1] - max(verify, drafting) - any_miss * fallback

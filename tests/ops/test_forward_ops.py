@@ -121,6 +121,12 @@ def test_linear_handles_very_many_outputs(dtype: torch.dtype) -> None:
 
 
 @dtypes
+def test_linear_handles_long_rows(dtype: torch.dtype) -> None:
+    """So long that a kernel may choose tiles of their own."""
+    assert_linear(dtype, "add", float32_out=False, rows=41, n_in=4_232, n_out=2_114, biased=True)
+
+
+@dtypes
 @pytest.mark.parametrize("epilogue, float32_out", [*((epilogue, False) for epilogue in ops.EPILOGUES), ("none", True)])
 @pytest.mark.parametrize("rows, n_in, n_out, biased", LINEAR_SIZES)
 def test_linear_with_int8_weights_equals_the_oracle(
