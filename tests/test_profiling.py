@@ -43,7 +43,9 @@ def test_a_requirement_is_judged_by_its_worst_case() -> None:
 def test_a_ratio_of_times_compares_the_same_shape() -> None:
     from kernels import judged
 
-    rows = [row("linear", us, 0.9, model="Llama-3.1-8B", part="qkv", rows=n) for n, us in ((1, 20.0), (64, 25.0))]
+    rows = [
+        row("linear", us, 0.9, model="Llama-3.1-8B", weights="bf16", part="qkv", rows=n) for n, us in ((1, 20.0), (64, 25.0))
+    ]
     (must,) = [m for m in judged(rows) if "64 rows" in m["what"]]
     assert (must["measured"], must["holds"]) == (1.25, True)
 
