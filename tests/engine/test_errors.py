@@ -357,12 +357,6 @@ def test_bf16_weights_need_bfloat16(models: Models) -> None:
         Engine(models.target, weights="bf16", dtype="float32")
 
 
-def test_a_gpu_has_no_int8_weights(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssd.runtime.placement._device", lambda setting, name: torch.device("cuda", 0))
-    with refusal("'int8'", "CUDA", "weights='auto'"):
-        Engine(models.target, weights="int8", device="cuda")
-
-
 @pytest.mark.parametrize(
     "what,says", [("loading.load_target", "the weights of"), ("assembly.KVCache", "gpu_memory_utilization=0.9; lower it")]
 )
