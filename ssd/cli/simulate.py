@@ -1,4 +1,4 @@
-"""`ssd simulate`: what each mode would reach with given times and outcomes."""
+"""`ssd simulate`: the speed of each mode with given times and outcomes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ HEADINGS = (
     "hit\nrate",
     "break-\neven",
 )
-RECORDED = "result of ssd bench"
 
 
 def simulate(
@@ -96,7 +95,7 @@ def simulate(
     seed: Annotated[int, o.option("--seed", help="Seed of the outcomes.", panel=o.SIMULATED)] = 0,
     as_json: o.Json = False,
 ) -> None:
-    """Simulate rounds: what modes and settings would reach on devices of these times, each role on its own."""
+    """Simulate the speed of each mode and setting on devices with these times, one for each role."""
     times = {"t_verify": t_verify, "t_draft": t_draft, "t_token": t_token, "t_branch": t_branch}
     for name, value in times.items():
         if value is not None and not 0 < value < float("inf"):
@@ -128,7 +127,7 @@ def simulate(
             }
         )
     else:
-        _show(found, outcomes, RECORDED if result else "assumed")
+        _show(found, outcomes, "result of ssd bench" if result else "assumed")
 
 
 def _numbers(name: str, text: str) -> list[int]:

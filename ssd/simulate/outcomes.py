@@ -1,4 +1,4 @@
-"""What happens in a round: how many drafted tokens the target accepts, and whether the next token is among the guesses."""
+"""Outcomes of a round: how many drafted tokens the target accepts, and whether the next token is among the guesses."""
 
 from __future__ import annotations
 

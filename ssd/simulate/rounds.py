@@ -7,7 +7,7 @@ beside each other, then the exchange between the roles. If any sequence of the b
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -59,11 +59,20 @@ class Simulated:
     break_even: float | None = None
 
 
+def round_ms(setting: Setting, times: Times) -> float:
+    """The milliseconds of a round without a fallback."""
+    if setting.mode == "ar":
+        return times.token + times.exchange
+    if setting.mode == "sd":
+        return times.verify + setting.lookahead * times.draft + times.exchange
+    return max(times.verify, times.draft + setting.lookahead * times.branch) + times.exchange
+
+
 def simulate(setting: Setting, outcomes: Outcomes, times: Times, rounds: int, seed: int) -> Simulated:
     """Run REPLICAS decodes at once. rounds: of all of them together; each runs at least one that counts."""
     draw = np.random.default_rng(seed)
     sequences = (REPLICAS, setting.batch)
-    speculates, looks_up = setting.mode != "ar", setting.mode == "ssd"
+    looks_up = setting.mode == "ssd"
     after_miss = setting.lookahead if not looks_up or setting.fallback == "neural" else 0
     lengths = (after_miss, setting.lookahead)  # of a speculation after a miss, and after a hit
     limits = np.zeros((2, setting.lookahead + 1))  # P(at most k accepted) by what came before
@@ -74,10 +83,8 @@ def simulate(setting: Setting, outcomes: Outcomes, times: Times, rounds: int, se
         if looks_up:
             chance[i, : length + 1] = outcomes.hits(length, setting.budget)
 
-    drafting = setting.lookahead * times.draft
-    busy = max(times.verify, times.draft + setting.lookahead * times.branch) if looks_up else times.verify
-    plain = (busy if speculates else times.token) + times.exchange + (0 if looks_up else drafting)
-    fallback = drafting if setting.fallback == "neural" else 0.0
+    plain = round_ms(setting, times)
+    fallback = after_miss * times.draft if looks_up else 0.0
 
     counted = max(1, math.ceil(rounds / REPLICAS))
     hit = np.zeros(sequences, dtype=bool)
@@ -90,7 +97,7 @@ def simulate(setting: Setting, outcomes: Outcomes, times: Times, rounds: int, se
         if turn < WARM_UP:
             continue
         tokens += accepted.mean(1) + 1
-        spent += plain + (fallback * ~hit.all(1) if looks_up else 0.0)
+        spent += plain + fallback * ~hit.all(1)
         hits += int(hit.sum())
     rates = tokens / spent * 1e3
     hit_rate = hits / (counted * hit.size) if looks_up else None
@@ -101,16 +108,15 @@ def simulate(setting: Setting, outcomes: Outcomes, times: Times, rounds: int, se
         tokens_per_round=float(tokens.mean() / counted),
         round_ms=float(spent.mean() / counted),
         hit_rate=hit_rate,
-        break_even=_break_even(setting, outcomes, plain, fallback, times, lengths) if looks_up else None,
+        break_even=_break_even(setting, outcomes, times, fallback, lengths) if looks_up else None,
     )
 
 
-def _break_even(
-    setting: Setting, outcomes: Outcomes, plain: float, fallback: float, times: Times, lengths: tuple[int, int]
-) -> float | None:
+def _break_even(setting: Setting, outcomes: Outcomes, times: Times, fallback: float, lengths: tuple[int, int]) -> float | None:
     """By bisection of the speed model, which says what a hit rate is worth."""
     after_miss, after_hit = (float(outcomes.accepted(n) @ np.arange(1, n + 2)) for n in lengths)
-    speculative = after_hit / (times.verify + setting.lookahead * times.draft + times.exchange)
+    speculative = after_hit / round_ms(replace(setting, mode="sd"), times)
+    plain = round_ms(setting, times)
 
     def loses(hit_rate: float) -> bool:
         model = SsdModel(hit_rate, after_hit, after_miss, plain, 0.0, fallback, setting.batch)
