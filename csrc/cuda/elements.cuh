@@ -8,6 +8,8 @@ namespace ssd::cuda {
 
 using Element = __nv_bfloat16;
 
+constexpr int kMultiprocessors = 132;  // of an H100, for which tiles and parts are chosen
+
 __device__ __forceinline__ float to_float(Element x) { return __bfloat162float(x); }
 __device__ __forceinline__ Element rounded(float x) { return __float2bfloat16(x); }
 

@@ -41,7 +41,7 @@ struct RmsNormParams {
 cudaError_t rms_norm(const RmsNormParams& params, cudaStream_t stream);
 
 // A packed weight has packed_outputs(outputs) x packed_inputs(inputs) elements, in an order that linear.cu explains, padded
-// with zeros. Behind int8 elements come packed_outputs(outputs) float scales.
+// with zeros. After int8 elements come packed_outputs(outputs) float scales.
 int64_t packed_outputs(int64_t outputs);
 int64_t packed_inputs(int64_t inputs);
 

@@ -32,9 +32,8 @@ constexpr int kTile = 16;    // outputs of an mma
 constexpr int kPiece = 32;   // inputs of two mmas; a lane's share of a row of x is 16 bytes
 constexpr int kColumns = 8;  // rows of x in an mma
 constexpr int kSegments = 8;
-constexpr int kCopyBytes = 16;         // of a cp.async
-constexpr int kMultiprocessors = 132;  // of an H100
-constexpr int kEarlySums = 2;          // a thread with so few float4s of sums loads the residual before the multiplications
+constexpr int kCopyBytes = 16;  // of a cp.async
+constexpr int kEarlySums = 2;   // a thread with so few float4s of sums loads the residual before the multiplications
 
 // The work of a block: `tiles` tiles of outputs and `columns` groups of kColumns rows, with `warps` warps and `stages` pieces
 // in a pipeline.
@@ -188,7 +187,7 @@ __device__ __forceinline__ void finish_gated(const LinearParams& p, int row, int
   write_output(p, static_cast<int64_t>(row) * half + output, silu(gate) * up);
 }
 
-// Where the scales of an int8 weight lie: behind it, one for each packed row.
+// The scales of an int8 weight come after it, one for each packed row.
 __host__ __device__ __forceinline__ int64_t bytes_before_scales(int outputs, int inputs) {
   return static_cast<int64_t>(divide_up(outputs, kTile)) * kTile * divide_up(inputs, kPiece) * kPiece;
 }

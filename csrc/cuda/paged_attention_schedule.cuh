@@ -24,7 +24,7 @@ static_assert(kSection % kFineTile == 0 && kSection % kCoarseTile == 0);
 
 constexpr int kMmaRows = 16;                // queries of an mma; a query is a (row, query head)
 constexpr int32_t kMaxScheduledRows = 512;  // of a launch
-constexpr int32_t kEnoughSections = 132;    // one for each multiprocessor of an H100
+constexpr int32_t kEnoughSections = kMultiprocessors;
 constexpr int32_t kPersistentBlocks = 2 * kEnoughSections;
 
 // The parameters of a launch: up to kMaxScheduledRows rows of a call, and how they are cut.
