@@ -5,10 +5,17 @@ Acceptance tests run only with --acceptance. --backend chooses the back end of t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+from chromium import CHROMIUM
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 settings.register_profile("ssd", deadline=None, derandomize=True, database=None, max_examples=20, print_blob=True)
 settings.load_profile("ssd")
@@ -58,3 +65,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def eager_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines run eager rounds, for a test that replaces Python code of a program: a recorded program calls it only once."""
     monkeypatch.setenv("SSD_EAGER", "1")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """An empty browser profile. Fails the test if the page raises an error or writes to the console."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    one, said = context.new_page(), []
+    one.on("pageerror", lambda error: said.append(str(error)))
+    one.on("console", lambda message: said.append(message.text))
+    yield one
+    context.close()
+    assert [text for text in said if "Failed to load resource" not in text and "net::ERR" not in text] == []

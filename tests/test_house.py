@@ -22,6 +22,7 @@ ROOMS += [
     "distill",
     "bench",
     "simulate",
+    "report",
     "server",
     "cli",
 ]

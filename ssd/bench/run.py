@@ -23,17 +23,20 @@ import torch
 from ssd.bench import machine
 from ssd.bench.figures import of_peers, of_turns
 from ssd.bench.journal import Journal, Measurement
+from ssd.bench.results import FORMAT
 from ssd.bench.sets import PromptSet
 from ssd.bench.variants import Variant
 from ssd.engine import Engine
 from ssd.errors import SsdError, one_line
 from ssd.fields import flat
-from ssd.options import EngineOptions
+from ssd.models.prompts import Prompt
+from ssd.options import EngineOptions, SamplingParams
 from ssd.requests import Completion
 from ssd.runtime.placement import place
 from ssd.serving.loading import LoadedModels, load_models
 
 WARM_UP = 8  # tokens that a fresh engine decodes before its turn
+SHOWN = 32  # tokens of the decode whose spans are kept
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def measure(benchmark: Benchmark, out: Path, on_turn: Callable[[int, int], None]
     turns = benchmark.turns()
     pairs = Pairs(benchmark.variants)
     if not journal.turns:
+        pairs.load(benchmark.variants[0].options)  # a model that is not here is said before anything is measured
         journal.add({"read_bandwidth_bytes_per_s": _bandwidths(benchmark.variants)})
     bandwidths = journal.turns[0]["read_bandwidth_bytes_per_s"]
     on_turn(len(journal.turns) - 1, len(turns))
@@ -84,7 +88,7 @@ def measure(benchmark: Benchmark, out: Path, on_turn: Callable[[int, int], None]
         for run, each, taker in turns[len(journal.turns) - 1 :]:
             turn: Measurement = {"run": run, "set": each.name}
             if isinstance(taker, Variant):
-                turn |= {"variant": taker.name, **pairs.measure(taker, each)}
+                turn |= {"variant": taker.name, **pairs.measure(taker, each, shown=run == 0 and each is benchmark.sets[0])}
             else:
                 turn |= {
                     "peer": taker,
@@ -100,6 +104,7 @@ def measure(benchmark: Benchmark, out: Path, on_turn: Callable[[int, int], None]
     floors = {name: bytes_of[name] / bandwidths.get(str(threads_of[name]), fastest) for name in bytes_of}
     result = {
         "what": "bench",
+        "format": FORMAT,
         **head,
         "machine": machine.describe() | head["machine"] | {"read_bandwidth_bytes_per_s": bandwidths},
         "figures": of_turns(own, [each.name for each in benchmark.variants], floors),
@@ -119,25 +124,30 @@ class Pairs:
         self._drafts = {_weights(each.options): each.options.draft for each in variants if each.options.draft is not None}
         self._loaded: dict[tuple[Any, ...], LoadedModels] = {}
 
-    def measure(self, variant: Variant, prompts: PromptSet) -> Measurement:
-        """One turn on a fresh engine."""
+    def measure(self, variant: Variant, prompts: PromptSet, shown: bool = False) -> Measurement:
+        """One turn on a fresh engine. shown: whether to keep the spans of a few rounds, which are decoded afterwards."""
         options, params = variant.options, variant.params
-        models = self._models(options)
+        models = self.load(options)
         with Engine.of(models.target, models.draft if options.mode != "ar" else None, options) as engine:
             engine.decode(prompts.prompts[0], replace(params, max_new_tokens=WARM_UP))
+            prompt_tokens = [len(each.prompt) for each in engine.requests(prompts.prompts, params, {})]
             seeded = [replace(params, seed=(params.seed or 0) + i) for i in range(len(prompts.prompts))]
             begun = time.perf_counter()
             completions = engine.decode(list(prompts.prompts), seeded)
             seconds = time.perf_counter() - begun
-            return {
+            turn = {
                 "seconds": seconds,
                 "greedy": params.temperature == 0,
                 "threads": engine.threads,
                 "weight_bytes": engine.target_model.weight_bytes(),
+                "draft_weight_bytes": engine.footprint.draft_pass_bytes,
+                "prompt_tokens": prompt_tokens,
                 "sequences": [_sequence(completion, variant) for completion in completions],
             }
+            return turn | {"spans_ms": _spans(engine, prompts.prompts[0], params)} if shown else turn
 
-    def _models(self, options: EngineOptions) -> LoadedModels:
+    def load(self, options: EngineOptions) -> LoadedModels:
+        """The models of these options, loaded at the first call. Raises SsdError."""
         key = (options.draft or self._drafts.get(_weights(options)), *_weights(options))
         if key not in self._loaded:
             draft = key[0]
@@ -148,6 +158,15 @@ class Pairs:
                 raise SsdError(f"the draft cannot be used ({one_line(models.draft_error)}); nothing was measured.")
             self._loaded[key] = models
         return self._loaded[key]
+
+
+def _spans(engine: Engine, prompt: Prompt, params: SamplingParams) -> list[tuple[str, str, float, float]]:
+    """(lane, name, start, end) of every phase of a short decode."""
+    engine.trace.record()
+    engine.decode(prompt, replace(params, max_new_tokens=SHOWN))
+    spans = engine.trace.spans
+    origin = spans[0].start
+    return [(s.lane, s.name, round((s.start - origin) * 1e3, 3), round((s.end - origin) * 1e3, 3)) for s in spans]
 
 
 def _weights(options: EngineOptions) -> tuple[Any, ...]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ssd.bench.text import NOTHING, figure, percent
 from ssd.cli import options as o
-from ssd.cli.console import INTERRUPTED, NOTHING, count_bar, figure, figures_table, percent, print_json, say
+from ssd.cli.console import INTERRUPTED, count_bar, figures_table, print_json, say
 from ssd.cli.prompts import read_prompts
 from ssd.errors import SsdError
 from ssd.options import EngineOptions, SamplingParams

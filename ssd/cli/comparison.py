@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from ssd.cli.console import figure, figures_table, percent
+from ssd.bench.text import figure, percent
+from ssd.cli.console import figures_table
 
 if TYPE_CHECKING:
     from ssd.decoding.stats import Stats

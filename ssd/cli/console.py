@@ -15,7 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 INTERRUPTED = 130  # exit status after Ctrl-C
-NOTHING = "–"  # in a table, for a figure that a mode does not have
 
 
 def say(sentence: str) -> None:
@@ -33,14 +32,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def figure(value: float | None, unit: str = "", digits: int = 1) -> str:
-    return NOTHING if value is None else f"{value:.{digits}f}{unit}"
-
-
-def percent(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.0%}"
 
 
 def figures_table(title: str, first: str, headings: Sequence[str], breaks: bool = False) -> Table:

@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ssd.bench.text import NOTHING, figure, percent
 from ssd.cli import options as o
-from ssd.cli.console import NOTHING, figure, percent, print_json
+from ssd.cli.console import print_json
 from ssd.cli.prompts import parse_variables, read_prompts, read_tools
 from ssd.errors import SsdError
 from ssd.options import EngineOptions, SamplingParams

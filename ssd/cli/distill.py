@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ssd.bench.text import percent
 from ssd.cli import options as o
-from ssd.cli.console import percent, print_json
+from ssd.cli.console import print_json
 from ssd.cli.prompts import read_texts
 from ssd.distill.recipe import DATA, TRAINING, Recipe
 

@@ -18,8 +18,9 @@ from typing import Annotated, Any
 import typer
 
 from ssd import __version__
+from ssd.bench.text import NOTHING
 from ssd.cli import options as o
-from ssd.cli.console import NOTHING, print_json
+from ssd.cli.console import print_json
 from ssd.errors import SsdError, one_line
 from ssd.fields import changed, options_of
 from ssd.options import MODELS, EngineOptions

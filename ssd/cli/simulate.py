@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from ssd.bench.text import NOTHING, figure, percent
 from ssd.cli import options as o
-from ssd.cli.console import NOTHING, figure, figures_table, percent, print_json
-from ssd.errors import SsdError
+from ssd.cli.console import figures_table, print_json
 
 if TYPE_CHECKING:
     from ssd.simulate.outcomes import Outcomes
@@ -118,9 +117,12 @@ def simulate(
     settings += [Setting("ssd", k, b, batch, "none" if fallback == "none" else "neural") for k in lookaheads for b in budgets]
     found = [run(each, outcomes, given, rounds, seed) for each in settings]
     if as_json:
+        from ssd.bench.results import FORMAT
+
         print_json(
             {
                 "what": "simulated",
+                "format": FORMAT,
                 "times_ms": asdict(given),
                 "outcomes": asdict(outcomes),
                 "rows": [asdict(each) for each in found],
@@ -150,16 +152,10 @@ def _outcomes(result: Path | None, guesses: int, given: dict[str, float | None])
     if known:
         raise o.WrongUsage(f"{next(iter(known))} is given, and so is {result}, which has its own; leave one of them out.")
 
-    from ssd.bench.figures import stats_from_json
+    from ssd.bench.results import BenchResult
 
-    try:
-        turns = json.loads(result.read_text(encoding="utf-8"))["turns"]
-        stats = [stats_from_json(each["stats"]) for turn in turns for each in turn.get("sequences", [])]
-    except OSError as error:
-        raise SsdError(f"{result} cannot be read: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise SsdError(f"{result} is not a result of this version of `ssd bench`.") from None
-    return Outcomes.recorded([each for each in stats if each.mode == "ssd"])
+    measured = BenchResult.read(result)
+    return Outcomes.recorded([stats for variant in measured.variants for stats in measured.stats(variant, mode="ssd")])
 
 
 def _show(found: list[Simulated], outcomes: Outcomes, source: str) -> None:

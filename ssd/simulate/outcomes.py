@@ -35,24 +35,16 @@ class Outcomes:
     @classmethod
     def recorded(cls, stats: Sequence[Stats]) -> Outcomes:
         """From decodes in mode "ssd". Raises SsdError if nothing was drafted or looked up."""
-        accepted, proposed, rejected, whole = Counter[int](), Counter[int](), Counter[int](), Counter[int]()
+        rejected, whole = Counter[int](), Counter[int]()
         for each in stats:
-            accepted.update(dict(enumerate(each.accepted_at)))
-            proposed.update(each.proposed_counts)
             rejected.update(each.rank_counts)
             rejected.subtract(each.rank_counts_whole)
             whole.update(each.rank_counts_whole)
-        longest = max((length for length, rounds in proposed.items() if rounds), default=0)
-        if not longest or not rejected.total() + whole.total():
+        accepted = acceptance_by_position(stats)
+        if not accepted or not rejected.total() + whole.total():
             raise SsdError("the result has no decode in mode 'ssd' with outcomes; measure one, or give --acceptance.")
-        longer = [sum(rounds for length, rounds in proposed.items() if length >= n) for n in range(longest + 1)]  # than n − 1
-        acceptance, accepted_before = [], longer[0]
-        for position in range(longest):
-            reached = accepted_before * longer[position + 1] / longer[position]  # and with a token at this position
-            acceptance.append(accepted[position] / reached if reached else 0.0)
-            accepted_before = accepted[position]
         # A kind of outcome that never came has the other one's curve.
-        return cls(tuple(acceptance), _curve(rejected) or _curve(whole), _curve(whole) or _curve(rejected))
+        return cls(accepted, _curve(rejected) or _curve(whole), _curve(whole) or _curve(rejected))
 
     def accepted(self, length: int) -> np.ndarray:
         """P(k) for k = 0..length accepted tokens of a speculation: [length + 1] float64."""
@@ -71,6 +63,23 @@ class Outcomes:
         counts = best(self.accepted(length).tolist(), np.diff(curves).tolist(), budget)
         hits: np.ndarray = curves[np.arange(length + 1), counts]
         return hits
+
+
+def acceptance_by_position(stats: Sequence[Stats]) -> tuple[float, ...]:
+    """The share of drafted tokens at each position that were accepted, given that those before them were; nothing without
+    drafts."""
+    accepted, proposed = Counter[int](), Counter[int]()
+    for each in stats:
+        accepted.update(dict(enumerate(each.accepted_at)))
+        proposed.update(each.proposed_counts)
+    longest = max((length for length, rounds in proposed.items() if rounds), default=0)
+    longer = [sum(rounds for length, rounds in proposed.items() if length >= n) for n in range(longest + 1)]  # than n − 1
+    found, accepted_before = [], longer[0]
+    for position in range(longest):
+        reached = accepted_before * longer[position + 1] / longer[position]  # and with a token at this position
+        found.append(accepted[position] / reached if reached else 0.0)
+        accepted_before = accepted[position]
+    return tuple(found)
 
 
 def _curve(ranks: Counter[int]) -> tuple[float, ...]:

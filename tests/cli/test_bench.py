@@ -75,12 +75,12 @@ def test_an_interrupted_benchmark_goes_on_and_ends_in_the_same_result(
     assert bench("--temperature", 1, out="whole.json").status == 0
     measure, turns = Pairs.measure, 0
 
-    def interrupted(self: Pairs, *arguments: Any) -> Any:
+    def interrupted(self: Pairs, *arguments: Any, **shown: bool) -> Any:
         nonlocal turns
         turns += 1
         if turns in (3, 4, 8):
             raise KeyboardInterrupt
-        return measure(self, *arguments)
+        return measure(self, *arguments, **shown)
 
     monkeypatch.setattr(Pairs, "measure", interrupted)
     for kept in (2, 2, 5):

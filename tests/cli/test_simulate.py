@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from cli.cases import Run
+from cli.cases import Refusal, Run
+from report.results import document
 from simulate.test_rounds import STATS
+from ssd.bench.results import FORMAT
 
 TIMES = ("--t-verify", 10, "--t-draft", 1.5, "--rounds", 20_000)
 
@@ -23,9 +25,11 @@ def test_the_table_has_a_row_for_every_setting(run: Run) -> None:
 
 
 def test_a_result_of_bench_gives_the_outcomes(run: Run, tmp_path: Path) -> None:
-    result = tmp_path / "bench.json"
-    turns = [{"sequences": [{"stats": asdict(STATS)}, {"stats": asdict(STATS) | {"mode": "sd"}}]}, {"peer": "other"}]
-    result.write_text(json.dumps({"turns": turns}), encoding="utf-8")
+    result, made = tmp_path / "bench.json", document()
+    for turn in made["turns"]:
+        for sequence in turn.get("sequences", ()):
+            sequence["stats"] = asdict(replace(STATS, mode=sequence["stats"]["mode"]))
+    result.write_text(json.dumps(made), encoding="utf-8")
     done = run("simulate", result, *TIMES, "--lookahead", 2, "--budget", 8, "--json")
     assert done.status == 0, done.err
     found = json.loads(done.out)
@@ -53,18 +57,12 @@ def test_a_wrong_value_is_refused_in_one_sentence(run: Run, arguments: tuple[obj
     assert done.status == 2 and done.err.startswith("ssd: ") and name in done.err and done.err.count("\n") == 1
 
 
-def test_a_wrong_file_is_refused_in_one_sentence(run: Run, tmp_path: Path) -> None:
-    for name, text in (
-        ("none.json", None),
-        ("text.json", "no"),
-        ("other.json", "[1]"),
-        ("old.json", '{"turns": [{"sequences": [{}]}]}'),
-    ):
-        if text is not None:
-            (tmp_path / name).write_text(text, encoding="utf-8")
-        done = run("simulate", tmp_path / name, *TIMES)
-        assert done.status == 1 and name in done.err and done.err.count("\n") == 1
-    empty = tmp_path / "empty.json"
-    empty.write_text('{"turns": []}', encoding="utf-8")
-    assert "no decode in mode 'ssd'" in run("simulate", empty, *TIMES).err
-    assert "leave one of them out" in run("simulate", empty, *TIMES, "--acceptance", 0.5).err
+def test_a_wrong_file_is_refused_in_one_sentence(run: Run, refusal: Refusal, tmp_path: Path) -> None:
+    """test_report.py tries more wrong files."""
+    assert "cannot be read" in refusal("simulate", tmp_path / "none.json", *TIMES)
+    result = tmp_path / "result.json"
+    result.write_text(json.dumps({"what": "simulated", "format": FORMAT}), encoding="utf-8")
+    assert "is a result of kind 'simulated'" in refusal("simulate", result, *TIMES)
+    result.write_text(json.dumps(document(turns=[])), encoding="utf-8")
+    assert "no decode in mode 'ssd'" in refusal("simulate", result, *TIMES)
+    assert "leave one of them out" in refusal("simulate", result, *TIMES, "--acceptance", 0.5, status=2)

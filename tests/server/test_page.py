@@ -1,28 +1,19 @@
-"""The chat page in the distribution's Chromium. $SSD_REQUIRE_BROWSER=1 makes it a failure if there is none."""
+"""The chat page in the distribution's Chromium."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-REQUIRED = os.environ.get("SSD_REQUIRE_BROWSER") == "1"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from chromium import skip_without
 
-if not REQUIRED:
-    pytest.importorskip("fastapi")
-    pytest.importorskip("playwright")
-    pytest.importorskip("axe_playwright_python")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium here", allow_module_level=True)
+skip_without("fastapi")
 
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
-from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402
+from playwright.sync_api import Page, expect  # noqa: E402
 
 from server.conftest import MakeEngine  # noqa: E402
 from server.live import Live, live  # noqa: E402
@@ -30,26 +21,6 @@ from server.scripted import Script, rounds_of, scripted  # noqa: E402
 
 COMPLETE = "The answer is complete."
 PROSE = [f" word{index}" if index % 9 else f".\n\nPart{index}" for index in range(1, 60)]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield launched
-        launched.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """An empty browser profile. Fails the test if the page raises an error or writes to the console."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    one, said = context.new_page(), []
-    one.on("pageerror", lambda error: said.append(str(error)))
-    one.on("console", lambda message: said.append(message.text))
-    yield one
-    context.close()
-    assert [text for text in said if "Failed to load resource" not in text and "net::ERR" not in text] == []
 
 
 def ask(page: Page, text: str = "Tell me.", ended: str | None = COMPLETE) -> None:

@@ -1,0 +1,13 @@
+"""Figures as text, for tables."""
+
+from __future__ import annotations
+
+NOTHING = "–"  # for a figure that a mode does not have
+
+
+def figure(value: float | None, unit: str = "", digits: int = 1) -> str:
+    return NOTHING if value is None else f"{value:.{digits}f}{unit}"
+
+
+def percent(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.0%}"
