@@ -59,8 +59,8 @@ def times_of(setting: Setting, stats: list[Stats]) -> Times:
     )
     any_miss = 1 - hit_rate(stats) ** setting.batch
     exchange = rate(stats)[1] - max(verify, drafting) - any_miss * fallback
-    branch = drafting / (setting.lookahead + 1)
-    return Times(verify, verify, fallback / setting.lookahead, branch, exchange)
+    draft = fallback / setting.lookahead
+    return Times(verify, verify, draft, (drafting - draft) / setting.lookahead, exchange)
 
 
 def main() -> None:

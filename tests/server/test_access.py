@@ -119,6 +119,7 @@ def test_each_request_is_one_line_in_the_log(engine: MakeEngine, caplog: pytest.
         served.complete("a secret word", frequency_penalty=1)
         served.http.get("/noth%0Aing?secret=word", headers={"x-forwarded-for": "me status=200", "x-request-id": "a b"})
     lines = [record.getMessage() for record in caplog.records if record.name == "ssd.access"]
+    lines = [line for line in lines if "path=/health" not in line]  # asked until the server is ready
     form = r"time=\S+Z client=127\.0\.0\.1 method=(\S+) path=(\S+) status=(\d+) seconds=\d+\.\d{3} id=[0-9a-f]{32}"
     seen = [re.fullmatch(form, line) for line in lines]
     assert [each and each.groups() for each in seen] == [
