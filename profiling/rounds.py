@@ -18,10 +18,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
-from statistics import median
 from typing import Any
 
-import torch
 from common import musts
 from common.musts import Must
 from common.results import ROUNDS, Row, write_result
@@ -32,8 +30,8 @@ from ssd import Completion, Engine, SamplingParams
 from ssd.bench import machine
 from ssd.bench.statistics import hit_rate, middle, tokens_per_round
 from ssd.decoding.speed_model import SsdModel, ar_tokens_per_s, sd_tokens_per_s
-from ssd.decoding.ssd import SpeculativeSpeculative
 from ssd.models.prompts import Prompt
+from ssd.plan.calibration import draft_alone_ms
 from ssd.runtime.trace import Span
 
 
@@ -41,20 +39,6 @@ def record(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams) ->
     """The spans and completions of a decode, after a short one that warms up the engine."""
     engine.decode(prompts[0], SamplingParams(max_new_tokens=16))
     return recorded_decode(engine, prompts, params)
-
-
-def draft_alone_ms(engine: Engine, batch: int, runs: int = 20) -> float:
-    """The time of a round's branches while the target is idle. The sequences have ended, so they attend to almost no keys."""
-    loop, executor = engine.core.loop, engine.core.executor
-    assert isinstance(loop, SpeculativeSpeculative)
-    n, sampled = executor.batch(batch), loop.cache.tables.speculation.sampled
-    times = []
-    with torch.inference_mode():
-        for _ in range(runs):
-            run = executor.start("speculate", lambda: loop.cache.branch(n), n, sampled)
-            run.wait()
-            times.append(run.span.ms)
-    return median(times)
 
 
 def figures(spans: Sequence[Span], completions: Sequence[Completion], batch: int) -> dict[str, Any]:

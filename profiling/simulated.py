@@ -15,10 +15,11 @@ import tempfile
 from pathlib import Path
 
 from ssd import Engine, SamplingParams
-from ssd.bench.statistics import hit_rate, middle, total_hits
+from ssd.bench.statistics import hit_rate, total_hits
 from ssd.decoding.stats import Stats
+from ssd.plan.calibration import times_of
 from ssd.simulate.outcomes import Outcomes
-from ssd.simulate.rounds import Setting, Times, simulate
+from ssd.simulate.rounds import Setting, simulate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import tiny
@@ -50,17 +51,6 @@ def rate(stats: list[Stats]) -> tuple[float, float]:
     """Tokens per second of a sequence, and milliseconds a round, pooled."""
     seconds = sum((TOKENS - 1) / (each.decode_tokens_per_s or 0.0) for each in stats)
     return len(stats) * (TOKENS - 1) / seconds, seconds / sum(each.rounds for each in stats) * 1e3
-
-
-def times_of(setting: Setting, stats: list[Stats]) -> Times:
-    """The exchange is what the passes of a round leave over."""
-    verify, drafting, fallback = (
-        middle(getattr(each, name) for each in stats) or 0.0 for name in ("t_verify_ms", "t_draft_ms", "t_fallback_ms")
-    )
-    any_miss = 1 - hit_rate(stats) ** setting.batch
-    exchange = rate(stats)[1] - max(verify, drafting) - any_miss * fallback
-    draft = fallback / setting.lookahead
-    return Times(verify, verify, draft, (drafting - draft) / setting.lookahead, exchange)
 
 
 def main() -> None:

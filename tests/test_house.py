@@ -23,6 +23,7 @@ ROOMS += [
     "bench",
     "simulate",
     "report",
+    "plan",
     "server",
     "cli",
 ]

@@ -175,6 +175,18 @@ def test_a_decode_with_random_weights_is_measured(
     assert ("Projected for two devices" in page) == (tool == "rounds")
 
 
+def test_a_published_reproduction_is_predicted_from_its_speed_at_one_lookahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    import reproduction
+
+    from ssd.simulate.outcomes import Outcomes
+
+    monkeypatch.setattr(reproduction, "ROUNDS", 40_000)
+    outcomes = Outcomes.assumed(64, 0.78, reproduction.first_miss(0.78, 0.85))
+    extra, wait = reproduction.hand_shake(outcomes)
+    assert 0 < extra < wait < 7
+    assert max(map(abs, reproduction.errors(outcomes, extra).values())) < 0.1
+
+
 def test_the_requirements_on_rounds_on_a_gpu_are_judged() -> None:
     from pages.benchmarks import rounds_section
     from rounds import judged

@@ -40,9 +40,10 @@ class Journal:
         self.turns.append(turn)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write the result, whole or not at all, and remove the journal."""
+        """Write the result, whole or not at all, and remove the journal. A list has a line for each of its entries."""
         unfinished = self.out.with_name(self.out.name + ".unfinished")
-        unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        fields = (f"{json.dumps(name)}: {_lines(value)}" for name, value in result.items())
+        unfinished.write_text("{\n" + ",\n".join(fields) + "\n}\n", encoding="utf-8")
         unfinished.replace(self.out)
         self.path.unlink()
 
@@ -64,3 +65,9 @@ class Journal:
             file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _lines(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
+    return json.dumps(value)

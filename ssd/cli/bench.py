@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,12 +13,8 @@ from rich.console import Console
 from ssd.bench.text import NOTHING, figure, percent
 from ssd.cli import options as o
 from ssd.cli.console import INTERRUPTED, count_bar, figures_table, print_json, say
-from ssd.cli.prompts import read_prompts
-from ssd.errors import SsdError
+from ssd.cli.prompts import prompt_set
 from ssd.options import EngineOptions, SamplingParams
-
-if TYPE_CHECKING:
-    from ssd.bench.sets import PromptSet
 
 HEADINGS = ("tokens/s", "over the first", "tokens\na round", "hit\nrate", "of the\nfloor", "same\ntokens")
 
@@ -78,7 +74,7 @@ def bench(
         raise o.WrongUsage(f"runs is {runs} and limit {limit}; give at least 1 run, and a limit of 0 or more.")
     from ssd.bench.sets import BUILT_IN
 
-    sets = [_set(each, field, limit) for each in prompts or BUILT_IN]
+    sets = [prompt_set(each, field, limit) for each in prompts or BUILT_IN]
     if len({each.name for each in sets}) < len(sets):
         raise o.WrongUsage("two sets of prompts have the same name; rename a file.")
     peers = dict(map(_peer, peer or []))
@@ -106,18 +102,6 @@ def bench(
     else:
         _show(result)
         say(f"the result is in {out}.")
-
-
-def _set(name: str, field: str, limit: int) -> PromptSet:
-    from ssd.bench.sets import BUILT_IN, PromptSet
-
-    if name in BUILT_IN:
-        prompts = list(BUILT_IN[name].prompts)
-    elif Path(name).suffix or Path(name).exists():
-        prompts, name = list(read_prompts(Path(name), field)), Path(name).stem
-    else:
-        raise SsdError(f"there is no set of prompts {name!r}; choose {', '.join(BUILT_IN)}, or give a file of JSON lines.")
-    return PromptSet(name, prompts[: limit or None])
 
 
 def _peer(text: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""`ssd doctor`: the state of this installation and this machine, and the memory that an engine would take.
+"""`ssd doctor`: the state of this installation and this machine.
 
 It also reports a missing torch, or one that ssd was not built against, so it loads the extension last.
 """
@@ -8,12 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import time
 import warnings
-from dataclasses import asdict
 from importlib import import_module, metadata, util
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -22,8 +20,6 @@ from ssd.bench.text import NOTHING
 from ssd.cli import options as o
 from ssd.cli.console import print_json
 from ssd.errors import SsdError, one_line
-from ssd.fields import changed, options_of
-from ssd.options import MODELS, EngineOptions
 from ssd.runtime.cores import cores
 from ssd.runtime.memory import available_memory
 
@@ -33,33 +29,9 @@ CPU_FEATURES = (
 )  # fmt: skip
 
 
-ENGINE = (
-    "target", "draft", "mode", "lookahead", "budget", "dtype", "device", "draft_device", "draft_sms", "gpu_memory_utilization",
-    "max_batch", "max_context",
-)  # fmt: skip
-
-
-@o.takes(only=ENGINE)
-def doctor(
-    engine: Annotated[
-        bool, o.option("--engine", help="Memory and time of an engine with the options below.", panel=MODELS)
-    ] = False,
-    *,
-    options: EngineOptions,
-    as_json: o.Json = False,
-) -> None:
+def doctor(as_json: o.Json = False) -> None:
     """Show versions, the CPU's features, the GPUs, the built ops and the models that are here."""
-    if not engine:
-        for name in changed(options):
-            raise o.WrongUsage(f"{options_of(EngineOptions)[name].flag} is an engine's; give it with --engine.")
     problem = _problem()
-    if engine and problem is None:
-        footprint = _footprint(options)
-        if as_json:
-            print_json(footprint)
-        else:
-            _print_footprint(footprint)
-        return
     report = {
         "problem": problem,
         "versions": _versions(),
@@ -205,38 +177,11 @@ def _models() -> dict[str, dict[str, str | None]]:
     return found
 
 
-def _footprint(options: EngineOptions) -> dict[str, Any]:
-    """The footprint of an engine with these options, and the seconds until it could run."""
-    began = time.perf_counter()
-    with o.loaded_engine(f"Loading {options.target}", options) as engine:
-        return asdict(engine.footprint) | {"load_seconds": time.perf_counter() - began}
-
-
 # In words ---------------------------------------------------------------------------------------------------------------------
 
 
 def _add(name: str, value: Any) -> None:
     print(f"{name:<20}{NOTHING if value is None else value}")
-
-
-def _print_footprint(found: dict[str, Any]) -> None:
-    def size(count: int) -> str:
-        return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-    on_cpu = f", {found['threads']} threads" if found["device"] == "cpu" else ""
-    _add("mode", found["mode"])
-    _add(
-        "target", f"on {found['device']}, {found['dtype']}{on_cpu}; a pass reads {size(found['target_pass_bytes'])} of weights"
-    )
-    if found["draft_device"]:
-        _add("draft", f"on {found['draft_device']}; a pass reads {size(found['draft_pass_bytes'])} of weights")
-    pages = f"{found['kv_pages']} pages of {found['kv_page_tokens']} tokens"
-    _add("K/V", f"{pages}, {size(found['kv_bytes'])}; the draft has {size(found['draft_kv_bytes'])} of that")
-    _add("rounds", "as graphs" if found["rounds"] == "graphs" else found["rounds"])
-    if found["recorded"]:
-        cost = f"{found['recording_seconds']:.1f} s, {size(found['recording_bytes'])}"
-        _add("recorded", f"{found['recorded']} programs, for batches of {', '.join(map(str, found['batch_sizes']))}: {cost}")
-    _add("loaded in", f"{found['load_seconds']:.1f} s")
 
 
 def _print(report: dict[str, Any]) -> None:

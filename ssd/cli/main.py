@@ -23,6 +23,7 @@ from ssd.cli.demo import demo
 from ssd.cli.distill import distill
 from ssd.cli.doctor import doctor
 from ssd.cli.options import WrongUsage
+from ssd.cli.plan import plan
 from ssd.cli.pull import pull
 from ssd.cli.report import report
 from ssd.cli.serve import serve
@@ -37,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (decode, chat, serve, batch, demo, bench, report, simulate, distill, pull, doctor):
+for command in (decode, chat, serve, batch, demo, bench, report, plan, simulate, distill, pull, doctor):
     app.command()(command)
 
 

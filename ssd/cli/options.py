@@ -31,10 +31,11 @@ SERVER_EXTRA = ("fastapi", "starlette", "pydantic", "uvicorn", "h11", "prometheu
 
 PROMPTS = "Prompts"
 OUTPUT, BENCH = "Output", "Benchmark"
-SIMULATED = "Simulation"
+SIMULATED, PLAN = "Simulation", "Plan"
 PANELS = (
     PROMPTS,
     BENCH,
+    PLAN,
     SIMULATED,
     SERVER,
     ACCESS,

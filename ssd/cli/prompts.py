@@ -11,6 +11,7 @@ from ssd.cli.options import check_text
 from ssd.errors import SsdError
 
 if TYPE_CHECKING:
+    from ssd.bench.sets import PromptSet
     from ssd.models.prompts import Prompt
 
 
@@ -22,6 +23,19 @@ def read_prompts(path: Path, field: str) -> Iterator[Prompt]:
     for where, value in _values(path, field):
         is_chat = isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
         yield value if is_chat else _text(value, field, where)
+
+
+def prompt_set(name: str, field: str, limit: int) -> PromptSet:
+    """A built-in set, or a file of prompts. limit: largest number of prompts; 0 takes all. Raises SsdError."""
+    from ssd.bench.sets import BUILT_IN, PromptSet
+
+    if name in BUILT_IN:
+        prompts = list(BUILT_IN[name].prompts)
+    elif Path(name).suffix or Path(name).exists():
+        prompts, name = list(read_prompts(Path(name), field)), Path(name).stem
+    else:
+        raise SsdError(f"there is no set of prompts {name!r}; choose {', '.join(BUILT_IN)}, or give a file of JSON lines.")
+    return PromptSet(name, prompts[: limit or None])
 
 
 def read_texts(path: Path, field: str) -> Iterator[str]:

@@ -99,6 +99,13 @@ def read_config(path: Path) -> ModelConfig:
     return ModelConfig.from_gguf_metadata(file.metadata, file.tensor_names, file.frequency_factors)
 
 
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each stored tensor by its Hugging Face name, without its values. Raises CheckpointError."""
+    if not path.is_dir():
+        return _open_gguf(path).shapes
+    return _shapes_of(path, _file_of_each_tensor(path))
+
+
 def load_checkpoint(path: Path, dtype: torch.dtype, progress: Callable[[float], None] | None = None) -> Checkpoint:
     """Load a Hugging Face directory (config.json with model.safetensors, whole or sharded) or a .gguf file.
 
@@ -149,9 +156,7 @@ def _load_directory(path: Path, dtype: torch.dtype, progress: Callable[[float], 
         for name, file in _file_of_each_tensor(path).items()
         if not name.endswith("rotary_emb.inv_freq")  # a buffer of old checkpoints; it is computed instead
     }
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in dict.fromkeys(file_of.values()):
-        shapes |= _read_shapes(path, file, file_of)
+    shapes = _shapes_of(path, file_of)
     draft_vocab_shape = shapes.pop(DRAFT_VOCAB, None)
     if draft_vocab_shape is not None and config.tie_embeddings and not config.borrows_embeddings:
         raise CheckpointError(
@@ -239,6 +244,13 @@ def _opened(file: Path) -> Iterator[Any]:
         raise CheckpointError(
             f"{file} is not a whole safetensors file ({one_line(error)}); it may be truncated, so fetch it again."
         ) from error
+
+
+def _shapes_of(path: Path, file_of: Mapping[str, Path]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in dict.fromkeys(file_of.values()):
+        shapes |= _read_shapes(path, file, file_of)
+    return shapes
 
 
 def _read_shapes(path: Path, file: Path, file_of: Mapping[str, Path]) -> dict[str, tuple[int, ...]]:

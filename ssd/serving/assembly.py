@@ -29,9 +29,9 @@ from ssd.options import EngineOptions
 from ssd.runtime.executor import Executor
 from ssd.runtime.memory import must_fit
 from ssd.runtime.paced import paced
-from ssd.runtime.placement import Placement
+from ssd.runtime.placement import Placement, memory_for_kv
 from ssd.serving.core import Core
-from ssd.serving.footprint import Footprint, affordable_pages
+from ssd.serving.footprint import Footprint, affordable_pages, pages_a_sequence, scratch_pages
 from ssd.serving.loading import LoadedModels
 from ssd.serving.scheduler import Scheduler
 
@@ -58,10 +58,10 @@ class Assembly:
         self._slots = options.max_batch
         self._proposed = options.speculation_options.nodes - 1  # the most tokens that a round proposes for a sequence
         self._budget = options.speculation_options.budget if models.mode == "ssd" else 0
-        self._pages_a_sequence = -(-(self.max_context + self._proposed) // PAGE_SIZE)
-        self._scratch_pages = -(-self._slots * self._budget * self._proposed // PAGE_SIZE)  # in the draft's K/V, for branches
+        self._pages_a_sequence = pages_a_sequence(options, self.max_context)
+        self._scratch_pages = scratch_pages(options, self._budget)
         with must_fit(f"K/V for gpu_memory_utilization={options.gpu_memory_utilization:g}", "lower it"):
-            affordable = affordable_pages(options, models, placement, self._scratch_pages, bool(executor.prepared))
+            affordable = self._affordable_pages(bool(executor.prepared))
             self._num_pages = 1 + min(self._slots * self._pages_a_sequence, affordable)
             self.state, self._staging = self._sequences(placement.target_device)
             self.kv_cache = KVCache(target.model.config, self._num_pages, target.model.dtype, placement.target_device)
@@ -147,6 +147,16 @@ class Assembly:
             batch_sizes=self._executor.prepared,
             recording_seconds=recorded.seconds,
             recording_bytes=recorded.bytes,
+        )
+
+    def _affordable_pages(self, records: bool) -> int:
+        placement, draft = self._placement, self._models.draft
+        memory = memory_for_kv(self._options, placement.target_device)
+        elsewhere = draft is not None and placement.draft_device != placement.target_device
+        draft_memory = memory_for_kv(self._options, placement.draft_device) if elsewhere else None
+        draft_model = draft.model if draft is not None else None
+        return affordable_pages(
+            self._options, self._models.target.model, draft_model, self._budget, memory, draft_memory, placement.apart, records
         )
 
     def _sequences(self, device: torch.device) -> tuple[SequenceState, SequenceState]:

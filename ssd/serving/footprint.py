@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from ssd.kv.cache import KVCache
+import torch
+
+from ssd.kv.cache import PAGE_SIZE, KVCache, KVShape
 from ssd.options import EngineOptions
-from ssd.runtime.placement import Placement, memory_for_kv
-from ssd.serving.loading import LoadedModels
 
 
 @dataclass(frozen=True)
@@ -39,35 +40,60 @@ class Footprint:
     recording_bytes: int
 
 
+class KVModel(Protocol):
+    """The part of a model that determines the memory beside its weights. vocab_size: columns of its logits."""
+
+    @property
+    def config(self) -> KVShape: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def vocab_size(self) -> int: ...
+
+
 def affordable_pages(
-    options: EngineOptions, models: LoadedModels, placement: Placement, scratch_pages: int, records: bool
+    options: EngineOptions,
+    target: KVModel,
+    draft: KVModel | None,
+    branches: int,
+    memory: int,
+    draft_memory: int | None,
+    apart: bool,
+    records: bool,
 ) -> int:
     """Pages that fit both K/V caches, after reserving memory for the logits of both models, and for q, which is needed once a
     request samples.
 
-    At most half of the memory is reserved for q: if q needs more, the draft fails later, never the target. scratch_pages:
-    number of further pages in the draft's cache. records: whether rounds are recorded.
+    At most half of the memory is reserved for q: if q needs more, the draft fails later, never the target. branches: number
+    of branches of a sequence, 0 in mode "sd". memory: bytes beside the weights, on the target's device. draft_memory: the
+    same for a draft on a device of its own; None if they share one. apart: whether each role has tables of its own. records:
+    whether rounds are recorded.
     """
-    target_model, slots = models.target.model, options.max_batch
-    proposed = options.speculation_options.nodes - 1
-    budget = options.speculation_options.budget if models.mode == "ssd" else 0
-    memory = memory_for_kv(options, placement.target_device)
-    page = KVCache.bytes_a_page(target_model.config, target_model.dtype)
-    memory -= min(4 * slots * (proposed + 1) * target_model.vocab_size, memory // 4)  # p's logits
-    if models.draft is None:
+    slots, proposed = options.max_batch, options.speculation_options.nodes - 1
+    page = KVCache.bytes_a_page(target.config, target.dtype)
+    memory -= min(4 * slots * (proposed + 1) * target.vocab_size, memory // 4)  # p's logits
+    if draft is None:
         return max(0, memory // page)
-    draft_model = models.draft.model
-    draft_page = KVCache.bytes_a_page(draft_model.config, draft_model.dtype)
-    row = 4 * slots * draft_model.vocab_size
-    draft_tables = 2 * (budget + 1) * proposed * row  # q
-    draft_tables += (proposed + 1) * row if budget else 0  # z
-    draft_tables += 2 * budget * row if records else 0  # the logits of a branch step
-    received = 3 * proposed * row if placement.apart else 0  # q's copy for the target, and its receive buffer
-    scratch = scratch_pages * draft_page
-    if placement.draft_device == placement.target_device:
+    draft_page = KVCache.bytes_a_page(draft.config, draft.dtype)
+    row = 4 * slots * draft.vocab_size
+    draft_tables = 2 * (branches + 1) * proposed * row  # q
+    draft_tables += (proposed + 1) * row if branches else 0  # z
+    draft_tables += 2 * branches * row if records else 0  # the logits of a branch step
+    received = 3 * proposed * row if apart else 0  # q's copy for the target, and its receive buffer
+    scratch = scratch_pages(options, branches) * draft_page
+    if draft_memory is None:
         memory -= min(draft_tables + received, memory // 2) + scratch
         return max(0, memory // (page + draft_page))
-    draft_memory = memory_for_kv(options, placement.draft_device)
     draft_memory -= min(draft_tables, draft_memory // 2) + scratch
     memory -= min(received, memory // 2)
     return max(0, min(memory // page, draft_memory // draft_page))
+
+
+def scratch_pages(options: EngineOptions, branches: int) -> int:
+    """Pages in the draft's cache for the keys of branches, besides those of the sequences."""
+    return -(-options.max_batch * branches * (options.speculation_options.nodes - 1) // PAGE_SIZE)
+
+
+def pages_a_sequence(options: EngineOptions, tokens: int) -> int:
+    """Pages of a sequence of so many tokens, with those that a round may propose beyond its end."""
+    return -(-(tokens + options.speculation_options.nodes - 1) // PAGE_SIZE)

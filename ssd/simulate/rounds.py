@@ -7,6 +7,7 @@ beside each other, then the exchange between the roles. If any sequence of the b
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -44,6 +45,12 @@ class Setting:
     fallback: Fallback = "neural"
 
 
+def grid(lookaheads: Sequence[int], budgets: Sequence[int], batch: int, fallback: Fallback = "neural") -> list[Setting]:
+    """Mode "ar", then "sd" with each lookahead, then "ssd" with each lookahead and budget."""
+    settings = [Setting("ar", batch=batch), *(Setting("sd", k, batch=batch) for k in lookaheads)]
+    return settings + [Setting("ssd", k, b, batch, fallback) for k in lookaheads for b in budgets]
+
+
 @dataclass(frozen=True)
 class Simulated:
     """tokens_per_s: of one sequence, with the half width of its 95 % interval. hit_rate: over all look-ups. break_even: the hit
@@ -57,6 +64,11 @@ class Simulated:
     round_ms: float
     hit_rate: float | None = None
     break_even: float | None = None
+
+    @property
+    def name(self) -> str:
+        of = self.setting
+        return of.mode + (f", K = {of.lookahead}" if of.lookahead else "") + (f", B = {of.budget}" if of.budget else "")
 
 
 def round_ms(setting: Setting, times: Times) -> float:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ssd
-from cli.cases import Refusal, Run
+from cli.cases import Run
 from ssd.models import registry
 from ssd.native import cpu_isa
 
@@ -85,28 +85,3 @@ def test_the_report_in_words(run: Run) -> None:
     for name in ("python", "torch", "instruction set", "CUDA", "ops on CPU", "model smollm2-135m", "nvtx"):
         assert name in result.out
     assert result.out.endswith("ssd can run here.\n")
-
-
-def test_the_footprint_of_an_engine(run: Run, target: Path, draft: Path) -> None:
-    options = ("--engine", "--target", target, "--draft", draft, "--mode", "ssd", "--max-batch", 3, "--dtype", "float32")
-    result = run("doctor", *options, "--json")
-    assert (result.status, result.err) == (0, "")
-    found = json.loads(result.out)
-    assert (found["mode"], found["device"], found["draft_device"], found["dtype"]) == ("ssd", "cpu", "cpu", "float32")
-    assert found["rounds"] == "recorded" and found["recorded"] == 0
-    assert 0 < found["draft_kv_bytes"] < found["kv_bytes"]
-    assert found["target_pass_bytes"] == found["draft_pass_bytes"] > 0  # the draft is the target with noise
-    assert found["load_seconds"] > 0
-    words = run("doctor", *options).out
-    for name in ("mode", "target", "draft", "K/V", "rounds", "loaded in"):
-        assert f"\n{name}" in f"\n{words}"
-
-
-def test_an_engine_that_cannot_be_is_refused(refusal: Refusal, target: Path) -> None:
-    assert "'cuda:1'" in refusal("doctor", "--engine", "--target", target, "--draft", "self:1", "--draft-device", "cuda:1")
-    assert "draft_sms" in refusal("doctor", "--engine", "--target", target, "--draft-sms", 16)
-
-
-def test_options_of_an_engine_without_one_are_refused(refusal: Refusal) -> None:
-    assert "--draft-device is an engine's; give it with --engine" in refusal("doctor", "--draft-device", "cuda:1", status=2)
-    assert "--lookahead is an engine's; give it with --engine" in refusal("doctor", "-k", 5, "--json", status=2)

@@ -1,0 +1,1 @@
+"""Predictions before a decode: memory that fits, and the speed of each mode and setting (`ssd plan`)."""
