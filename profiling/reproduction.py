@@ -1,8 +1,8 @@
-"""The simulator against a published reproduction of the paper (Qwen3-32B on four H100s, Qwen3-0.6B on a fifth, greedy, batch 1).
+"""The simulator against a published reproduction of the paper: Qwen3-32B on four H100s, its draft on a fifth.
 
     python profiling/reproduction.py
 
-Published: a verification takes 11.5 ms, a branch step 2.54 ms, the fan-out is 3, hit rates are 80 to 90 %, and the speeds below.
+Published: a verification takes 11.5 ms, a branch step of Qwen3-0.6B 2.54 ms; the fan-out is 3; hit rates are 80 to 90 %.
 At K = 4 that is one equation for three unknowns: acceptance, hit rate, and the hand-shake, by which a round is longer than its
 passes. So each line takes one acceptance and one hit rate, solves for the hand-shake at K = 4, and predicts the rest.
 

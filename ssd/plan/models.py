@@ -22,15 +22,16 @@ from ssd.options import WeightsName
 class PlannedModel:
     """A model without its weights.
 
-    vocab_size: columns of its logits. pass_bytes: weights that a pass reads. table_bytes: embeddings beside them; 0 for a draft
-    that uses its target's.
+    vocab_size: columns of its logits. layers_bytes, head_bytes: weights that a pass reads. table_bytes: embeddings beside them;
+    0 for a draft that uses its target's.
     """
 
     name: str
     config: ModelConfig
     dtype: torch.dtype
     vocab_size: int
-    pass_bytes: int
+    layers_bytes: int
+    head_bytes: int
     table_bytes: int
 
     @classmethod
@@ -50,19 +51,21 @@ class PlannedModel:
         linears = [shape for tensor, shape in shapes.items() if len(shape) == 2 and tensor not in (EMBEDDINGS, LM_HEAD)]
         head = size((columns, config.hidden_size))
         table = 0 if config.borrows_embeddings else config.vocab_size * config.hidden_size * dtype.itemsize
-        return cls(name, config, dtype, columns, sum(map(size, linears)) + head, table)
+        return cls(name, config, dtype, columns, sum(map(size, linears)), head, table)
 
     def first_layers(self, count: int) -> PlannedModel:
         """The draft that is made of its first layers, with its own head."""
-        head = self.vocab_size * self.config.hidden_size * self.dtype.itemsize
-        of_layers = (self.pass_bytes - head) * count // self.config.num_layers
         return replace(
             self,
             name=f"self:{count}",
             config=replace(self.config, num_layers=count),
-            pass_bytes=of_layers + head,
+            layers_bytes=self.layers_bytes * count // self.config.num_layers,
             table_bytes=0,
         )
+
+    @property
+    def pass_bytes(self) -> int:
+        return self.layers_bytes + self.head_bytes
 
     @property
     def kv_bytes_a_token(self) -> float:

@@ -35,7 +35,7 @@ def test_a_result_of_bench_gives_the_outcomes(run: Run, tmp_path: Path) -> None:
     found = json.loads(done.out)
     assert found["what"] == "simulated" and found["outcomes"]["acceptance"] == pytest.approx([0.5, 30 / 45])
     assert [row["setting"]["mode"] for row in found["rows"]] == ["ar", "sd", "ssd"]
-    assert "of ssd bench" in run("simulate", result, *TIMES, "--lookahead", 2).out
+    assert "result bench.json" in run("simulate", result, *TIMES, "--lookahead", 2).out
 
 
 WRONG = [
