@@ -10,7 +10,7 @@ from statistics import fmean, mean, median
 from typing import Any
 
 from ssd.bench.journal import Measurement
-from ssd.bench.statistics import hits_per_k, interval, middle, paired_ratio
+from ssd.bench.statistics import hits_per_k, interval, middle, paired_ratio, pooled_rate
 from ssd.decoding.stats import Stats
 
 ALL = "all sets"
@@ -26,7 +26,13 @@ def of_sequences(stats: Sequence[Stats], floor_s: float) -> dict[str, Any]:
     tokens_per_round = mean(s.mean_acceptance_length for s in stats if s.mean_acceptance_length is not None)
     verify_ms = median_of("t_verify_ms") or math.nan
     return {
-        "decode_tokens_per_s": {"median": median(rates), "mean_95": interval(rates), "min": min(rates), "max": max(rates)},
+        "decode_tokens_per_s": {
+            "median": median(rates),
+            "mean_95": interval(rates),
+            "min": min(rates),
+            "max": max(rates),
+            "pooled": pooled_rate(stats),
+        },
         "time_to_first_token_s": median_of("time_to_first_token_s"),
         "tokens_per_round": tokens_per_round,
         "acceptance_rate": median_of("acceptance_rate"),

@@ -63,6 +63,17 @@ def tokens_per_round(stats: Sequence[Stats]) -> float:
     return committed / max(1, sum(s.rounds for s in stats))
 
 
+def rounds_s(stats: Stats) -> float:
+    """The seconds that a sequence's rounds took; 0 if it had none."""
+    return (stats.mean_acceptance_length or 0.0) * stats.rounds / (stats.decode_tokens_per_s or math.inf)
+
+
+def pooled_rate(stats: Sequence[Stats]) -> float:
+    """Tokens that rounds committed over the seconds that they took, of all sequences; 0 without rounds."""
+    seconds = sum(map(rounds_s, stats))
+    return tokens_per_round(stats) * sum(s.rounds for s in stats) / seconds if seconds else 0.0
+
+
 def total_accepted(stats: Sequence[Stats]) -> float:
     """Draft tokens accepted, in all rounds of all sequences."""
     return sum(s.accepted_per_round * s.rounds for s in stats)

@@ -10,7 +10,7 @@ from statistics import median
 
 import torch
 
-from ssd.bench.statistics import hit_rate, middle
+from ssd.bench.statistics import hit_rate, middle, rounds_s
 from ssd.decoding.ssd import SpeculativeSpeculative
 from ssd.decoding.stats import Stats
 from ssd.engine import Engine
@@ -18,7 +18,7 @@ from ssd.options import EngineOptions, SamplingParams
 from ssd.serving.loading import LoadedModels
 from ssd.simulate.rounds import Setting, Times
 
-PROMPT, TOKENS, RUNS = 128, 64, 5  # tokens of a prompt and of an output; decodes of each setting
+PROMPT, TOKENS, RUNS = 192, 32, 5  # tokens of a prompt and of an output; decodes of each setting
 WARM_UP = 8  # tokens of a first decode
 
 
@@ -63,7 +63,7 @@ def times_of(setting: Setting, stats: Sequence[Stats]) -> Times:
     verify, drafting, fallback = (
         middle(getattr(each, name) for each in stats) or 0.0 for name in ("t_verify_ms", "t_draft_ms", "t_fallback_ms")
     )
-    round_ms = 1e3 * sum(map(_seconds, stats)) / sum(each.rounds for each in stats)
+    round_ms = 1e3 * sum(map(rounds_s, stats)) / sum(each.rounds for each in stats)
     if setting.mode == "ar":
         return Times(verify, verify, 0.0, 0.0, max(0.0, round_ms - verify))
     if setting.mode == "sd":
@@ -72,11 +72,6 @@ def times_of(setting: Setting, stats: Sequence[Stats]) -> Times:
     any_miss = 1 - hit_rate(stats) ** setting.batch
     exchange = round_ms - max(verify, drafting) - any_miss * fallback
     return Times(verify, verify, draft, (drafting - draft) / setting.lookahead, max(0.0, exchange))
-
-
-def _seconds(stats: Stats) -> float:
-    """The time of a sequence's rounds."""
-    return (stats.mean_acceptance_length or 0.0) * stats.rounds / (stats.decode_tokens_per_s or float("inf"))
 
 
 def _median_times(found: Sequence[Times]) -> Times:

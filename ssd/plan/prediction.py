@@ -44,7 +44,8 @@ def predict(
     found = []
     for each in settings:
         alone = simulate(each, outcomes, apart[each], ROUNDS, SEED).tokens_per_s if each in apart else None
-        found.append(Prediction(simulate(each, outcomes, times[each], ROUNDS, SEED), alone))
+        rival = times.get(replace(each, mode="sd", budget=0))
+        found.append(Prediction(simulate(each, outcomes, times[each], ROUNDS, SEED, rival), alone))
     return found
 
 

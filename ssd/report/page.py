@@ -118,17 +118,19 @@ def _speeds(variants: Sequence[Variant]) -> Section:
     shown = [row for row in found if few or row["set"] == rows.broadest(variants)]
     text = [
         "A dot is the median decode rate of the sequences, without prefill and first token. The line is the 95 % interval of the "
-        "mean, and the tick is the floor: the rate if a round took no longer than one read of the target's weights."
+        "mean, and the tick is the floor: the rate if a round took no longer than one read of the target's weights. The pooled rate "
+        "is all tokens over all time."
     ]
     if not few:
         text.append(f"The chart shows {rows.broadest(variants)}; the table has every set.")
-    head = ("set", "variant", "tokens/s", "95 % of the mean", "over the first (95 %)", "p", "of the floor", "tokens a round",
+    head = ("set", "variant", "tokens/s", "pooled", "95 % of the mean", "over the first (95 %)", "p", "of the floor", "tokens a round",
             "hit rate", "first token, s", "same tokens")  # fmt: skip
     body = [
         (
             row["set"],
             row["variant"],
             figure(row["tokens_per_s"]),
+            figure(row.get("pooled")),
             f"{row['low']:.1f} to {row['high']:.1f}",
             f"{row['over_first']:.2f} ({row['over_first_95'][0]:.2f} to {row['over_first_95'][1]:.2f})"
             if row.get("over_first")

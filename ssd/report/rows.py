@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from ssd.bench.results import BenchResult
-from ssd.bench.statistics import hit_rate, hits_per_k, interval, middle, tokens_per_round
+from ssd.bench.statistics import hit_rate, hits_per_k, interval, middle, rounds_s, tokens_per_round
 from ssd.decoding.speed_model import SsdModel
 from ssd.decoding.stats import Stats
 from ssd.errors import SsdError
@@ -105,6 +105,7 @@ def speeds(variants: Sequence[Variant]) -> list[Row]:
                     "set": name,
                     "variant": variant.label,
                     "tokens_per_s": rate["median"],
+                    "pooled": rate["pooled"],
                     "low": rate["mean_95"][0],
                     "high": rate["mean_95"][1],
                     "floor": found["floor_tokens_per_s"],
@@ -138,7 +139,7 @@ def round_parts(variants: Sequence[Variant]) -> list[Row]:
         stats = [s for s in variant.stats() if s.decode_tokens_per_s and s.rounds]
         if not stats:
             continue
-        round_ms = 1e3 * sum(_seconds(s) for s in stats) / sum(s.rounds for s in stats)
+        round_ms = 1e3 * sum(map(rounds_s, stats)) / sum(s.rounds for s in stats)
         verify, draft, hidden, fallback = (
             middle(getattr(s, name) for s in stats)
             for name in ("t_verify_ms", "t_draft_ms", "hidden_draft_ms", "t_fallback_ms")
@@ -336,8 +337,3 @@ def _prompts(variant: Variant) -> dict[tuple[str, int], list[Stats]]:
 
 def _rate(stats: Stats) -> float:
     return stats.decode_tokens_per_s or 0.0
-
-
-def _seconds(stats: Stats) -> float:
-    """The time of its rounds."""
-    return (stats.mean_acceptance_length or 0.0) * stats.rounds / _rate(stats)

@@ -80,8 +80,11 @@ def round_ms(setting: Setting, times: Times) -> float:
     return max(times.verify, times.draft + setting.lookahead * times.branch) + times.exchange
 
 
-def simulate(setting: Setting, outcomes: Outcomes, times: Times, rounds: int, seed: int) -> Simulated:
-    """Run REPLICAS decodes at once. rounds: of all of them together; each runs at least one that counts."""
+def simulate(
+    setting: Setting, outcomes: Outcomes, times: Times, rounds: int, seed: int, rival: Times | None = None
+) -> Simulated:
+    """Run REPLICAS decodes at once. rounds: of all of them together; each runs at least one that counts. rival: the times of
+    mode "sd", with which "ssd" breaks even; None if they are the same."""
     draw = np.random.default_rng(seed)
     sequences = (REPLICAS, setting.batch)
     looks_up = setting.mode == "ssd"
@@ -120,14 +123,16 @@ def simulate(setting: Setting, outcomes: Outcomes, times: Times, rounds: int, se
         tokens_per_round=float(tokens.mean() / counted),
         round_ms=float(spent.mean() / counted),
         hit_rate=hit_rate,
-        break_even=_break_even(setting, outcomes, times, fallback, lengths) if looks_up else None,
+        break_even=_break_even(setting, outcomes, times, rival or times, fallback, lengths) if looks_up else None,
     )
 
 
-def _break_even(setting: Setting, outcomes: Outcomes, times: Times, fallback: float, lengths: tuple[int, int]) -> float | None:
+def _break_even(
+    setting: Setting, outcomes: Outcomes, times: Times, rival: Times, fallback: float, lengths: tuple[int, int]
+) -> float | None:
     """By bisection of the speed model, which says what a hit rate is worth."""
     after_miss, after_hit = (float(outcomes.accepted(n) @ np.arange(1, n + 2)) for n in lengths)
-    speculative = after_hit / round_ms(replace(setting, mode="sd"), times)
+    speculative = after_hit / round_ms(replace(setting, mode="sd"), rival)
     plain = round_ms(setting, times)
 
     def loses(hit_rate: float) -> bool:

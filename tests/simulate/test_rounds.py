@@ -72,6 +72,13 @@ def test_at_the_break_even_ssd_is_as_fast_as_sd(batch: int) -> None:
     assert simulate(setting, OUTCOMES, replace(TIMES, branch=30.0), 1000, SEED).break_even is None
 
 
+def test_the_times_of_sd_may_be_others() -> None:
+    setting = Setting("ssd", lookahead=4, budget=8)
+    slower, faster = (replace(TIMES, verify=ms) for ms in (20.0, 2.0))
+    at = [simulate(setting, OUTCOMES, TIMES, ROUNDS, SEED, rival).break_even for rival in (slower, None, faster)]
+    assert at[0] == pytest.approx(0.0, abs=1e-6) and at[1] is not None and at[2] is None
+
+
 def test_few_rounds_are_enough_for_a_figure() -> None:
     assert math.isfinite(simulate(Setting("ssd", 2, 3), OUTCOMES, TIMES, 1, SEED).tokens_per_s)
     assert WARM_UP > 0
