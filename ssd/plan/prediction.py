@@ -21,7 +21,7 @@ from ssd.serving.loading import LoadedModels
 from ssd.simulate.outcomes import Outcomes
 from ssd.simulate.rounds import Setting, Simulated, Times, simulate
 
-ROUNDS, SEED = 200_000, 0
+ROUNDS, FEWEST, SEED = 200_000, 20_000, 0  # simulated rounds of one sequence, and the fewest of a large batch
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,10 @@ def predict(
     """apart: the times with a device for each model, of the settings for which they are known."""
     found = []
     for each in settings:
-        alone = simulate(each, outcomes, apart[each], ROUNDS, SEED).tokens_per_s if each in apart else None
+        rounds = max(FEWEST, ROUNDS // each.batch)
+        alone = simulate(each, outcomes, apart[each], rounds, SEED).tokens_per_s if each in apart else None
         rival = times.get(replace(each, mode="sd", budget=0))
-        found.append(Prediction(simulate(each, outcomes, times[each], ROUNDS, SEED, rival), alone))
+        found.append(Prediction(simulate(each, outcomes, times[each], rounds, SEED, rival), alone))
     return found
 
 
