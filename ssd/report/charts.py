@@ -38,14 +38,14 @@ CONFIG: dict[str, Any] = {
 
 
 def speed(rows: Sequence[Row]) -> Chart:
-    """Dots with intervals; a tick at each floor."""
+    """Means with their intervals; a tick at each floor."""
     base = alt.Chart(_data(rows)).encode(
         y=alt.Y("variant:N", sort=None, title=None),
         yOffset=alt.YOffset("set:N", sort=None),
         color=alt.Color("set:N", sort=None),
     )
-    tip = _tips("set", "variant", tokens_per_s=".1f", floor=".1f")
-    rate = alt.X("tokens_per_s:Q", title="tokens/s of a sequence", scale=alt.Scale(zero=True))
+    tip = _tips("set", "variant", mean=".1f", floor=".1f")
+    rate = alt.X("mean:Q", title="tokens/s of a sequence", scale=alt.Scale(zero=True))
     dots = base.mark_point(filled=True, size=60).encode(x=rate, tooltip=tip)
     whiskers = base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q", color=alt.Color("set:N", sort=None))
     floors = base.mark_tick(thickness=2, height=10).encode(x="floor:Q", tooltip=tip)

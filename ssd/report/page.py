@@ -117,9 +117,9 @@ def _speeds(variants: Sequence[Variant]) -> Section:
     few = len(variants) <= MANY
     shown = [row for row in found if few or row["set"] == rows.broadest(variants)]
     text = [
-        "A dot is the median decode rate of the sequences, without prefill and first token. The line is the 95 % interval of the "
-        "mean, and the tick is the floor: the rate if a round took no longer than one read of the target's weights. The pooled rate "
-        "is all tokens over all time."
+        "A dot is the mean decode rate of the sequences, without prefill and first token; the line is its 95 % interval. A tick is "
+        "the floor: the rate if a round took no longer than one read of the target's weights. In the table, tokens/s is the median "
+        "of the sequences, and the pooled rate is all tokens over all time."
     ]
     if not few:
         text.append(f"The chart shows {rows.broadest(variants)}; the table has every set.")

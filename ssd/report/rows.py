@@ -106,6 +106,7 @@ def speeds(variants: Sequence[Variant]) -> list[Row]:
                     "variant": variant.label,
                     "tokens_per_s": rate["median"],
                     "pooled": rate["pooled"],
+                    "mean": fmean(rate["mean_95"]),
                     "low": rate["mean_95"][0],
                     "high": rate["mean_95"][1],
                     "floor": found["floor_tokens_per_s"],
@@ -124,7 +125,10 @@ def speeds(variants: Sequence[Variant]) -> list[Row]:
                 if each["set"] == name:
                     low, high = interval(each["decode_tokens_per_s"])
                     rate = middle(each["decode_tokens_per_s"])
-                    rows.append({"set": name, "variant": each["peer"], "tokens_per_s": rate, "low": low, "high": high})
+                    mean = fmean((low, high))
+                    rows.append(
+                        {"set": name, "variant": each["peer"], "tokens_per_s": rate, "mean": mean, "low": low, "high": high}
+                    )
     return rows
 
 

@@ -46,7 +46,7 @@ def test_the_outcomes_of_prompts_and_the_engine_s_memory(
 
 
 def test_a_plan_for_described_devices_needs_no_model(run: Run) -> None:
-    done = run("plan", *H100, "--batch", "1,64", "--context", 30_000, "--json")
+    done = run("plan", *H100, "--batch", "1,64", "--context", 8192, "--json")
     assert done.status == 0, done.err
     found = json.loads(done.out)
     assert found["sequences_that_fit"]["1"] > found["sequences_that_fit"]["64"] > 0
