@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,9 @@ from ssd.errors import SsdError, one_line
 from ssd.options import EngineOptions, SamplingParams
 
 if TYPE_CHECKING:
+    from ssd.bench.sets import PromptSet
     from ssd.plan.prediction import Prediction
+    from ssd.serving.loading import LoadedModels
     from ssd.simulate.outcomes import Outcomes
     from ssd.simulate.rounds import Setting
 
@@ -66,16 +69,17 @@ def plan(
     ] = 10.0,
     context: Annotated[int, o.option("--context", help="Number of tokens of each sequence.", panel=o.PLAN)] = 2048,
     measure: Annotated[
-        str | None,
+        list[str] | None,
         o.option(
             "--measure",
-            help="Prompts to decode for the outcomes: a built-in set of `ssd bench`, or a file with one JSON object a line.",
+            help="Prompts to decode for the outcomes: a built-in set of `ssd bench`, or a file with one JSON object a line; all "
+            "built-in ones unless outcomes are given. May be given several times.",
             panel=o.PLAN,
             metavar="SET|FILE.jsonl",
         ),
     ] = None,
     field: Annotated[str, o.option("--field", help="Field of a file's lines that has the prompt.", panel=o.PLAN)] = "prompt",
-    limit: Annotated[int, o.option("--limit", help="Largest number of prompts; 0 takes all.", panel=o.PLAN)] = 8,
+    limit: Annotated[int, o.option("--limit", help="Largest number of prompts of a set; 0 takes all.", panel=o.PLAN)] = 4,
     result: Annotated[
         Path | None,
         o.option("--outcomes", help="Result of `ssd bench` that gives the outcomes.", panel=o.PLAN, metavar="RESULT.json"),
@@ -98,8 +102,10 @@ def plan(
     )
     if context < 1 or not 0 <= link < 1e6 or limit < 0:
         raise o.WrongUsage("context must be at least 1, link from 0 to 10^6 microseconds, and limit 0 or more.")
-    if measure is not None and (result is not None or on is not None):
-        raise o.WrongUsage("--measure decodes on this machine; leave out --outcomes and --on.")
+    law = (acceptance, first_miss, decay)
+    given = result is not None or any(value is not None for value in law)
+    if measure and (given or on is not None):
+        raise o.WrongUsage("--measure decodes on this machine; leave out --on and other outcomes.")
     if on is None and draft_on is not None:
         raise o.WrongUsage("--draft-on describes a device beside --on; give both.")
 
@@ -107,12 +113,17 @@ def plan(
 
     options = replace(options, target=o.target_of(model, options) or options.target)
     settings = [each for size in batches for each in grid(lookaheads, budgets, size)]
-    given = (result, max(budgets), acceptance, first_miss, decay)
     if on is not None:
-        found = _described(options, on, draft_on, link, context, settings, _outcomes(options, *given))
+        drawn = outcomes.outcomes_of(result, max(budgets), *law) if given else _assumed(options, max(budgets))
+        found = _described(options, on, draft_on, link, context, settings, drawn)
+    elif given:
+        drawn = outcomes.outcomes_of(result, max(budgets), *law)
+        found = _here(options, context, settings, lambda models: drawn)
     else:
-        prompts = prompt_set(measure, field, limit) if measure is not None else None
-        found = _here(options, context, settings, None if prompts else _outcomes(options, *given), prompts, params)
+        from ssd.bench.sets import BUILT_IN
+
+        sets = [prompt_set(each, field, limit) for each in measure or BUILT_IN]
+        found = _here(options, context, settings, partial(_measured, options, sets, params, max(lookaheads), max(budgets)))
     fitting = [each for each in found.predictions if found.room.get(each.setting.batch, 0) >= each.setting.batch]
     command = _command(options, fastest_of(fitting), draft_on is not None) if fitting else None
     if as_json:
@@ -121,15 +132,29 @@ def plan(
         _show(found, batches, command)
 
 
-def _outcomes(options: EngineOptions, result: Path | None, guesses: int, *law: float | None) -> tuple[Outcomes, str]:
-    """As given; or else from the report that came with the draft; or else assumed."""
+def _assumed(options: EngineOptions, guesses: int) -> tuple[Outcomes, str]:
+    """From the report that came with the draft, if there is one."""
     from ssd.plan.prediction import outcomes_of_draft
 
-    if result is None and not any(value is not None for value in law):
-        reported = outcomes_of_draft(options.draft, options.target, guesses)
-        if reported is not None:
-            return reported, "acceptance from the draft's own report, hits assumed"
-    return outcomes.outcomes_of(result, guesses, *law)
+    reported = outcomes_of_draft(options.draft, options.target, guesses)
+    if reported is not None:
+        return reported, "acceptance from the draft's own report, hits assumed"
+    return outcomes.outcomes_of(None, guesses, None, None, None)
+
+
+def _measured(
+    options: EngineOptions,
+    sets: Sequence[PromptSet],
+    params: SamplingParams,
+    lookahead: int,
+    budget: int,
+    models: LoadedModels,
+) -> tuple[Outcomes, str]:
+    from ssd.plan.prediction import measured_outcomes
+
+    prompts = [prompt for each in sets for prompt in each.prompts]
+    drawn = measured_outcomes(models, options, prompts, params, lookahead, budget)
+    return drawn, f"measured on {len(prompts)} prompts: {', '.join(each.name for each in sets)}"
 
 
 def fastest_of(predictions: Sequence[Prediction]) -> Setting:
@@ -144,14 +169,12 @@ def _here(
     options: EngineOptions,
     context: int,
     settings: Sequence[Setting],
-    given: tuple[Outcomes, str] | None,
-    prompts: Any,
-    params: SamplingParams,
+    outcomes_from: Callable[[LoadedModels], tuple[Outcomes, str]],
 ) -> Plan:
     from ssd.engine import Engine
     from ssd.models.registry import draft_named
     from ssd.plan.calibration import calibrate, engine_options
-    from ssd.plan.prediction import measured_outcomes, predict, sequences_that_fit, times_apart
+    from ssd.plan.prediction import predict, sequences_that_fit, times_apart
     from ssd.runtime.placement import memory_for_kv, place
     from ssd.serving.loading import load_models
 
@@ -168,12 +191,10 @@ def _here(
         raise SsdError(
             f"the draft cannot be used ({one_line(models.draft_error or ValueError('none'))}); nothing was measured."
         )
-    if given is None:
-        drawn = measured_outcomes(models, options, prompts, params, largest.lookahead, largest.budget)
-        given = drawn, f"measured on {prompts.name}"
+    drawn, source = outcomes_from(models)
     with count_bar("Measuring passes") as bar:
         calibrated = calibrate(models, options, settings, bar)
-    predictions = predict(settings, given[0], {each: own.times for each, own in calibrated.items()}, times_apart(calibrated))
+    predictions = predict(settings, drawn, {each: own.times for each, own in calibrated.items()}, times_apart(calibrated))
     target, draft = models.target.model, models.draft.model
     elsewhere = placement.draft_device != placement.target_device
     memory = memory_for_kv(options, placement.target_device)
@@ -194,7 +215,7 @@ def _here(
         f"Times are measured here, with random prompts; {tokens} tokens a sequence count for memory only.",
         "With a device of its own, the draft takes none of the target's bandwidth and cores; exchange as here.",
     ]
-    return Plan(sizes, room, predictions, *given, assumptions, footprint)
+    return Plan(sizes, room, predictions, drawn, source, assumptions, footprint)
 
 
 # Described -------------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from ssd.options import EngineOptions, SamplingParams
 from ssd.serving.loading import LoadedModels
 from ssd.simulate.rounds import Setting, Times
 
-PROMPT, TOKENS, RUNS = 192, 32, 5  # tokens of a prompt and of an output; decodes of each setting
+PROMPT, TOKENS, RUNS = 192, 32, 4  # tokens of a prompt and of an output; decodes of each setting
 WARM_UP = 8  # tokens of a first decode
 
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssd.bench.sets import PromptSet
 from ssd.decoding.fanout import FIRST_MISS
 from ssd.decoding.speed_model import expected_tokens
 from ssd.decoding.stats import Stats
 from ssd.engine import Engine
 from ssd.errors import SsdError
 from ssd.models import registry
+from ssd.models.prompts import Prompt
 from ssd.options import EngineOptions, SamplingParams
 from ssd.plan.calibration import Calibrated
 from ssd.serving.footprint import KVModel, affordable_pages, pages_a_sequence
@@ -101,11 +101,11 @@ def outcomes_of_draft(draft: str | None, target: str, guesses: int) -> Outcomes 
 
 
 def measured_outcomes(
-    models: LoadedModels, options: EngineOptions, prompts: PromptSet, params: SamplingParams, lookahead: int, budget: int
+    models: LoadedModels, options: EngineOptions, prompts: Sequence[Prompt], params: SamplingParams, lookahead: int, budget: int
 ) -> Outcomes:
     """From a decode of the prompts in mode "ssd". Raises SsdError."""
     speculation = replace(options.speculation_options, lookahead=lookahead, budget=budget, fallback="neural")
     own = replace(options, mode="ssd", max_batch=8, speculation_options=speculation)
     with Engine.of(models.target, models.draft, own) as engine:
-        stats: list[Stats] = [completion.stats for completion in engine.decode(list(prompts.prompts), params)]
+        stats: list[Stats] = [completion.stats for completion in engine.decode(list(prompts), params)]
     return Outcomes.recorded(stats)

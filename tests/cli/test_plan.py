@@ -21,7 +21,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_plan_for_this_machine(run: Run, quick: None, target: Path, draft: Path) -> None:
     options = ("--draft", draft, "--dtype", "float32", "--threads", 1, "--lookahead", "2,3", "--budget", 4, "--batch", "1,2")
-    done = run("plan", target, *options)
+    done = run("plan", target, *options, "--decay", 0.5)
     assert done.status == 0, done.err
     for text in ("predicted, batch 1", "predicted, batch 2", "ssd, K = 3, B = 4", "fits", "assumed", "Times are measured here"):
         assert text in done.out
@@ -38,7 +38,7 @@ def test_the_outcomes_of_prompts_and_the_engine_s_memory(
     done = run("plan", target, *options, "--measure", prompts, "--field", "ask", "--json")
     assert done.status == 0, done.err
     found = json.loads(done.out)
-    assert found["outcomes"]["source"] == "measured on mine" and len(found["outcomes"]["acceptance"]) == 3
+    assert found["outcomes"]["source"] == "measured on 2 prompts: mine" and len(found["outcomes"]["acceptance"]) == 3
     assert [row["setting"]["mode"] for row in found["rows"]] == ["ar", "sd", "ssd"]
     assert [row["apart_tokens_per_s"] is not None for row in found["rows"]] == [False, False, True]
     engine = found["engine"]

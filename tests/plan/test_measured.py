@@ -10,9 +10,9 @@ import pytest
 
 import tiny
 from simulate.test_rounds import STATS
-from ssd.bench.sets import PromptSet
 from ssd.decoding.speed_model import expected_tokens
 from ssd.errors import SsdError
+from ssd.models.prompts import Prompt
 from ssd.options import EngineOptions, SamplingParams
 from ssd.plan import calibration
 from ssd.plan.calibration import Calibrated, calibrate, engine_options, times_of
@@ -102,7 +102,7 @@ def test_a_draft_s_report_gives_the_acceptance(tmp_path: Path) -> None:
 
 
 def test_prompts_give_the_outcomes_of_a_decode(models: LoadedModels, options: EngineOptions) -> None:
-    prompts = PromptSet("mine", [[3, 4, 5], [6, 7, 8]])
+    prompts: list[Prompt] = [[3, 4, 5], [6, 7, 8]]
     params = SamplingParams(max_new_tokens=40, ignore_eos=True)
     found = measured_outcomes(models, options, prompts, params, lookahead=3, budget=6)
     assert len(found.acceptance) == 3 and 0.3 < found.acceptance[0] <= 1
