@@ -1,4 +1,4 @@
-"""Figures as text, for tables."""
+"""Figures as text."""
 
 from __future__ import annotations
 
@@ -11,3 +11,8 @@ def figure(value: float | None, unit: str = "", digits: int = 1) -> str:
 
 def percent(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.0%}"
+
+
+def size(count: float) -> str:
+    """Bytes."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

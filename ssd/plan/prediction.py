@@ -50,6 +50,11 @@ def predict(
     return found
 
 
+def fastest_of(predictions: Sequence[Prediction]) -> Setting:
+    """The setting with the most tokens/s of all its sequences together."""
+    return max(predictions, key=lambda each: each.simulated.tokens_per_s * each.setting.batch).setting
+
+
 def times_apart(calibrated: Mapping[Setting, Calibrated]) -> dict[Setting, Times]:
     """The times of "ssd" with a device for each model, from what was measured on one.
 
@@ -76,6 +81,8 @@ def sequences_that_fit(
     tokens: int,
 ) -> int:
     """How many sequences of so many tokens have room at once. memory, draft_memory: see `affordable_pages`."""
+    if memory < 0 or (draft_memory or 0) < 0:
+        return 0
     apart = draft_memory is not None
     given = int(draft_memory) if draft_memory is not None else None
     pages = affordable_pages(options, target, draft, branches, int(memory), given, apart, records=True)

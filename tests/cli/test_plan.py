@@ -42,7 +42,7 @@ def test_the_outcomes_of_prompts_and_the_engine_s_memory(
     assert [row["setting"]["mode"] for row in found["rows"]] == ["ar", "sd", "ssd"]
     assert [row["apart_tokens_per_s"] is not None for row in found["rows"]] == [False, False, True]
     engine = found["engine"]
-    assert engine["device"] == "cpu" and engine["kv_bytes"] > engine["draft_kv_bytes"] and engine["load_seconds"] > 0
+    assert engine["device"] == "cpu" and engine["kv_bytes"] > engine["draft_kv_bytes"]
 
 
 def test_a_plan_for_described_devices_needs_no_model(run: Run) -> None:
