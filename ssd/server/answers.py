@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
-from ssd.requests import Completion
+from ssd.requests import Completion, Request
+from ssd.server.acceptance import speculative_decoding
 from ssd.server.errors import NO_RETRY, ApiError
 from ssd.server.logprobs import chat_logprobs, text_logprobs
 from ssd.server.protocol import ChatBody, CompletionBody
@@ -31,14 +33,15 @@ def finish_reason(completion: Completion) -> str:
 class Answer(ABC):
     """The parts of an answer that do not depend on its kind.
 
-    prompt_tokens: number of tokens of all prompts. n: number of choices of each.
+    requests: one for each choice. prompt_tokens: number of tokens of all prompts. n: number of choices of each.
     """
 
     object: str
     piece_object: str
     prefix: str
 
-    def __init__(self, served: Served, prompt_tokens: int, n: int) -> None:
+    def __init__(self, served: Served, requests: Sequence[Request], prompt_tokens: int, n: int) -> None:
+        self._served, self._requests = served, requests
         self._tokenizer = served.engine.engine.tokenizer
         self._prompt_tokens = prompt_tokens
         self._n = n
@@ -47,7 +50,7 @@ class Answer(ABC):
 
     def whole(self, completions: list[Completion]) -> dict[str, Any]:
         choices = [self.choice(index, completion) for index, completion in enumerate(completions)]
-        return {**self._head, "object": self.object, "choices": choices, "usage": self.usage(completions)}
+        return {**self._head, "object": self.object, "choices": choices, "usage": self.usage(completions)} | self.metrics()
 
     def piece(self, choices: list[Choice]) -> dict[str, Any]:
         return {**self._head, "object": self.piece_object, "choices": choices}
@@ -62,6 +65,18 @@ class Answer(ABC):
             "total_tokens": self._prompt_tokens + tokens,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
+
+    def metrics(self) -> dict[str, Any]:
+        """The acceptance of a request that has ended, if the server's options ask for it; null for several choices, and where
+        nothing is drafted."""
+        level = self._served.options.per_request_spec_decode_metrics
+        if level == "none":
+            return {}
+        spec_tokens = self._served.spec_tokens
+        if len(self._requests) > 1 or not spec_tokens:
+            return {"metrics": {"speculative_decoding": None}}
+        rounds = self._requests[0].stats.committed[1:]
+        return {"metrics": {"speculative_decoding": speculative_decoding(rounds, spec_tokens, level)}}
 
     @staticmethod
     def speculation(chunk: Chunk) -> Choice:
@@ -89,8 +104,8 @@ class Answer(ABC):
 class ChatAnswer(Answer):
     object, piece_object, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def __init__(self, served: Served, prompt_tokens: int, body: ChatBody) -> None:
-        super().__init__(served, prompt_tokens, body.n)
+    def __init__(self, served: Served, requests: Sequence[Request], prompt_tokens: int, body: ChatBody) -> None:
+        super().__init__(served, requests, prompt_tokens, body.n)
         self._top = body.top_logprobs
 
     def choice(self, index: int, completion: Completion) -> Choice:
@@ -117,8 +132,10 @@ class TextAnswer(Answer):
 
     object, piece_object, prefix = "text_completion", "text_completion", "cmpl"
 
-    def __init__(self, served: Served, prompt_tokens: int, body: CompletionBody, echoed: list[str] | None) -> None:
-        super().__init__(served, prompt_tokens, body.n)
+    def __init__(
+        self, served: Served, requests: Sequence[Request], prompt_tokens: int, body: CompletionBody, echoed: list[str] | None
+    ) -> None:
+        super().__init__(served, requests, prompt_tokens, body.n)
         self._top = body.logprobs or 0
         self._echoed = echoed
         self._offsets: dict[int, int] = {}  # characters of the tokens so far, by choice

@@ -72,11 +72,12 @@ async def started(served: Served, body: ChatBody | CompletionBody) -> tuple[list
         )
     except SsdError as error:
         raise served.error(error, body.token_limit[0]) from error
-    prompts = [reader.request.prompt for reader in readers]
+    requests = [reader.request for reader in readers]
+    prompts = [request.prompt for request in requests]
     if isinstance(body, ChatBody):
-        return readers, ChatAnswer(served, len(prompts[0]), body)
+        return readers, ChatAnswer(served, requests, len(prompts[0]), body)
     echoed = [served.text(prompt) for prompt in prompts] if body.echo else None
-    return readers, TextAnswer(served, sum(len(prompt) for prompt in prompts[:: body.n]), body, echoed)
+    return readers, TextAnswer(served, requests, sum(len(prompt) for prompt in prompts[:: body.n]), body, echoed)
 
 
 async def gathered(readers: Sequence[Reader], answer: Answer) -> dict[str, Any]:
@@ -121,7 +122,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": _event(b"[DONE]"), "more_body": False})
 
     async def _events(self) -> AsyncGenerator[dict[str, Any]]:
-        usage = {"usage": None} if self._include_usage else {}
+        usage: dict[str, Any] = {"usage": None} if self._include_usage else {}
         completions: dict[int, Completion] = {}
         openings = [self._answer.opening(index) for index in range(len(self._readers))]
         for opening in openings:
@@ -134,7 +135,8 @@ class EventStream(Response):
                 if chunk.text or chunk.completion is not None or chunk.logprobs or chunk.committed is not None:
                     yield self._answer.piece([self._answer.delta(index, chunk)]) | usage
         if self._include_usage:
-            yield self._answer.piece([]) | {"usage": self._answer.usage([completions[index] for index in sorted(completions)])}
+            usage = {"usage": self._answer.usage([completions[index] for index in sorted(completions)])}
+            yield self._answer.piece([]) | usage | self._answer.metrics()
 
 
 async def merged(readers: Sequence[Reader]) -> AsyncGenerator[tuple[int, Chunk]]:

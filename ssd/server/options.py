@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ssd.errors import SsdError
 from ssd.fields import check, documented, option
@@ -45,6 +46,11 @@ class ServerOptions:
         limits=(0.001, 1e6),
     )
     max_body_mb: int = option(4, help="Largest body of a request, in MB.", panel=SERVER, limits=(1, 1024))
+    per_request_spec_decode_metrics: Literal["none", "summary", "detailed"] = option(
+        "none",
+        help="Acceptance of a request's draft tokens in its response, as metrics.speculative_decoding; 'detailed' has every round.",
+        panel=SERVER,
+    )
     drain_seconds: int = option(
         300, help="Longest time for accepted requests to finish after SIGTERM.", panel=SERVER, limits=(0, 10**6)
     )

@@ -63,6 +63,13 @@ class Served:
         return f"fp_{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}"
 
     @property
+    def spec_tokens(self) -> int:
+        """The most draft tokens that a round accepts; 0 where nothing is drafted."""
+        engine = self.engine.engine
+        speculation = engine.options.speculation_options
+        return 0 if engine.mode == "ar" else len(speculation.tree or ()) or speculation.lookahead
+
+    @property
     def card(self) -> dict[str, Any]:
         """The model as /v1/models lists it."""
         limits = {"max_model_len": self.engine.engine.max_context}
