@@ -39,7 +39,7 @@ KERNELS = Kind("kernels", "kernels")  # kernels.py; also `musts`
 PTXAS = Kind("ptxas", "kernels")  # ptxas.py
 GPU_TESTS, EMULATOR_TESTS, CPU_TESTS = (Kind(f"{name}-tests", "ops") for name in ("gpu", "emulator", "cpu"))  # tests/results.py
 
-README_DECODE = "decode-smollm2-draft"  # the decode that the README quotes
+README_DECODES = ("decode-smollm2-draft", "decode-smollm2-int8")  # the decodes that the README quotes
 
 # The whole decodes of `make gpu-check` (gpu_check.py gives them these names) and their titles.
 GPU_DECODES = {

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from statistics import median
 
-from common.results import DECODE, DRAFTS, README_DECODE, Row, newest
+from common.results import DECODE, DRAFTS, README_DECODES, Row, newest
 
 from pages.markdown import figure, table
 
@@ -21,11 +21,23 @@ def page(results: list[Row]) -> str:
 
 
 def speed(results: list[Row]) -> str:
-    """The newest decode with the target's own draft, and that draft's tokens a round on each set of prompts."""
+    """The newest decodes with the target's own draft, and that draft's tokens a round on each set of prompts."""
     with_own_draft = [r for r in results if DECODE.figures in r and r["settings"]["draft"] == "auto"]
-    decode, drafts = newest(with_own_draft, README_DECODE), newest(results, DRAFTS.what)
-    if decode is None or drafts is None:
+    decodes = [found for name in README_DECODES if (found := newest(with_own_draft, name)) is not None]
+    drafts = newest(results, DRAFTS.what)
+    if not decodes or drafts is None:
         return "Not measured yet.\n"
+    (own,) = (draft for draft in drafts[DRAFTS.figures] if draft["draft"] == "auto")
+    sets = ", ".join(f"{name} {each['all']['mean']:.2f}" for name, each in own["sets"].items())
+    return (
+        "\n".join(map(modes_and_peers, decodes))
+        + f"\nTokens a round on whole sets of prompts, K = {drafts['settings']['lookahead']}: {sets}; "
+        f"{own['all']['mean']:.2f} over all.\n"
+    )
+
+
+def modes_and_peers(decode: Row) -> str:
+    """One decode: its setting, and a table."""
     settings, machine, modes = decode["settings"], decode["machine"], decode[DECODE.figures]
     rates = {name: mode["decode_tokens_per_s"]["median"] for name, mode in modes.items()}
     rates |= {name: median(peer["decode_tokens_per_s"]) for name, peer in decode["peers"].items()}
@@ -35,13 +47,11 @@ def speed(results: list[Row]) -> str:
         label = f"ssd, mode `{name}`" if name in modes else name
         speeds = [figure(rate), figure(rate / rates["ar"], 2)]
         lines.append([label, *speeds, figure(mode["tokens_per_round"], 2), figure(mode["hit_rate"], 2)])
-    (own,) = (draft for draft in drafts[DRAFTS.figures] if draft["draft"] == "auto")
-    sets = ", ".join(f"{name} {each['all']['mean']:.2f}" for name, each in own["sets"].items())
+    weights = settings.get("weights", "auto")
+    form = "" if weights == "auto" else f", `--weights {weights}`"
     return (
-        f"{settings['target']}, {settings['limit']} prompts of {Path(settings['prompts']).stem}, "
+        f"{settings['target']}{form}, {settings['limit']} prompts of {Path(settings['prompts']).stem}, "
         f"{settings['max_new_tokens']} tokens, greedy, K = {settings['lookahead']}, {settings['threads']} threads, in turn in one run "
         f"({machine['device']}, {machine['instruction_set']}; commit {machine['commit']}; {machine['date']}):\n\n"
-        f"{table(lines)}\n\n"
-        f"Tokens a round on whole sets of prompts, K = {drafts['settings']['lookahead']}: {sets}; "
-        f"{own['all']['mean']:.2f} over all.\n"
+        f"{table(lines)}\n"
     )

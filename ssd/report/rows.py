@@ -11,6 +11,7 @@ from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
+from ssd.bench.figures import ALL
 from ssd.bench.results import BenchResult
 from ssd.bench.statistics import hit_rate, hits_per_k, interval, middle, rounds_s, tokens_per_round
 from ssd.decoding.speed_model import SsdModel
@@ -83,7 +84,7 @@ def variants_of(results: Sequence[BenchResult]) -> list[Variant]:
 
 def sets_of(variants: Sequence[Variant]) -> list[str]:
     """The sets, then all together if there are several."""
-    return list(dict.fromkeys(each["set"] for v in variants for each in v.result.figures))
+    return sorted(dict.fromkeys(each["set"] for v in variants for each in v.result.figures), key=lambda name: name == ALL)
 
 
 def broadest(variants: Sequence[Variant]) -> str:
@@ -148,6 +149,7 @@ def round_parts(variants: Sequence[Variant]) -> list[Row]:
             middle(getattr(s, name) for s in stats)
             for name in ("t_verify_ms", "t_draft_ms", "hidden_draft_ms", "t_fallback_ms")
         )
+        unused = sum(s.branches_unused for s in stats)
         missed = 1 - hit_rate(stats) ** variant.options["max_batch"] if fallback else 0.0
         exposed = max(0.0, (draft or 0.0) - (hidden or 0.0))
         parts = {"verify": verify or 0.0, "draft, not hidden": exposed, "fallback": missed * (fallback or 0.0)}
@@ -162,7 +164,7 @@ def round_parts(variants: Sequence[Variant]) -> list[Row]:
                 "draft_ms": draft,
                 "hidden_ms": hidden,
                 "fallback_ms": fallback,
-                "branches_unused": sum(s.branches_unused for s in stats) / sum(s.rounds for s in stats) if hidden else None,
+                "branches_unused": unused / sum(s.rounds for s in stats) if variant.mode == "ssd" else None,
             }
         )
     return rows

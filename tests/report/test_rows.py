@@ -102,3 +102,11 @@ def test_results_of_two_machines_or_of_other_prompts_are_not_compared() -> None:
     with pytest.raises(SsdError, match="different prompts in the set 'code'"):
         variants(document(), other)
     assert variants(document(), document())[-1].label == "result1: ssd"
+
+
+def test_all_sets_together_come_last() -> None:
+    other = document()
+    for part in (*other["figures"], *other["turns"]):
+        part["set"] = "mine"
+    other["sets"] = {"mine": other["sets"]["code"]}
+    assert rows.sets_of(variants(document(), other)) == ["code", "chat", "mine", "all sets"]
