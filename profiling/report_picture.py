@@ -19,7 +19,7 @@ WIDTH, INK, PAPER = 720, "#1d1f24", "#fdfdfc"  # of the page in light colours
 
 
 def main() -> None:
-    newest = max(RESULTS.glob("*-bench-*.json"))
+    newest = max(RESULTS.glob("*-bench.json"))
     chart = charts.speed(rows.speeds(rows.variants_of([BenchResult.read(newest)])))
     chart["width"], chart["config"]["background"] = WIDTH, PAPER
     picture = vl_convert.vegalite_to_svg(chart).replace("currentColor", INK)
