@@ -64,7 +64,8 @@ def test_a_result_is_named_by_its_date_its_device_and_its_run(tmp_path: Path) ->
     for path in kept:
         written = write_result(json.loads(path.read_text(encoding="utf-8")), tmp_path)
         assert path.name in (written.name, *(f"{written.stem}-{part}.json" for part in ("ops", "gpu", "sanitizer")))
-        assert written.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
+        same_text = written.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
+        assert same_text or path.name.endswith("-bench.json")  # `ssd bench` writes its own files
     kernels = {"what": "kernels", "machine": {"device": "some GPU (80 GB)", "date": "2030-01-01"}}
     assert write_result(kernels, tmp_path, "kernels-linear").name == "2030-01-01-some-gpu-80-gb-kernels-linear.json"
 
