@@ -18,7 +18,7 @@ import torch
 
 from ssd.plan.devices import described, times
 from ssd.plan.models import PlannedModel
-from ssd.simulate.outcomes import Outcomes
+from ssd.simulate.outcomes import Outcomes, crossing
 from ssd.simulate.rounds import Setting, Times, grid, simulate
 
 VERIFY, STEP, FAN_OUT = 11.5, 2.54, 3  # ms, ms, guesses for each accepted count
@@ -39,13 +39,13 @@ def predict(of: Setting, outcomes: Outcomes, hand_shake: float) -> float:
 
 def first_miss(acceptance: float, hit_rate: float) -> float:
     """The c of 1 − h(F) = c / F that gives this hit rate at K = 4."""
-    low, high = 0.0, 1.0
-    for _ in range(20):
-        middle = (low + high) / 2
-        outcomes = Outcomes.assumed(64, acceptance, middle)
+
+    def hits_more(first_miss: float) -> bool:
+        outcomes = Outcomes.assumed(64, acceptance, first_miss)
         found = simulate(setting(4), outcomes, Times(VERIFY, VERIFY, STEP, STEP), ROUNDS // 10, SEED).hit_rate
-        low, high = (middle, high) if found is not None and found > hit_rate else (low, middle)
-    return low
+        return found is not None and found > hit_rate
+
+    return crossing(hits_more, steps=20)
 
 
 def hand_shake(outcomes: Outcomes) -> tuple[float, float]:

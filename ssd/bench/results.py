@@ -12,6 +12,8 @@ from typing import Any
 from ssd.bench.figures import stats_from_json
 from ssd.decoding.stats import Stats
 from ssd.errors import SsdError
+from ssd.fields import options_of
+from ssd.options import EngineOptions, SamplingParams
 
 FORMAT = 1  # of a result's fields; a change of their names or meanings raises it
 COLUMNS = ("set", "variant", "decode_tokens_per_s", "tokens_per_round", "hit_rate", "verify_floor_ms", "floor_tokens_per_s",
@@ -63,6 +65,13 @@ class BenchResult:
             for figures in document["figures"]:
                 for column in COLUMNS:
                     figures[column]
+                for rate in ("median", "mean_95", "pooled"):
+                    figures["decode_tokens_per_s"][rate]
+            for options in document["variants"].values():
+                for option in (*options_of(EngineOptions), *options_of(SamplingParams)):
+                    options[option]
+            for each in document["sets"].values():
+                each["prompts"], each["sha256"]
             for name in ("device", "cores", "instruction_set", "date", "ssd", "read_bandwidth_bytes_per_s"):
                 document["machine"][name]
             return cls(

@@ -15,6 +15,7 @@ from ssd.cli import options as o
 from ssd.cli import outcomes
 from ssd.cli.console import count_bar, figures_table, print_json, progress_bar
 from ssd.cli.prompts import prompt_set
+from ssd.fields import options_of
 from ssd.options import EngineOptions, SamplingParams
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ def plan(
             drawn = _measured(models, options, sets, params, max(lookaheads), max(budgets))
         with count_bar("Measuring passes") as on_run:
             found = plan_here(models, options, context, settings, *drawn, on_run)
-    command = _command(options, found.fastest, draft_on is not None) if found.fastest else None
+    described_devices = () if on is None else ("cuda",) if draft_on is None else ("cuda:0", "cuda:1")
+    command = _command(options, found.fastest, described_devices) if found.fastest else None
     if as_json:
         print_json(_document(found, command))
     else:
@@ -169,6 +171,8 @@ def _document(found: Plan, command: str | None) -> dict[str, Any]:
 
 
 def _show(found: Plan, batches: Sequence[int], command: str | None) -> None:
+    from ssd.plan.prediction import fastest_of
+
     console = Console(highlight=False)
     for name, value in found.memory:
         console.print(f"{name:<16}{value}")
@@ -177,10 +181,10 @@ def _show(found: Plan, batches: Sequence[int], command: str | None) -> None:
         console.print(f"{f'batch {batch}':<16}{'fits' if room >= batch else 'does not fit'}: room for {room} sequences")
     for batch in batches:
         rows = [each for each in found.predictions if each.setting.batch == batch]
-        fastest = max(rows, key=lambda each: each.simulated.tokens_per_s)
+        fastest = fastest_of(rows)
         table = figures_table(f"predicted, batch {batch}", "setting", HEADINGS)
         for each in rows:
-            table.add_row(each.simulated.name, *_cells(each, rows[0]), style="bold" if each is fastest else None)
+            table.add_row(each.simulated.name, *_cells(each, rows[0]), style="bold" if each.setting == fastest else None)
         console.print(table)
     for sentence in (*outcomes.told(found.outcomes, found.source), *found.assumptions):
         console.print(sentence)
@@ -207,10 +211,7 @@ def _show_engine(console: Console, found: dict[str, Any]) -> None:
     """An engine with the fastest setting."""
     on_cpu = f", {found['threads']} threads" if found["device"] == "cpu" else ""
     lines = [
-        (
-            "engine",
-            f"mode {found['mode']} on {found['device']}, {found['dtype']}{on_cpu}",
-        ),
+        ("engine", f"mode {found['mode']} on {found['device']}, {found['dtype']}{on_cpu}"),
         ("K/V", f"{found['kv_pages']} pages of {found['kv_page_tokens']} tokens, {size(found['kv_bytes'])}"),
         ("rounds", "as graphs" if found["rounds"] == "graphs" else found["rounds"]),
     ]
@@ -223,15 +224,17 @@ def _show_engine(console: Console, found: dict[str, Any]) -> None:
         console.print(f"{name:<16}{value}")
 
 
-def _command(options: EngineOptions, setting: Setting, apart: bool) -> str:
+def _command(options: EngineOptions, setting: Setting, described: Sequence[str]) -> str:
+    """described: devices of the target, and of a draft that has its own, where they were described and not given."""
     words = ["ssd", "serve", options.target, "--mode", setting.mode, "--max-batch", str(setting.batch)]
     if setting.mode != "ar":
         words += ["--lookahead", str(setting.lookahead)]
-        words += ["--draft", options.draft] if options.draft not in (None, EngineOptions.draft) else []
     if setting.mode == "ssd":
         words += ["--budget", str(setting.budget)]
-        words += ["--device", "cuda:0", "--draft-device", "cuda:1"] if apart else []
-    for name in ("dtype", "weights", "threads", "draft_threads"):
-        if getattr(options, name) != getattr(EngineOptions, name):
-            words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    places: dict[str, Any] = dict(zip(("device", "draft_device"), described, strict=False))
+    options = replace(options, **places)
+    for name in ENGINE:
+        of_draft = name.startswith("draft")
+        if getattr(options, name) != getattr(EngineOptions, name) and not (of_draft and setting.mode == "ar"):
+            words += [options_of(EngineOptions)[name].flag, str(getattr(options, name))]
     return shlex.join(words)

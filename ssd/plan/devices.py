@@ -8,7 +8,7 @@ from ssd.errors import SsdError
 from ssd.plan.models import PlannedModel
 from ssd.simulate.rounds import Setting, Times
 
-GIB = 0.99 * 2**30  # bytes of a GPU's memory that programs see, for each GB of its name
+USABLE_GB = 0.99 * 2**30  # bytes of a GPU's memory that programs see, for each GB of its name
 REACHED = 0.9  # share of the nominal bandwidth at which a pass reads its weights; measured: 0.90 for Llama-3.1-8B on an H100
 LAYER_S = 18e-6  # of a pass, for each layer, beside its reads; measured on an H100: 15 to 20 µs
 ROW_S = 0.8e-6  # of a pass, for each layer and row after the first; measured on an H100 with 24 rows: 0.7 to 1.1 µs
@@ -59,7 +59,7 @@ def described(text: str) -> Device:
     known = {each.lower(): each for each in KNOWN}
     if name.lower() in known:
         bandwidth, memory = KNOWN[known[name.lower()]]
-        device = Device(known[name.lower()], bandwidth * 1e9, memory * GIB, count=devices)
+        device = Device(known[name.lower()], bandwidth * 1e9, memory * USABLE_GB, count=devices)
     else:
         device = _parsed(name, devices, text)
     if not 1 <= devices <= 64:
@@ -82,7 +82,7 @@ def _parsed(name: str, devices: int, text: str) -> Device:
 def times(
     setting: Setting,
     target: PlannedModel,
-    draft: PlannedModel | None,
+    draft: PlannedModel,
     on: Device,
     draft_on: Device | None,
     context: int,
@@ -94,8 +94,6 @@ def times(
     verify = on.pass_s(target, batch * (setting.lookahead + 1), keys)
     token = on.pass_s(target, batch, keys)
     exchange = EXCHANGE_S + (2 * link_s if draft_on is not None else 0.0)
-    if draft is None:
-        return Times(verify * 1e3, token * 1e3, 0.0, 0.0, exchange * 1e3)
     place = draft_on or on
     step = place.pass_s(draft, batch, keys)
     branch = place.pass_s(draft, batch * max(1, setting.budget), keys)

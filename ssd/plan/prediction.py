@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssd.decoding.fanout import FIRST_MISS
 from ssd.decoding.speed_model import expected_tokens
 from ssd.decoding.stats import Stats
 from ssd.engine import Engine
@@ -18,7 +17,7 @@ from ssd.options import EngineOptions, SamplingParams
 from ssd.plan.calibration import Calibrated
 from ssd.serving.footprint import KVModel, affordable_pages, pages_a_sequence
 from ssd.serving.loading import LoadedModels
-from ssd.simulate.outcomes import Outcomes
+from ssd.simulate.outcomes import Outcomes, crossing
 from ssd.simulate.rounds import Setting, Simulated, Times, simulate
 
 ROUNDS, FEWEST, SEED = 200_000, 20_000, 0  # simulated rounds of one sequence, and the fewest of a large batch
@@ -100,11 +99,7 @@ def outcomes_of_draft(draft: str | None, target: str, guesses: int) -> Outcomes 
         tokens = float(scores["4"])
     except (ValueError, KeyError, TypeError):
         raise SsdError(f"{report} is not the report of `ssd distill`; give --acceptance.") from None
-    low, high = 0.0, 1.0
-    for _ in range(30):  # bisection
-        middle = (low + high) / 2
-        low, high = (middle, high) if expected_tokens(4, middle) < tokens else (low, middle)
-    return Outcomes.assumed(guesses, acceptance=low, first_miss=FIRST_MISS)
+    return Outcomes.assumed(guesses, acceptance=crossing(lambda acceptance: expected_tokens(4, acceptance) < tokens))
 
 
 def measured_outcomes(

@@ -57,7 +57,11 @@ class Inputs:
             if document["what"] == "simulated":
                 check_kind(path, document, "simulated")
                 with naming_what_lacks(path):
-                    _ = [(row["setting"]["mode"], row["tokens_per_s"], row["hit_rate"]) for row in document["rows"]]
+                    for row in document["rows"]:
+                        for name in ("mode", "lookahead", "budget", "batch"):
+                            row["setting"][name]
+                        for name in ("tokens_per_s", "half_width", "tokens_per_round", "round_ms", "hit_rate", "break_even"):
+                            row[name]
                     document["times_ms"]["verify"]
                 found.simulated.append((path.stem, document))
             elif document["what"] == "quality":

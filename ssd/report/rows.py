@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean
@@ -266,24 +266,26 @@ def gains(variants: Sequence[Variant]) -> Iterator[Gain]:
             for prompt, stats in ours.items()
             if prompt in theirs
         ]
-        line = [(rate / 50, _speed_up(variant, twin, rate / 50)) for rate in range(51)]
+        speed_up = _speed_up(variant, twin)
+        line = [(rate / 50, speed_up(rate / 50)) for rate in range(51)]
         above = [rate for rate, ratio in line if ratio >= 1]
         yield Gain(variant.label, twin.label, points, line, above[0] if above else None)
 
 
-def _speed_up(variant: Variant, twin: Variant, rate: float) -> float:
-    """The speed of a variant in mode "ssd" with this hit rate over its twin's, by the speed model."""
+def _speed_up(variant: Variant, twin: Variant) -> Callable[[float], float]:
+    """The speed of a variant in mode "ssd" over its twin's, by the speed model: a function of the hit rate."""
     (parts,), (others,) = round_parts([variant]), round_parts([twin])
     tokens, fallback = tokens_per_round(variant.stats()), parts["fallback_ms"] or 0.0
     plain = parts["round_ms"] - parts["parts"]["fallback"]
-    model = SsdModel(rate, tokens, tokens, plain, 0.0, fallback, variant.options["max_batch"])
-    speculative: float = tokens_per_round(twin.stats()) / others["round_ms"]
-    return model.tokens_per_s() / speculative
+    speculative = tokens_per_round(twin.stats()) / others["round_ms"]
+    batch = variant.options["max_batch"]
+    return lambda rate: SsdModel(rate, tokens, tokens, plain, 0.0, fallback, batch).tokens_per_s() / float(speculative)
 
 
 def ablations(variants: Sequence[Variant]) -> dict[str, list[Row]]:
     """By option that was swept: the speed with each of its values, the other options being equal."""
     found: dict[str, list[Row]] = {}
+    shown = broadest(variants)
     for option, title in ABLATED.items():
         groups: dict[tuple[Any, ...], list[Variant]] = defaultdict(list)
         for variant in variants:
@@ -294,7 +296,7 @@ def ablations(variants: Sequence[Variant]) -> dict[str, list[Row]]:
             if len({str(v.options[option]) for v in group}) < 2:
                 continue
             for variant in group:
-                if (figures := variant.figures(broadest(variants))) is None:
+                if (figures := variant.figures(shown)) is None:
                     continue
                 low, high = figures["decode_tokens_per_s"]["mean_95"]
                 found.setdefault(title, []).append(

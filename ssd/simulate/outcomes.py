@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -63,6 +63,15 @@ class Outcomes:
         counts = best(self.accepted(length).tolist(), np.diff(curves).tolist(), budget)
         hits: np.ndarray = curves[np.arange(length + 1), counts]
         return hits
+
+
+def crossing(below: Callable[[float], bool], steps: int = 30) -> float:
+    """The number from 0 to 1 from which on `below` is false, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(steps):
+        middle = (low + high) / 2
+        low, high = (middle, high) if below(middle) else (low, middle)
+    return high
 
 
 def acceptance_by_position(stats: Sequence[Stats]) -> tuple[float, ...]:

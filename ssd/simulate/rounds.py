@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from ssd.decoding.speed_model import SsdModel
-from ssd.simulate.outcomes import Outcomes
+from ssd.simulate.outcomes import Outcomes, crossing
 
 Fallback = Literal["neural", "none"]
 REPLICAS = 1000  # decodes that run at once
@@ -141,8 +141,4 @@ def _break_even(
 
     if loses(1.0):
         return None
-    low, high = 0.0, 1.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if loses(middle) else (low, middle)
-    return high
+    return crossing(loses)

@@ -54,6 +54,7 @@ def test_a_plan_for_described_devices_needs_no_model(run: Run) -> None:
     assert "--max-batch 1 " in found["command"]  # 64 do not fit
     ssd = [row for row in found["rows"] if row["setting"]["mode"] == "ssd" and row["setting"]["batch"] == 1]
     assert all(row["apart_tokens_per_s"] > row["tokens_per_s"] for row in ssd)
+    assert "--device cuda --draft" not in found["command"] and "--device cuda" in found["command"]
     apart = run("plan", *H100, "--draft-on", "H100", "--lookahead", 4, "--budget", 8)
     assert "--device cuda:0 --draft-device cuda:1" in apart.out and "Llama-3.2-1B" in apart.out
 

@@ -79,7 +79,7 @@ def test_the_times_of_a_round_follow_from_bytes_layers_and_rows() -> None:
     shared = times(setting, target, draft, device, None, 1000, 1e-5)
     assert shared.verify == pytest.approx((target.pass_bytes + 5 * draft.pass_bytes) / REACHED / 1e9)
     assert shared.exchange == pytest.approx(1e3 * EXCHANGE_S)
-    four = times(replace(setting, budget=0, mode="sd"), target, None, replace(device, count=4), None, 1000, 0.0)
+    four = times(replace(setting, budget=0, mode="sd"), target, draft, replace(device, count=4), None, 1000, 0.0)
     assert four.verify == pytest.approx(1e3 * (read_s(target, 4e12) + 32 * (LAYER_S + 9 * ROW_S) + 64 * REDUCE_S))
 
 
